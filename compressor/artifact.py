@@ -1,0 +1,86 @@
+"""A frozen codec as one safetensors file: weights, integer tables and JSON metadata; its SHA-256 is its name.
+
+Nothing in it is executed: arrays and JSON only, checked before use.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import CodecError
+
+FORMAT = 1
+_HEADER_LIMIT = 4 * 2**20
+_KEY = "latentpack"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an artifact's bytes say.
+
+    Parameters
+    ----------
+    id
+        First 32 hexadecimal digits of the file's SHA-256.
+    metadata
+        ``format``, ``family``, ``name``, ``network`` (its constructor's arguments), ``card`` (training data, terms,
+        configuration, measured figures).
+    tensors
+        Arrays by name.
+    """
+
+    id: str
+    metadata: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+    @property
+    def family(self) -> str:
+        return str(self.metadata.get("family", ""))
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata.get("name") or self.family)
+
+    def state(self, prefix: str = "network.") -> dict[str, np.ndarray]:
+        """The arrays under ``prefix``, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def identify(data: bytes) -> str:
+    """The id of an artifact's bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    """Artifact bytes; equal input gives equal bytes."""
+    from safetensors.numpy import save
+
+    text = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    return save(contiguous, {_KEY: text})
+
+
+def parse(data: bytes, expected_id: str | None = None) -> Artifact:
+    """Read an artifact. CodecError where it is damaged, foreign, of a newer format or not the one expected."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    found = identify(data)
+    if expected_id is not None and found != expected_id:
+        raise CodecError(f"the codec is damaged: stored as {expected_id}, its bytes hash to {found}; restore a copy")
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if not 0 < length <= min(_HEADER_LIMIT, len(data) - 8):
+            raise CodecError("not a latentpack codec: its header is missing or too long")
+        metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        if metadata["format"] > FORMAT:
+            raise CodecError(
+                f"the codec has format {metadata['format']}, this version reads up to {FORMAT}; upgrade latentpack"
+            )
+        tensors = load(data)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise CodecError(f"not a latentpack codec, or a damaged one: {error}") from error
+    return Artifact(found, metadata, tensors)

@@ -1,0 +1,151 @@
+"""The codec of families V1 to V4: latents as FP32, FP16 or INT8, packed by gzip, LZMA, an entropy coder or not at all.
+
+One quality: the network has no other. A packer's name is ``TYPE-PACKER``, such as ``int8-lzma``.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressor import packers
+from compressor.artifact import Artifact
+from compressor.codec import Encoded
+from compressor.entropy import Decoder, Encoder, Tables, frequencies
+from compressor.errors import CodecError
+from compressor.networks.autoencoders import Autoencoder
+from compressor.networks.blocks import pad_to_multiple
+from compressor.quantization import LATENT_TYPES, LEVELS, calibrate, dequantize, quantize
+from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
+
+ENTROPY = "entropy"  # INT8 latents under one frozen table a channel
+_SMOOTHING = 0.5  # count given to a level never seen in calibration
+
+
+def freeze_autoencoder(network: Autoencoder, pictures_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays of an artifact: weights in FP32, and INT8 steps and tables chosen on ``pictures_NHWC`` (uint8)."""
+    arrays = state_arrays(network, np.float32)
+    columns: dict[int, list[np.ndarray]] = defaultdict(list)
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        for chunk in np.array_split(pictures_NHWC, max(1, len(pictures_NHWC) // 32)):
+            x_BCHW = pad_to_multiple(to_network(chunk, device), network.multiple)
+            for index, latent in enumerate(network.encode(x_BCHW)):
+                columns[index].append(latent.movedim(1, -1).flatten(0, -2).cpu().numpy())
+    for index, parts in columns.items():
+        latents_NC = np.concatenate(parts)
+        step_C = calibrate(latents_NC)
+        level_NC = np.clip(np.rint(latents_NC / step_C), 0, LEVELS).astype(np.int64)
+        counts = [np.bincount(column, minlength=LEVELS + 1) for column in level_NC.T]
+        arrays[f"step.{index}"] = step_C
+        arrays[f"frequencies.{index}"] = frequencies(np.stack(counts) + _SMOOTHING)
+    return arrays
+
+
+class AutoencoderCodec:
+    """Codec over a frozen :class:`~compressor.networks.autoencoders.Autoencoder`."""
+
+    qualities = range(0)
+    packers = (*(f"{kind}-{packer}" for kind in LATENT_TYPES for packer in packers.PACKERS), f"int8-{ENTROPY}")
+
+    def __init__(self, artifact: Artifact, network: Autoencoder, device: torch.device | None = None) -> None:
+        self.id = artifact.id
+        self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
+        self.device = device or torch.device("cpu")
+        self._network = load_state(network, artifact).to(self.device)
+        crossing = len(network.narrow) + 1
+        self._steps = [artifact.tensors[f"step.{index}"] for index in range(crossing)]
+        self._frequencies = [artifact.tensors[f"frequencies.{index}"] for index in range(crossing)]
+
+    @cached_property
+    def _tables(self) -> list[Tables]:
+        return [Tables(frequency, 0) for frequency in self._frequencies]
+
+    def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
+        """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""
+        names = self._packer_names(packer)
+        encoded: list[Encoded | None] = [None] * len(pixels)
+        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+            with torch.inference_mode():
+                x_BCHW = to_network(np.stack([pixels[i] for i in chunk]), self.device)
+                crossing = self._network.encode(pad_to_multiple(x_BCHW, self._network.multiple))
+                latents = [latent.float().cpu().numpy() for latent in crossing]
+            for row, index in enumerate(chunk):
+                parts = [latent[row] for latent in latents]
+                payload, name = min(((self._pack(parts, name), name) for name in names), key=lambda pair: len(pair[0]))
+                height, width = pixels[index].shape[:2]
+                encoded[index] = Encoded(payload, width, height, 3, self.id, -1, name)
+        return [one for one in encoded if one is not None]
+
+    def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """See :class:`compressor.codec.Codec`."""
+        decoded: list[np.ndarray | None] = [None] * len(encoded)
+        for chunk in pixel_budget_chunks([(one.height, one.width) for one in encoded]):
+            rows = [self._unpack(encoded[index]) for index in chunk]
+            with torch.inference_mode():
+                latents = [torch.from_numpy(np.stack(parts)).to(self.device) for parts in zip(*rows, strict=True)]
+                pictures = from_network(self._network.decode(latents))
+            for row, index in enumerate(chunk):
+                decoded[index] = np.ascontiguousarray(pictures[row, : encoded[index].height, : encoded[index].width])
+        return [one for one in decoded if one is not None]
+
+    def _packer_names(self, packer: str) -> list[str]:
+        if packer == "auto":
+            return [f"int8-{ENTROPY}", "int8-lzma", "int8-gzip"]
+        name = packer if "-" in packer else f"int8-{packer}"
+        if name not in self.packers:
+            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
+        return [name]
+
+    def _pack(self, latents: Sequence[np.ndarray], name: str) -> bytes:
+        kind, packer = name.split("-")
+        stored = [quantize(latent, kind, step) for latent, step in zip(latents, self._steps, strict=True)]
+        if packer != ENTROPY:
+            return packers.pack(b"".join(part.tobytes() for part in stored), packer, LATENT_TYPES[kind].itemsize)
+        coder = Encoder()
+        for part, tables in zip(stored, self._tables, strict=True):
+            coder.push(part.ravel().astype(np.int32), _channel_of(part.shape), tables)
+        return coder.finish()
+
+    def _unpack(self, encoded: Encoded) -> list[np.ndarray]:
+        if encoded.packer not in self.packers:
+            raise CodecError(f"the payload names a packer this codec does not have: {encoded.packer!r}")
+        kind, packer = encoded.packer.split("-")
+        shapes = self._shapes(encoded.height, encoded.width)
+        dtype = LATENT_TYPES[kind]
+        stored: list[np.ndarray] = []
+        if packer == ENTROPY:
+            coder = Decoder(encoded.payload)
+            for shape, tables in zip(shapes, self._tables, strict=True):
+                stored.append(coder.pull(_channel_of(shape), tables).reshape(shape))
+            coder.finish()
+        else:
+            sizes = [int(np.prod(shape)) for shape in shapes]
+            data = packers.unpack(encoded.payload, packer, dtype.itemsize, sum(sizes) * dtype.itemsize)
+            values = np.split(np.frombuffer(data, dtype), np.cumsum(sizes)[:-1])
+            stored = [value.reshape(shape) for value, shape in zip(values, shapes, strict=True)]
+        latents = [dequantize(part, kind, step) for part, step in zip(stored, self._steps, strict=True)]
+        if not all(np.isfinite(latent).all() for latent in latents):
+            raise CodecError("the payload is damaged: it holds latents that are not finite")
+        return latents
+
+    def _shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shape of every latent of a picture of this size."""
+        multiple = self._network.multiple
+        padded = (height + -height % multiple, width + -width % multiple)
+        shapes: list[tuple[int, ...]] = []
+        for layer, stride in enumerate(self._network.strides):
+            padded = (padded[0] // stride, padded[1] // stride)
+            if str(layer) in self._network.narrow:
+                narrow: Any = self._network.narrow[str(layer)]
+                shapes.append((narrow.out_channels, *padded))
+        last: Any = self._network.down[-1]
+        return [*shapes, (last.out_channels, *padded)]
+
+
+def _channel_of(shape: tuple[int, ...]) -> np.ndarray:
+    """Index of the channel of each item of a flattened (C, H, W) array."""
+    return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))

@@ -1,0 +1,106 @@
+"""The interface that everything which turns pixels into bytes offers, and how to get one by name, path or bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from compressor.errors import CodecError
+
+RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
+DEFAULT = "faces"
+ORIGINAL = "original"  # the source file's own bytes: what no codec may touch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One picture as a codec wrote it, and all that its reader needs to know beside the codec.
+
+    ``quality`` is -1 and ``packer`` empty where a codec has no choice of them.
+    """
+
+    payload: bytes
+    width: int
+    height: int
+    channels: int
+    codec: str
+    quality: int
+    packer: str
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Pixels to bytes and back. Implementations keep no state between calls."""
+
+    @property
+    def id(self) -> str:
+        """Name stored with every picture: a standard format's name or an artifact's hash."""
+
+    @property
+    def description(self) -> str:
+        """For people: family, settings, versions."""
+
+    @property
+    def qualities(self) -> range:
+        """Quality steps, worst first; empty where there is just one quality."""
+
+    @property
+    def packers(self) -> tuple[str, ...]:
+        """Names for ``packer`` besides ``auto``, which takes the smallest; empty where there is no choice."""
+
+    def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
+        """Encode uint8 (H, W, 3) pictures, whatever their sizes, at one quality or at one each."""
+
+    def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """uint8 (H, W, 3) pictures. CodecError where a payload is not one that this codec wrote."""
+
+
+def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
+    """One quality for each of ``count`` pictures."""
+    return [quality] * count if isinstance(quality, int) else [int(q) for q in quality]
+
+
+def released() -> list[str]:
+    """Names of the codecs that are shipped with weights."""
+    return sorted(path.stem for path in RELEASED.glob("*.safetensors"))
+
+
+def artifact_bytes(name: str) -> bytes:
+    """The artifact behind a released name or a path. CodecError where there is none."""
+    path = RELEASED / f"{name}.safetensors" if name in released() else Path(name)
+    if not path.is_file():
+        from compressor.baselines import STANDARD
+
+        raise CodecError(
+            f"there is no codec {name!r}: neither a file nor one of {', '.join([*released(), *STANDARD])}; "
+            "train one with 'latentpack train'"
+        )
+    return path.read_bytes()
+
+
+def load_codec(source: str | bytes | Path) -> Codec:
+    """A codec by released name, standard format's name, path of an artifact, or an artifact's bytes."""
+    if isinstance(source, bytes):
+        return _from_artifact(source)
+    from compressor.baselines import STANDARD
+
+    if str(source) in STANDARD:
+        return STANDARD[str(source)]
+    return _from_artifact(artifact_bytes(str(source)))
+
+
+@lru_cache(maxsize=4)
+def _from_artifact(data: bytes) -> Codec:
+    from compressor.artifact import parse
+    from compressor.families import FAMILIES
+
+    artifact = parse(data)
+    family = FAMILIES.get(artifact.family)
+    if family is None:
+        raise CodecError(
+            f"codec {artifact.id} is of family {artifact.family!r}, unknown to this version; upgrade latentpack"
+        )
+    return family.codec(artifact)

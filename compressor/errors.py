@@ -1,0 +1,29 @@
+"""Errors that a user can act on: each message says what is wrong, where, and what to do. Nothing else is caught."""
+
+
+class LatentpackError(Exception):
+    """Base of all errors that the command line prints without a traceback."""
+
+
+class SourceError(LatentpackError):
+    """A source cannot be opened, listed or read."""
+
+
+class ArchiveError(LatentpackError):
+    """An archive cannot be opened, written or trusted."""
+
+
+class CodecError(LatentpackError):
+    """A codec cannot be loaded, or a payload is not one it wrote."""
+
+
+class ImageError(LatentpackError):
+    """A file's bytes are not a picture that can be stored.
+
+    ``reason`` is one of ``empty``, ``not_a_picture``, ``truncated``, ``unsupported``, ``too_large``, ``corrupt``, or
+    ``unreadable`` where the bytes could not be fetched.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason

@@ -1,0 +1,270 @@
+"""The codec of families V5 and V6: integers of a hyperprior network under its entropy coder, or packed by LZMA or gzip.
+
+Reading takes two passes. The first turns bytes into integers and is integer arithmetic throughout, so that every
+machine reads the same. The second turns integers into pixels in floating point.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressor import packers
+from compressor.artifact import Artifact
+from compressor.codec import Encoded, per_picture
+from compressor.entropy import Decoder, Encoder, Tables, frequencies
+from compressor.errors import CodecError
+from compressor.networks.blocks import pad_to_multiple
+from compressor.networks.hyperprior import (
+    HYPER_MAX,
+    QUALITY_STEPS,
+    RESIDUAL_MAX,
+    SCALE_LEVELS,
+    SKIP_LEVEL,
+    Hyperprior,
+    level_to_scale,
+    residual_probability,
+    step_masks,
+)
+from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
+from compressor.training import has_fast_bf16
+
+ENTROPY = "entropy"
+QUALITY_GROUP = 8  # quality steps that share the hyperlatents' tables
+_CENTRES = np.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP)
+_PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside what calibration counted
+_RIDGE = 1e-2
+_MULTIPLE = Hyperprior.multiple
+
+
+class HyperpriorCodec:
+    """Codec over a frozen :class:`~compressor.networks.hyperprior.Hyperprior`."""
+
+    qualities = range(QUALITY_STEPS)
+    packers = (ENTROPY, "lzma", "gzip")
+
+    def __init__(self, artifact: Artifact, network: Hyperprior, device: torch.device | None = None) -> None:
+        self.id = artifact.id
+        self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = load_state(network, artifact).to(self.device)
+        self._low_precision = has_fast_bf16(self.device)
+        self._residual_tables = Tables(artifact.tensors["frequencies.residual"], -RESIDUAL_MAX)
+        self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -HYPER_MAX)
+        self._predictor = artifact.tensors["predictor"]
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
+        """See :class:`compressor.codec.Codec`."""
+        if packer != "auto" and packer not in self.packers:
+            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
+        qualities = per_picture(quality, len(pixels))
+        if any(q not in self.qualities for q in qualities):
+            raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
+        encoded: list[Encoded | None] = [None] * len(pixels)
+        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+            x_BCHW = self._input([pixels[index] for index in chunk])
+            quality_B = self._quality([qualities[index] for index in chunk])
+            integers = self._network.quantize(x_BCHW, quality_B, self._low_precision)
+            z_BCHW, r_BCHW, level_BCHW = (part.to(torch.int32).contiguous().cpu().numpy() for part in integers)
+            steps = _step_indices(r_BCHW.shape[1:])
+            for row, index in enumerate(chunk):
+                payload, name = self._pack(z_BCHW[row], r_BCHW[row], level_BCHW[row], qualities[index], steps, packer)
+                height, width = pixels[index].shape[:2]
+                encoded[index] = Encoded(payload, width, height, 3, self.id, qualities[index], name)
+        return [one for one in encoded if one is not None]
+
+    @torch.inference_mode()
+    def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """See :class:`compressor.codec.Codec`."""
+        decoded: list[np.ndarray | None] = [None] * len(encoded)
+        for chunk in pixel_budget_chunks([(one.height, one.width) for one in encoded]):
+            batch = [encoded[index] for index in chunk]
+            z_BCHW, r_BCHW = self.symbols(batch)
+            z, r = (torch.from_numpy(part).to(self.device, torch.float32) for part in (z_BCHW, r_BCHW))
+            quality_B = self._quality([one.quality for one in batch])
+            pictures = from_network(self._network.reconstruct(z, r, quality_B, self._low_precision))
+            for row, index in enumerate(chunk):
+                decoded[index] = np.ascontiguousarray(pictures[row, : encoded[index].height, : encoded[index].width])
+        return [one for one in decoded if one is not None]
+
+    @torch.inference_mode()
+    def psnr_curves(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Expected PSNR of every picture at every quality step, float64 (pictures, 64), without encoding anything."""
+        curves = np.empty((len(pixels), QUALITY_STEPS))
+        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+            features = _features(self._network, self._input([pixels[index] for index in chunk]), self._low_precision)
+            for row, at_centres in zip(chunk, features @ self._predictor, strict=True):
+                curves[row] = _interpolated(at_centres)
+        return curves
+
+    @torch.inference_mode()
+    def symbols(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+        """Hyperlatents and residuals of pictures of one size, int32 (B, Z, h, w) and (B, M, 2h, 2w).
+
+        Integer arithmetic alone: the same on any device, at any batch size and thread count.
+        """
+        height, width = (-(-side // _MULTIPLE) for side in (encoded[0].height, encoded[0].width))
+        z_shape = (self._network.hyper, height, width)
+        r_shape = (self._network.latents, 2 * height, 2 * width)
+        for one in encoded:
+            if one.quality not in self.qualities or one.packer not in self.packers:
+                raise CodecError(f"the row is damaged: quality {one.quality}, packer {one.packer!r}")
+        if all(one.packer == ENTROPY for one in encoded):
+            return self._decode_entropy(encoded, z_shape, r_shape)
+        z_BCHW = np.empty((len(encoded), *z_shape), np.int32)
+        r_BCHW = np.empty((len(encoded), *r_shape), np.int32)
+        for row, one in enumerate(encoded):
+            if one.packer == ENTROPY:
+                z, r = self._decode_entropy([one], z_shape, r_shape)
+                z_BCHW[row], r_BCHW[row] = z[0], r[0]
+                continue
+            size = z_BCHW[row].size + r_BCHW[row].size
+            values = np.frombuffer(packers.unpack(one.payload, one.packer, 1, size), np.int8)
+            z_BCHW[row] = values[: z_BCHW[row].size].reshape(z_shape)
+            r_BCHW[row] = values[z_BCHW[row].size :].reshape(r_shape)
+        return z_BCHW, r_BCHW
+
+    def _decode_entropy(
+        self, encoded: Sequence[Encoded], z_shape: tuple[int, ...], r_shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        coders = [Decoder(one.payload) for one in encoded]
+        z_BCHW = np.stack(
+            [
+                coder.pull(_hyper_index(z_shape, one.quality), self._hyper_tables).reshape(z_shape)
+                for coder, one in zip(coders, encoded, strict=True)
+            ]
+        )
+        quality_B = self._quality([one.quality for one in encoded])
+        features = self._network.scales.features(torch.from_numpy(z_BCHW).to(self.device, torch.float64), quality_B)
+        r_BN = np.zeros((len(encoded), int(np.prod(r_shape))), np.int32)
+        for step, index in enumerate(_step_indices(r_shape)):
+            known = torch.from_numpy(r_BN).to(self.device, torch.float64).view(-1, *r_shape)
+            levels = self._network.scales(step, features, known, quality_B)
+            level_BN = levels.to(torch.int32).flatten(1)[:, torch.from_numpy(index).to(self.device)].cpu().numpy()
+            for row, (coder, level_N) in enumerate(zip(coders, level_BN, strict=True)):
+                coded = level_N >= SKIP_LEVEL
+                r_BN[row, index[coded]] = coder.pull(level_N[coded], self._residual_tables)
+        for coder in coders:
+            coder.finish()
+        return z_BCHW, r_BN.reshape(-1, *r_shape)
+
+    def _pack(
+        self, z: np.ndarray, r: np.ndarray, level: np.ndarray, quality: int, steps: list[np.ndarray], packer: str
+    ) -> tuple[bytes, str]:
+        """One picture's payload and the packer used."""
+        candidates = []
+        if packer in ("auto", ENTROPY):
+            coder = Encoder()
+            coder.push(z.ravel(), _hyper_index(z.shape, quality), self._hyper_tables)
+            r_N, level_N = r.ravel(), level.ravel()
+            for index in steps:
+                coded = index[level_N[index] >= SKIP_LEVEL]
+                coder.push(r_N[coded], level_N[coded], self._residual_tables)
+            candidates.append((coder.finish(), ENTROPY))
+        if packer != ENTROPY:
+            data = z.astype(np.int8).tobytes() + r.astype(np.int8).tobytes()
+            names = [packer] if packer != "auto" else ["gzip"]
+            candidates += [(packers.pack(data, name, 1), name) for name in names]
+            # LZMA takes as long as all the rest: tried only where deflate comes near the entropy coder, which on
+            # pictures like those it was trained on has not been seen.
+            if packer == "auto" and len(candidates[1][0]) < 1.2 * len(candidates[0][0]):
+                candidates.append((packers.pack(data, "lzma", 1), "lzma"))
+        return min(candidates, key=lambda candidate: len(candidate[0]))
+
+    def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        return pad_to_multiple(to_network(np.stack(pictures), self.device), _MULTIPLE)
+
+    def _quality(self, qualities: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(qualities, dtype=torch.float32, device=self.device)
+
+
+@torch.inference_mode()
+def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays of an artifact: weights in FP16, frequency tables, and the predictor of PSNR.
+
+    Parameters
+    ----------
+    network
+        Trained. Its weights are rounded to FP16 here, before anything is counted with them.
+    pictures_NHWC
+        uint8 pictures of the kind to be stored, several hundred, sides multiples of 32.
+    """
+    arrays = state_arrays(network, np.float16)
+    network.load_state_dict({name: value.half().to(value.dtype) for name, value in network.state_dict().items()})
+    network.eval()
+    device = next(network.parameters()).device
+    low_precision = has_fast_bf16(device)
+    residual_counts = np.zeros((SCALE_LEVELS, 2 * RESIDUAL_MAX + 1))
+    hyper_counts = np.zeros((len(_CENTRES), network.hyper, 2 * HYPER_MAX + 1))
+    psnr = np.empty((len(pictures_NHWC), len(_CENTRES)))
+    features = []
+    for start in range(0, len(pictures_NHWC), 32):
+        chunk = pictures_NHWC[start : start + 32]
+        x_BCHW = to_network(chunk, device)
+        features.append(_features(network, x_BCHW, low_precision))
+        for group, centre in enumerate(_CENTRES):
+            quality_B = torch.full((len(chunk),), float(centre), device=device)
+            z, r, level = network.quantize(x_BCHW, quality_B, low_precision)
+            decoded = from_network(network.reconstruct(z, r, quality_B, low_precision))
+            error_B = np.square(decoded.astype(np.float32) - chunk).mean(axis=(1, 2, 3))
+            psnr[start : start + len(chunk), group] = 10 * np.log10(255**2 / np.maximum(error_B, 1e-3))
+            coded = level >= SKIP_LEVEL
+            at = level[coded].long() * (2 * RESIDUAL_MAX + 1) + r[coded].long() + RESIDUAL_MAX
+            residual_counts += _counted(at, residual_counts.shape)
+            channel = torch.arange(network.hyper, device=device)[None, :, None, None]
+            at = channel * (2 * HYPER_MAX + 1) + z.long() + HYPER_MAX
+            hyper_counts[group] += _counted(at.flatten(), hyper_counts[group].shape)
+
+    value = torch.arange(-RESIDUAL_MAX, RESIDUAL_MAX + 1, dtype=torch.float64, device=device)
+    scale = level_to_scale(torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device))
+    density = residual_probability(value, scale[:, None]).cpu().numpy()
+    arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
+    centres = torch.as_tensor(_CENTRES, dtype=torch.float32, device=device)
+    value = torch.arange(-HYPER_MAX, HYPER_MAX + 1, dtype=torch.float32, device=device)
+    hyper_density = network.hyper_prior.probability(value[None, None, None, :], centres)[:, :, 0].cpu().numpy()
+    blended = hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3
+    arrays["frequencies.hyper"] = frequencies(blended.reshape(-1, blended.shape[-1]))
+    design = np.concatenate(features)
+    penalty = _RIDGE * len(design) * np.eye(design.shape[1])
+    penalty[-1, -1] = 0
+    arrays["predictor"] = np.linalg.solve(design.T @ design + penalty, design.T @ psnr).astype(np.float32)
+    return arrays
+
+
+def _counted(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    return torch.bincount(flat, minlength=int(np.prod(shape))).cpu().numpy().reshape(shape)
+
+
+def _features(network: Any, x_BCHW: torch.Tensor, low_precision: bool) -> np.ndarray:
+    """What the predictor of PSNR looks at: strengths of the first block's channels, float64 (B, features)."""
+    with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+        first = network.analysis.first_features(x_BCHW)
+    first = first.float().flatten(2)
+    spread = first.std(dim=2).clamp_min(1e-4).log()
+    strength = first.diff(dim=2).abs().mean(dim=2).clamp_min(1e-4).log()
+    ones = torch.ones_like(spread[:, :1])
+    return torch.cat((spread, strength, ones), dim=1).double().cpu().numpy()
+
+
+def _interpolated(at_centres: np.ndarray) -> np.ndarray:
+    """A curve over all quality steps from its values at the centres, continued straight at both ends."""
+    steps = np.arange(QUALITY_STEPS)
+    curve = np.interp(steps, _CENTRES, at_centres)
+    first, last = _CENTRES[0], _CENTRES[-1]
+    curve[:first] = at_centres[0] + (steps[:first] - first) * (at_centres[1] - at_centres[0]) / QUALITY_GROUP
+    curve[last:] = at_centres[-1] + (steps[last:] - last) * (at_centres[-1] - at_centres[-2]) / QUALITY_GROUP
+    return curve
+
+
+def _hyper_index(shape: tuple[int, ...], quality: int) -> np.ndarray:
+    """Table of each hyperlatent of a flattened (Z, h, w) array."""
+    table = quality // QUALITY_GROUP * shape[0] + np.arange(shape[0])
+    return np.repeat(table, int(np.prod(shape[1:])))
+
+
+def _step_indices(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Positions in a flattened (M, H, W) array that each step codes, in coding order."""
+    masks = step_masks(shape, torch.device("cpu")).flatten(1).numpy()
+    return [np.flatnonzero(mask) for mask in masks]

@@ -1,0 +1,100 @@
+"""Building blocks shared by the learned codecs: residual blocks, quality interpolation, exact rounding.
+
+Shapes are named in the suffix of a tensor: B batch, C channels, H and W at the resolution at hand,
+Q quality anchors. Nothing here knows about entropy coding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer, ties to even; gradients pass unchanged (straight-through, Theis et al., 2017)."""
+    return torch.round(x).detach() + (x - x.detach())
+
+
+def floor_ste(x: Tensor) -> Tensor:
+    """Round down; gradients pass unchanged."""
+    return torch.floor(x).detach() + (x - x.detach())
+
+
+class ResidualBlock(nn.Module):
+    """Spatial mixing by a depthwise 3x3, then channel mixing by two 1x1; both residual.
+
+    6 C^2 + 9 C multiply-adds a position. The last layer of each branch starts at a tenth of the usual scale, so
+    that a deep trunk starts near the identity and needs no normalisation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(channels, channels, 1)
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.leave = _faint(nn.Conv2d(channels, channels, 1))
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.contract = _faint(nn.Conv2d(2 * channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1)))
+        return x + self.contract(F.leaky_relu(self.expand(x), 0.1))
+
+
+@torch.no_grad()
+def _faint(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer at a tenth of its usual scale, without bias."""
+    layer.weight.mul_(0.1)
+    if layer.bias is not None:
+        layer.bias.zero_()
+    return layer
+
+
+class QualityCurve(nn.Module):
+    """A vector per quality step, interpolated linearly between a few learned anchors.
+
+    Parameters
+    ----------
+    channels
+        Length of each vector.
+    steps
+        Number of quality steps; step 0 is the lowest rate.
+    start, stop
+        Values of the first and the last anchor before training, linear in between.
+    """
+
+    anchors = 9
+
+    def __init__(self, channels: int, steps: int, start: float = 0.0, stop: float = 0.0) -> None:
+        super().__init__()
+        self.steps = steps
+        ramp_Q = torch.linspace(start, stop, self.anchors)
+        self.values = nn.Parameter(ramp_Q[:, None].repeat(1, channels))
+
+    def forward(self, quality_B: Tensor) -> Tensor:
+        """Vectors (B, C, 1, 1) for quality steps (B,), which may be fractional."""
+        position = quality_B.to(torch.float32) * ((self.anchors - 1) / (self.steps - 1))
+        left = position.floor().clamp(0, self.anchors - 2).long()
+        share = (position - left)[:, None]
+        values = self.values[left] * (1 - share) + self.values[left + 1] * share
+        return values[:, :, None, None]
+
+    def integers(self, quality_B: Tensor, unit: int) -> Tensor:
+        """Vectors (B, C, 1, 1) in whole parts of 1/``unit`` for whole quality steps: the same on every machine.
+
+        Anchors are rounded first and mixed by integer weights, so that float64 holds every number exactly.
+        """
+        span = self.steps - 1
+        anchors = round_ste(self.values.double() * unit)
+        scaled = quality_B.double() * (self.anchors - 1)
+        left = torch.div(scaled, span, rounding_mode="floor").clamp(0, self.anchors - 2)
+        weight = (scaled - left * span)[:, None]
+        mixed = anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight
+        return floor_ste((mixed + span // 2) / span)[:, :, None, None]
+
+
+def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of ``multiple``."""
+    height, width = x_BCHW.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if bottom or right:
+        x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom), mode="replicate")
+    return x_BCHW

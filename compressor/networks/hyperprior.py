@@ -1,0 +1,349 @@
+"""V5: an autoencoder at low resolution with a hyperprior, a four-step context and one set of weights for all rates.
+
+    x -> analysis -> y (1/16)          y is coded as r = round((y - mean) * gain), mean known to the decoder
+    y -> hyper-analysis -> z (1/32)    z is coded first and tells the decoder what to expect of y
+    z, r so far -> scales, in integers -> which frequency table codes each r
+    z, y so far -> means, in floating point -> never reach a table
+
+Means and gains follow Minnen et al. (2018) and Cui et al. (2021), the four steps Li et al. (DCVC-DC, 2023), the
+low-resolution trunk of depthwise blocks Jia et al. (DCVC-RT, 2025). What differs: the scales are an integer
+network, so that a reader on any machine picks the same tables.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, round_ste
+from compressor.networks.integer import OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
+
+QUALITY_STEPS = 64
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.2  # bits per pixel that one unit of squared error (0..255) is worth
+
+SCALE_LEVELS = 64
+SCALE_MIN, SCALE_MAX = 0.11, 32.0
+LEVELS_PER_UNIT = 8  # of the scale network's output
+SKIP_LEVEL = 4  # symbols under this level (a scale of about 0.15) are zero by definition and not coded
+RESIDUAL_MAX = 127
+HYPER_MAX = 31
+CONTEXT_MAX = 31  # what the scale network sees of a residual's magnitude
+
+STEPS = 4
+_PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # diagonal first: after two steps a checkerboard is known
+
+
+def quality_to_lambda(quality: Tensor) -> Tensor:
+    """Rate-distortion trade-off of quality steps 0..63, spaced evenly in the logarithm."""
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / (QUALITY_STEPS - 1))
+
+
+def level_to_scale(level: Tensor) -> Tensor:
+    """Standard deviation of the residuals coded under a scale level 0..63."""
+    return SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (level / (SCALE_LEVELS - 1))
+
+
+def step_masks(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Which latents of shape (C, H, W) each step codes: bool (4, C, H, W), a quarter of C at each of four phases."""
+    channels, height, width = shape
+    phase = torch.zeros(height, width, dtype=torch.long, device=device)
+    for index, (row, column) in enumerate(_PHASES):
+        phase[row::2, column::2] = index
+    group = torch.arange(channels, device=device) * STEPS // channels
+    step = phase[None] ^ group[:, None, None]
+    return step[None] == torch.arange(STEPS, device=device)[:, None, None, None]
+
+
+class Analysis(nn.Module):
+    """Picture (B, 3, H, W) in [0, 1] -> latents (B, M, H/16, W/16)."""
+
+    def __init__(self, trunk: int, deep: int, latents: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(3 * 64, trunk, 1)
+        self.first = ResidualBlock(trunk)
+        self.gain = QualityCurve(trunk, QUALITY_STEPS)
+        self.rest = nn.Sequential(ResidualBlock(trunk), ResidualBlock(trunk))
+        self.down = nn.Conv2d(4 * trunk, deep, 1)
+        self.deep = ResidualBlock(deep)
+        self.leave = nn.Conv2d(deep, latents, 1)
+
+    def first_features(self, x_BCHW: Tensor) -> Tensor:
+        """What is the same for every quality: features (B, trunk, H/8, W/8)."""
+        return self.first(self.enter(F.pixel_unshuffle(x_BCHW - 0.5, 8)))
+
+    def forward(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        x = self.rest(self.first_features(x_BCHW) * self.gain(quality_B).exp())
+        return self.leave(self.deep(self.down(F.pixel_unshuffle(x, 2))))
+
+
+class Synthesis(nn.Module):
+    """Latents (B, M, H/16, W/16) -> picture (B, 3, H, W), nominally in [0, 1]."""
+
+    def __init__(self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(latents, deep, 1)
+        self.deep = nn.Sequential(*(ResidualBlock(deep) for _ in range(deep_blocks)))
+        self.up = nn.Conv2d(deep, 4 * trunk, 1)
+        self.gain = QualityCurve(trunk, QUALITY_STEPS)
+        self.blocks = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks)))
+        self.leave = nn.Conv2d(trunk, 3 * 64, 1)
+
+    def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        x = self.up(self.deep(self.enter(y_BCHW)))
+        x = F.pixel_shuffle(x, 2) * self.gain(quality_B).exp()
+        return F.pixel_shuffle(self.leave(self.blocks(x)), 8) + 0.5
+
+
+class HyperAnalysis(nn.Module):
+    """Latents (B, M, H, W) -> hyperlatents (B, Z, H/2, W/2), before rounding."""
+
+    def __init__(self, latents: int, hyper: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(latents, latents, 1)
+        self.gain = QualityCurve(latents, QUALITY_STEPS, -0.7, 0.7)
+        self.block = ResidualBlock(latents)
+        self.leave = nn.Conv2d(4 * latents, hyper, 1)
+
+    def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        x = self.block(self.enter(y_BCHW) * self.gain(quality_B).exp())
+        return self.leave(F.pixel_unshuffle(x, 2))
+
+
+class MeanNetwork(nn.Module):
+    """What to expect of the latents, from the hyperlatents and the latents known so far. Floating point."""
+
+    def __init__(self, latents: int, hyper: int, features: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(hyper, features, 1)
+        self.gain = QualityCurve(features, QUALITY_STEPS)
+        self.coarse = ResidualBlock(features)
+        self.up = nn.Conv2d(features, 4 * features, 1)
+        self.fine = ResidualBlock(features)
+        self.steps = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(features + (latents if step else 0), features, 1),
+                ResidualBlock(features),
+                nn.Conv2d(features, latents, 1),
+            )
+            for step in range(STEPS)
+        )
+
+    def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        x = self.coarse(self.enter(z_BCHW) * self.gain(quality_B).exp())
+        return self.fine(F.pixel_shuffle(self.up(x), 2))
+
+    def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
+        """Means (B, M, H, W) for one step; ``known_BCHW`` holds the latents decoded so far and 0 elsewhere."""
+        x = torch.cat((features_BCHW, known_BCHW), dim=1) if step else features_BCHW
+        return self.steps[step](x)
+
+
+class ScaleNetwork(nn.Module):
+    """Table index of every residual, from integers alone: the hyperlatents and the residuals known so far."""
+
+    def __init__(self, latents: int, hyper: int, features: int) -> None:
+        super().__init__()
+        self.enter = IntegerConv(hyper, features, 3)
+        self.quality = QualityCurve(features, QUALITY_STEPS, -1.0, 1.0)
+        self.up = IntegerConv(features, 4 * features, 1)
+        self.hyper = nn.ModuleList(IntegerConv(features, features, 1) for _ in range(STEPS))
+        self.context = nn.ModuleList(IntegerConv(latents, features, 3) for _ in range(STEPS - 1))
+        self.leave = nn.ModuleList(IntegerConv(features, latents, 1) for _ in range(STEPS))
+        self.level = QualityCurve(latents, QUALITY_STEPS, 1.0, 4.0)
+
+    def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """Integer activations (B, F, 2H, 2W) from integer hyperlatents (B, Z, H, W)."""
+        accumulator = self.enter(z_BCHW)
+        bias = self.quality.integers(quality_B, OVER_INTEGERS).to(z_BCHW.dtype)
+        x = activate(accumulator + bias, OVER_INTEGERS)
+        return activate(F.pixel_shuffle(self.up(x), 2), OVER_ACTIVATIONS)
+
+    def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """Levels 0..63 (B, M, H, W) as integers in a float tensor; ``known_BCHW`` are residuals decoded so far."""
+        accumulator = self.hyper[step](features_BCHW)
+        if step:
+            magnitude = known_BCHW.abs().clamp(max=CONTEXT_MAX)
+            context = self.context[step - 1](magnitude)
+            accumulator = accumulator + context * (OVER_ACTIVATIONS // OVER_INTEGERS)
+        x = activate(accumulator, OVER_ACTIVATIONS)
+        bias = self.level.integers(quality_B, OVER_ACTIVATIONS).to(features_BCHW.dtype)
+        level = floor_ste((self.leave[step](x) + bias) * (LEVELS_PER_UNIT / OVER_ACTIVATIONS))
+        return level.clamp(0, SCALE_LEVELS - 1)
+
+
+class HyperlatentPrior(nn.Module):
+    """Distribution of the hyperlatents: a logistic for each channel, its place and width moving with the quality."""
+
+    def __init__(self, hyper: int) -> None:
+        super().__init__()
+        self.location = QualityCurve(hyper, QUALITY_STEPS)
+        self.log_width = QualityCurve(hyper, QUALITY_STEPS)
+
+    def probability(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """Probability mass of the unit interval around ``z_BCHW``."""
+        centred = (z_BCHW - self.location(quality_B)).abs()
+        width = self.log_width(quality_B).exp()
+        # The difference of two sigmoids, taken in the tail where both are small and nothing cancels.
+        return torch.sigmoid((0.5 - centred) / width) - torch.sigmoid((-0.5 - centred) / width)
+
+
+def bits(probability: Tensor) -> Tensor:
+    """Information content; a probability is never taken for less than 1e-9."""
+    return -torch.log2(probability.clamp_min(1e-9))
+
+
+def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
+    """Mass that a zero-mean Gaussian of ``scale`` puts on the unit interval around ``residual``."""
+    magnitude, width = residual.abs(), scale * math.sqrt(2)
+    upper = torch.erfc((magnitude - 0.5) / width)
+    return 0.5 * (upper - torch.erfc((magnitude + 0.5) / width))
+
+
+class Hyperprior(nn.Module):
+    """The V5 network.
+
+    Parameters
+    ----------
+    trunk, deep
+        Channels of the trunk at 1/8 and at 1/16 of the picture's resolution.
+    latents, hyper
+        Channels of y (1/16) and of z (1/32).
+    features, scale_features
+        Channels inside the mean network and inside the integer scale network.
+    deep_blocks, blocks
+        Residual blocks of the synthesis at 1/16 and at 1/8.
+    """
+
+    multiple = 32
+
+    def __init__(
+        self,
+        trunk: int = 128,
+        deep: int = 256,
+        latents: int = 128,
+        hyper: int = 64,
+        features: int = 128,
+        scale_features: int = 64,
+        deep_blocks: int = 3,
+        blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        self.latents, self.hyper = latents, hyper
+        self.analysis = Analysis(trunk, deep, latents)
+        self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks)
+        self.hyper_analysis = HyperAnalysis(latents, hyper)
+        self.hyper_prior = HyperlatentPrior(hyper)
+        self.means = MeanNetwork(latents, hyper, features)
+        self.scales = ScaleNetwork(latents, hyper, scale_features)
+        self.gain = QualityCurve(latents, QUALITY_STEPS, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
+
+    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Rate plus distortion of a batch at random quality steps, differentiable.
+
+        ``x_BCHW`` holds pictures in [0, 1] with sides that are multiples of 32; ``generator`` lives on its device.
+        """
+        draws = torch.rand(3, len(x_BCHW), generator=generator, device=x_BCHW.device)
+        # Seven in ten steps from a triangle around the middle, where archives are made; the rest from everywhere.
+        share = torch.where(draws[2] < 0.7, (draws[0] + draws[1]) / 2, draws[0])
+        quality_B = (share * QUALITY_STEPS).floor().clamp(max=QUALITY_STEPS - 1)
+        mse_B, bits_B = self.rate_distortion(x_BCHW, quality_B, generator)
+        trade_off_B = quality_to_lambda(quality_B)
+        loss_B = trade_off_B * mse_B + bits_B / x_BCHW[0, 0].numel()
+        # Both terms grow about as the square root of lambda: without this the top rates would drown the low ones.
+        return ((trade_off_B / 0.01) ** -0.4 * loss_B).mean()
+
+    @torch.no_grad()
+    def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """Sums over a batch, rounding as the codec does: ``loss`` to compare by, ``psnr`` and ``bytes`` by step."""
+        result = {"loss": torch.zeros((), device=x_BCHW.device)}
+        for quality in (16, 28, 40, 52):
+            quality_B = torch.full((len(x_BCHW),), float(quality), device=x_BCHW.device)
+            mse_B, bits_B = self.rate_distortion(x_BCHW, quality_B)
+            trade_off = quality_to_lambda(quality_B)
+            result["loss"] += ((trade_off * mse_B + bits_B / x_BCHW[0, 0].numel()) * trade_off**-0.4).sum()
+            result[f"psnr{quality}"] = (10 * torch.log10(255**2 / mse_B)).sum()
+            result[f"bytes{quality}"] = bits_B.sum() / 8
+        return result
+
+    def rate_distortion(
+        self, x_BCHW: Tensor, quality_B: Tensor, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error (0..255 scale) and bits of each picture, both (B,).
+
+        The rate is that of symbols with uniform noise where ``noise`` is given (differentiable), of rounded
+        symbols otherwise (what the entropy coder will spend).
+        """
+        y = self.analysis(x_BCHW, quality_B)
+        z = self.hyper_analysis(y, quality_B).float()
+        y = y.float()
+        gain = self.gain(quality_B).exp()
+
+        def perturbed(value: Tensor, rounded: Tensor) -> Tensor:
+            if noise is None:
+                return rounded
+            return value + torch.rand(value.shape, generator=noise, device=value.device) - 0.5
+
+        z_hat = round_ste(z.clamp(-HYPER_MAX, HYPER_MAX))
+        z_bits = bits(self.hyper_prior.probability(perturbed(z, z_hat), quality_B))
+        mean_features = self.means.features(z_hat, quality_B)
+        scale_features = self._integers(self.scales.features, z_hat, quality_B)
+        masks = step_masks(y.shape[1:], y.device)
+        y_hat, r_hat, y_bits = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
+        for step, mask in enumerate(masks):
+            mean = self.means(step, mean_features, y_hat).float()
+            level = self._integers(self.scales, step, scale_features, r_hat, quality_B)
+            residual = (y - mean) * gain
+            coded = level >= SKIP_LEVEL
+            rounded = round_ste(residual.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)) * coded
+            symbol_bits = bits(residual_probability(perturbed(residual, rounded), level_to_scale(level)))
+            if noise is None:
+                symbol_bits = symbol_bits * coded
+            y_bits = torch.where(mask, symbol_bits, y_bits)
+            r_hat = torch.where(mask, rounded, r_hat)
+            y_hat = torch.where(mask, mean + rounded / gain, y_hat)
+
+        x_hat = self.synthesis(y_hat, quality_B).float()
+        mse_B = F.mse_loss(x_hat, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
+        return mse_B, z_bits.sum(dim=(1, 2, 3)) + y_bits.sum(dim=(1, 2, 3))
+
+    def quantize(self, x_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What is stored of pictures: hyperlatents z, residuals r and the levels r is coded under, all integers.
+
+        ``low_precision`` runs the analysis in bfloat16. The means never are: a reader must find them again to
+        within rounding noise, or its latents drift from the writer's.
+        """
+        with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+            y = self.analysis(x_BCHW, quality_B)
+            z = self.hyper_analysis(y, quality_B)
+        y, z = y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
+        gain = self.gain(quality_B).exp()
+        mean_features = self.means.features(z, quality_B)
+        scale_features = self.scales.features(z.double(), quality_B)
+        y_hat, r_hat, levels = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
+        for step, mask in enumerate(step_masks(y.shape[1:], y.device)):
+            mean = self.means(step, mean_features, y_hat)
+            level = self.scales(step, scale_features, r_hat.double(), quality_B).float()
+            rounded = ((y - mean) * gain).clamp(-RESIDUAL_MAX, RESIDUAL_MAX).round() * (level >= SKIP_LEVEL)
+            r_hat = torch.where(mask, rounded, r_hat)
+            levels = torch.where(mask, level, levels)
+            y_hat = torch.where(mask, mean + rounded / gain, y_hat)
+        return z, r_hat, levels
+
+    def reconstruct(self, z_BCHW: Tensor, r_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> Tensor:
+        """Pictures, nominally in [0, 1], from the integers that :meth:`quantize` gave."""
+        gain = self.gain(quality_B).exp()
+        mean_features = self.means.features(z_BCHW, quality_B)
+        y_hat = torch.zeros_like(r_BCHW)
+        for step, mask in enumerate(step_masks(r_BCHW.shape[1:], r_BCHW.device)):
+            mean = self.means(step, mean_features, y_hat)
+            y_hat = torch.where(mask, mean + r_BCHW / gain, y_hat)
+        with torch.autocast(r_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+            return self.synthesis(y_hat, quality_B).float()
+
+    @staticmethod
+    def _integers(network: Callable[..., Tensor], *arguments: Tensor | int) -> Tensor:
+        """Run a part of the integer network in full precision whatever autocast is in force."""
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return network(*arguments)

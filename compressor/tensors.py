@@ -1,0 +1,63 @@
+"""Between pictures in NumPy and networks in torch: layout, range, precision, batches by shape."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.artifact import Artifact
+from compressor.errors import CodecError
+
+PIXEL_BUDGET = 32 * 128 * 128  # of one pass through a network: activations that still fit the cache
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def to_network(pictures_BHWC: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [0, 1], channels last in memory."""
+    x_BCHW = torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).to(device).permute(0, 3, 1, 2)
+    return x_BCHW.float().div_(255)
+
+
+def from_network(x_BCHW: Tensor) -> np.ndarray:
+    """float (B, 3, H, W) to uint8 (B, H, W, 3), rounded."""
+    return (
+        x_BCHW.float().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    )
+
+
+def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Indices of pictures of one (height, width), as many together as one pass should take."""
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        by_shape[shape].append(index)
+    for (height, width), indices in by_shape.items():
+        size = max(1, PIXEL_BUDGET // max(1, height * width))
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+def state_arrays(network: nn.Module, dtype: type) -> dict[str, np.ndarray]:
+    """A network's parameters and buffers as arrays named ``network.*``; integers as they are, floats as ``dtype``."""
+    arrays = {}
+    for name, value in network.state_dict().items():
+        array = value.detach().cpu().numpy()
+        arrays[f"network.{name}"] = array.astype(dtype) if array.dtype.kind == "f" else array
+    return arrays
+
+
+def load_state(network: Network, artifact: Artifact) -> Network:
+    """Fill a network from an artifact, ready for use. CodecError where the arrays are not the network's."""
+    state = {name: torch.from_numpy(value.copy()) for name, value in artifact.state().items()}
+    for name, value in state.items():
+        if value.is_floating_point():
+            if not bool(torch.isfinite(value).all()):
+                raise CodecError(f"codec {artifact.id} is damaged: {name} holds numbers that are not finite")
+            state[name] = value.float()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CodecError(f"codec {artifact.id} does not fit its family {artifact.family!r}: {error}") from error
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

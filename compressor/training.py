@@ -1,0 +1,292 @@
+"""Training of every family: seeded, resumable after a kill, with EMA, early stopping and a history.
+
+Pictures stay on the device as uint8; there is no loader. A network brings its own loss (``training_loss``) and its
+own measure (``validation``), so nothing here knows what is being trained. Freezing the result into an artifact is
+``compressor.artifact``'s part.
+"""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Trainable(Protocol):
+    """What a network must offer to be trained here; networks are also ``nn.Module``."""
+
+    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of pictures in [0, 1]."""
+
+    def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """Sums over the batch; ``loss`` among them, lower is better."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The end is the first of ``steps``, ``minutes`` and ``patience`` that is reached.
+
+    Parameters
+    ----------
+    steps, minutes
+        Length of the run; the learning rate follows a cosine over whichever is nearer its end. 0: no such limit.
+    patience
+        Stop after this many validations without improvement; 0: never.
+    batch, learning_rate, warmup, weight_decay, clip
+        AdamW: pictures a step, peak rate, steps of linear warm-up, decay (not on vectors), gradient norm.
+    ema
+        Decay of the exponential moving average of the weights, which is what is validated and kept.
+    validate_every
+        Steps between validations.
+    flip, shift
+        Augmentation: mirror at random; move by up to this many pixels, edges repeated.
+    seed
+        Of initialisation and of every random draw.
+    compile
+        Compile the network (pays on a GPU; on two cores it measured slower).
+    """
+
+    steps: int = 2000
+    minutes: float = 0.0
+    patience: int = 0
+    batch: int = 16
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    validate_every: int = 500
+    flip: bool = True
+    shift: int = 0
+    seed: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0 and self.minutes <= 0:
+            raise ValueError("training needs an end: give steps or minutes above 0")
+        if self.batch <= 0:
+            raise ValueError(f"batch must be at least 1, not {self.batch}")
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands: what a checkpoint holds beside the weights."""
+
+    step: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    stale: int = 0
+    skipped: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    network: nn.Module,
+    pictures_NCHW: np.ndarray | Tensor,
+    validation_NCHW: np.ndarray | Tensor,
+    config: TrainingConfig,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[TrainingState, float], None] | None = None,
+    device: torch.device | None = None,
+) -> tuple[nn.Module, TrainingState]:
+    """Train ``network`` and return its moving average with the best validation loss, and the final state.
+
+    Parameters
+    ----------
+    pictures_NCHW, validation_NCHW
+        uint8 pictures, disjoint sets, all of one size.
+    checkpoint
+        File that is written at every validation and resumed from if it exists. A checkpoint made with another
+        configuration or network is refused with ``ValueError``.
+    on_progress
+        Called after every validation with the state and the share of the run that is done, 0 to 1.
+    """
+    device = device or pick_device()
+    torch.manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    best = copy.deepcopy(average.state_dict())
+    optimizer = torch.optim.AdamW(_parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+    state = TrainingState()
+    fingerprint = _fingerprint(network, config)
+    if checkpoint and checkpoint.exists():
+        state, best = _resume(checkpoint, fingerprint, network, average, optimizer, generator, device)
+
+    pictures = torch.as_tensor(pictures_NCHW).to(device)
+    held_out = torch.as_tensor(validation_NCHW).to(device)
+    loss_of: Any = network.training_loss
+    if config.compile:
+        loss_of = torch.compile(loss_of)
+
+    started = time.monotonic() - state.seconds
+    network.train()
+    done = _share(state, config)
+    while done < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(state.step, done, config)
+        batch = _draw(pictures, config, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            loss = loss_of(batch, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+        else:
+            state.skipped += 1
+        state.step += 1
+        state.pictures += len(batch)
+        _update_average(average, network, min(config.ema, (1 + state.step) / (10 + state.step)))
+        state.seconds = time.monotonic() - started
+        done = _share(state, config)
+        if state.step % config.validate_every and done < 1:
+            continue
+
+        row = validate(average, held_out, config.batch)
+        state.history.append(
+            {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()} | row
+        )
+        if row["loss"] < state.best:
+            state.best, state.stale, best = row["loss"], 0, copy.deepcopy(average.state_dict())
+        else:
+            state.stale += 1
+            if config.patience and state.stale >= config.patience:
+                done = 1.0
+        if checkpoint:
+            _save(checkpoint, fingerprint, state, network, average, best, optimizer, generator)
+        if on_progress:
+            on_progress(state, done)
+
+    average.load_state_dict(best)
+    return average, state
+
+
+@torch.no_grad()
+def validate(network: nn.Module, pictures_NCHW: Tensor, batch: int) -> dict[str, float]:
+    """Means over ``pictures_NCHW`` of what the network's ``validation`` sums."""
+    totals: dict[str, float] = {}
+    measure: Any = network.validation
+    for part in pictures_NCHW.split(batch):
+        for name, value in measure(part.float() / 255).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return {name: total / len(pictures_NCHW) for name, total in totals.items()}
+
+
+def _draw(pictures_NCHW: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """A random batch in [0, 1], augmented."""
+    device = pictures_NCHW.device
+    chosen = torch.randint(len(pictures_NCHW), (config.batch,), generator=generator, device=device)
+    x_BCHW = pictures_NCHW[chosen]
+    if config.flip:
+        mirrored = torch.rand(config.batch, generator=generator, device=device) < 0.5
+        x_BCHW = torch.where(mirrored[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
+    if config.shift:
+        down, right = torch.randint(
+            -config.shift, config.shift + 1, (2, config.batch), generator=generator, device=device
+        )
+        height, width = x_BCHW.shape[-2:]
+        rows = (torch.arange(height, device=device) + down[:, None]).clamp(0, height - 1)
+        columns = (torch.arange(width, device=device) + right[:, None]).clamp(0, width - 1)
+        index = torch.arange(config.batch, device=device)[:, None, None]
+        x_BCHW = x_BCHW.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return (x_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def _share(state: TrainingState, config: TrainingConfig) -> float:
+    by_steps = state.step / config.steps if config.steps > 0 else 0.0
+    by_time = state.seconds / (60 * config.minutes) if config.minutes > 0 else 0.0
+    return min(1.0, max(by_steps, by_time))
+
+
+def _learning_rate(step: int, done: float, config: TrainingConfig) -> float:
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    return config.learning_rate * warm * max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _parameter_groups(network: nn.Module, decay: float) -> Iterator[dict[str, Any]]:
+    """Matrices decay; biases, gains and quality curves do not."""
+    yield {"params": [p for p in network.parameters() if p.ndim == 4], "weight_decay": decay}
+    yield {"params": [p for p in network.parameters() if p.ndim != 4], "weight_decay": 0.0}
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware there: emulated ones are slower than float32."""
+    return device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+def _fingerprint(network: nn.Module, config: TrainingConfig) -> str:
+    """What must not change between a checkpoint and its resumption; the length of the run may."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("steps", "minutes", "patience", "compile")}
+    shapes = {name: list(p.shape) for name, p in network.named_parameters()}
+    return json.dumps([settings, shapes], sort_keys=True)
+
+
+def _save(
+    path: Path,
+    fingerprint: str,
+    state: TrainingState,
+    network: nn.Module,
+    average: nn.Module,
+    best: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Write beside the old checkpoint, then replace it: a kill leaves one or the other."""
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "fingerprint": fingerprint,
+            "state": asdict(state),
+            "network": network.state_dict(),
+            "average": average.state_dict(),
+            "best": best,
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+        },
+        partial,
+    )
+    os.replace(partial, path)
+
+
+def _resume(
+    path: Path,
+    fingerprint: str,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[TrainingState, dict[str, Tensor]]:
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if saved["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"the checkpoint {path} belongs to another network or configuration; remove it or restore the old settings"
+        )
+    network.load_state_dict(saved["network"])
+    average.load_state_dict(saved["average"])
+    optimizer.load_state_dict(saved["optimizer"])
+    generator.set_state(saved["generator"].cpu())
+    torch.set_rng_state(saved["global_generator"].cpu())
+    return TrainingState(**saved["state"]), saved["best"]

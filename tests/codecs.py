@@ -1,0 +1,51 @@
+"""Small codecs of every family, made in a second: networks without training, frozen on smooth random pictures."""
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from compressor.codec import Codec, load_codec
+from compressor.families import freeze
+from compressor.networks.autoencoders import Autoencoder
+from compressor.networks.hyperprior import Hyperprior
+
+TINY_HYPERPRIOR = {
+    "trunk": 8,
+    "deep": 16,
+    "latents": 8,
+    "hyper": 4,
+    "features": 8,
+    "scale_features": 8,
+    "deep_blocks": 1,
+    "blocks": 1,
+}
+
+
+def smooth_pictures(count: int, height: int = 32, width: int = 32, seed: int = 0) -> list[np.ndarray]:
+    """uint8 (H, W, 3) pictures: colour gradients with a little noise."""
+    random = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        corners = torch.from_numpy(random.uniform(0, 255, (1, 3, 4, 4)))
+        smooth = torch.nn.functional.interpolate(corners, (height, width), mode="bicubic")[0].permute(1, 2, 0).numpy()
+        pictures.append(np.clip(smooth + random.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8))
+    return pictures
+
+
+@cache
+def tiny_artifact(family: str) -> bytes:
+    """Artifact bytes of an untrained codec of a family."""
+    torch.manual_seed(0)
+    calibration = np.stack(smooth_pictures(16, seed=1))
+    if family == "v5":
+        return freeze("v5", Hyperprior(**TINY_HYPERPRIOR).eval(), calibration, TINY_HYPERPRIOR)
+    from compressor.families import FAMILIES
+
+    network: Autoencoder = FAMILIES[family].build()
+    return freeze(family, network.eval(), calibration)
+
+
+def tiny_codec(family: str) -> Codec:
+    """The codec of :func:`tiny_artifact`."""
+    return load_codec(tiny_artifact(family))

@@ -1,0 +1,172 @@
+"""One battery that the codecs of every family pass: round trip, any size, every packer, damage, names."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.artifact import dump, identify, parse
+from compressor.codec import Codec, Encoded, load_codec
+from compressor.errors import CodecError
+from compressor.families import FAMILIES
+from compressor.hyperprior_codec import HyperpriorCodec
+from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+
+families = pytest.mark.parametrize("family", list(FAMILIES))
+
+
+def quality_of(codec: Codec) -> int:
+    return codec.qualities[len(codec.qualities) // 2] if codec.qualities else -1
+
+
+@families
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (31, 33), (32, 32), (50, 7)])
+def test_every_size_and_packer_comes_back_the_same(family: str, size: tuple[int, int]) -> None:
+    codec = tiny_codec(family)
+    (picture,) = smooth_pictures(1, *size)
+    decoded = {}
+    for packer in ("auto", *codec.packers):
+        (encoded,) = codec.encode([picture], quality_of(codec), packer)
+        (pixels,) = codec.decode([encoded])
+        assert pixels.shape == picture.shape
+        assert pixels.dtype == np.uint8
+        decoded[encoded.packer] = pixels
+    kinds = {name.split("-")[0] if "-" in name else "integers" for name in decoded}
+    for kind in kinds:  # packing is lossless: what differs is the type of the latents alone
+        same = [pixels for name, pixels in decoded.items() if name.startswith(kind) or kind == "integers"]
+        assert all(np.array_equal(pixels, same[0]) for pixels in same)
+
+
+@families
+def test_a_batch_of_mixed_sizes_is_the_same_as_one_at_a_time(family: str) -> None:
+    codec = tiny_codec(family)
+    pictures = smooth_pictures(3) + smooth_pictures(2, 20, 44) + smooth_pictures(2, seed=5)
+    together = codec.encode(pictures, quality_of(codec))
+    alone = [codec.encode([picture], quality_of(codec))[0] for picture in pictures]
+    for one, other, a, b in zip(together, alone, codec.decode(together), codec.decode(alone), strict=True):
+        assert (one.width, one.height) == (other.width, other.height)
+        # Writing is floating point: another batch size may round a latent the other way, which either reads back.
+        assert np.abs(a.astype(int) - b).mean() < 2
+
+
+@families
+def test_auto_is_never_larger_than_what_it_chooses_from(family: str) -> None:
+    codec = tiny_codec(family)
+    pictures = smooth_pictures(4)
+    auto = codec.encode(pictures, quality_of(codec))
+    entropy = codec.encode(pictures, quality_of(codec), "entropy")
+    assert all(len(a.payload) <= len(e.payload) for a, e in zip(auto, entropy, strict=True))
+
+
+@families
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_damaged_payloads_are_errors_or_pictures(family: str, data: st.DataObject) -> None:
+    codec = tiny_codec(family)
+    (encoded,) = codec.encode(smooth_pictures(1), quality_of(codec))
+    payload = bytearray(encoded.payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(payload) - 1))
+        payload[position] ^= 1 << data.draw(st.integers(0, 7))
+    cut = data.draw(st.integers(0, len(payload)))
+    try:
+        (pixels,) = codec.decode([dataclasses.replace(encoded, payload=bytes(payload[:cut]))])
+        assert pixels.shape == (32, 32, 3)
+    except CodecError as error:
+        assert str(error)
+
+
+@families
+def test_a_row_with_a_foreign_packer_is_refused(family: str) -> None:
+    codec = tiny_codec(family)
+    (encoded,) = codec.encode(smooth_pictures(1), quality_of(codec))
+    with pytest.raises(CodecError):
+        codec.decode([dataclasses.replace(encoded, packer="zip")])
+    with pytest.raises(CodecError, match="choose auto or one of"):
+        codec.encode(smooth_pictures(1), quality_of(codec), "zip")
+
+
+@families
+def test_an_artifact_is_the_same_codec_from_bytes_and_from_a_path(family: str, tmp_path: Path) -> None:
+    data = tiny_artifact(family)
+    path = tmp_path / "codec.safetensors"
+    path.write_bytes(data)
+    assert load_codec(path).id == load_codec(data).id == identify(data)
+
+
+def symbols_of(codec: HyperpriorCodec, encoded: list[Encoded], size: int) -> np.ndarray:
+    parts = [codec.symbols(encoded[start : start + size])[1] for start in range(0, len(encoded), size)]
+    return np.concatenate(parts)
+
+
+def test_symbols_are_the_same_at_any_batch_size_and_thread_count() -> None:
+    codec = tiny_codec("v5")
+    assert isinstance(codec, HyperpriorCodec)
+    encoded = codec.encode(smooth_pictures(64), 40, "entropy")
+    threads = torch.get_num_threads()
+    expected = symbols_of(codec, encoded, 64)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for size in (1, 7, 64):
+                assert np.array_equal(symbols_of(codec, encoded, size), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_means_never_reach_a_table() -> None:
+    reference = tiny_codec("v5")
+    assert isinstance(reference, HyperpriorCodec)
+    encoded = reference.encode(smooth_pictures(8), 40, "entropy")
+    artifact = parse(tiny_artifact("v5"))
+    disturbed = {
+        name: value + np.float16(1e-3) if name.startswith("network.means") else value
+        for name, value in artifact.tensors.items()
+    }
+    metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}
+    other = load_codec(dump(metadata, disturbed))
+    assert isinstance(other, HyperpriorCodec)
+    for ours, theirs in zip(reference.symbols(encoded), other.symbols(encoded), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_higher_quality_costs_more() -> None:
+    codec = tiny_codec("v5")
+    sizes = [sum(len(e.payload) for e in codec.encode(smooth_pictures(8), q)) for q in (0, 20, 40, 63)]
+    assert sizes == sorted(sizes)
+
+
+def test_unknown_codecs_and_families_say_what_there_is() -> None:
+    with pytest.raises(CodecError, match="avif.*latentpack train"):
+        load_codec("no-such-codec")
+    with pytest.raises(CodecError, match="upgrade latentpack"):
+        load_codec(dump({"family": "v99"}, {}))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "newer", "nan", "missing", "shape"])
+def test_damaged_artifacts_are_refused(damage: str) -> None:
+    data = bytearray(tiny_artifact("v1"))
+    artifact = parse(bytes(data))
+    tensors = dict(artifact.tensors)
+    metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}
+    if damage == "flip":
+        data[-1] ^= 1
+        with pytest.raises(CodecError, match="damaged"):
+            parse(bytes(data), artifact.id)
+        return
+    weight = next(name for name in tensors if name.endswith("weight"))
+    changed = {
+        "cut": lambda: bytes(data[: len(data) // 2]),
+        "empty": lambda: b"",
+        "text": lambda: b"not a codec at all",
+        "newer": lambda: dump({**metadata, "format": 99}, tensors),
+        "nan": lambda: dump(metadata, {**tensors, weight: np.full_like(tensors[weight], np.nan)}),
+        "missing": lambda: dump(metadata, {k: v for k, v in tensors.items() if k != weight}),
+        "shape": lambda: dump(metadata, {**tensors, weight: tensors[weight][:1]}),
+    }[damage]()
+    with pytest.raises(CodecError):
+        load_codec(changed)

@@ -1,0 +1,87 @@
+"""Training: learns, repeats exactly from a seed, and goes on after a kill as if nothing had happened."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.networks.autoencoders import Autoencoder
+from compressor.networks.hyperprior import Hyperprior
+from compressor.training import TrainingConfig, TrainingState, fit
+from tests.codecs import TINY_HYPERPRIOR
+
+CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL at an awkward moment."""
+
+
+def autoencoder() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder((8, 4), (2, 2), {0: 1})
+
+
+def gradients(count: int, side: int = 32) -> np.ndarray:
+    """Smooth random pictures, uint8 (N, 3, side, side)."""
+    random = np.random.default_rng(count)
+    corners = torch.from_numpy(random.uniform(0, 255, (count, 3, 3, 3)))
+    return torch.nn.functional.interpolate(corners, (side, side), mode="bilinear").numpy().astype(np.uint8)
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in network.parameters()])
+
+
+@pytest.mark.parametrize("build", [autoencoder, lambda: Hyperprior(**TINY_HYPERPRIOR)])
+def test_loss_falls(build: Callable[[], torch.nn.Module]) -> None:
+    config = TrainingConfig(steps=120, batch=8, validate_every=20, warmup=5, learning_rate=5e-3, ema=0.9, shift=2)
+    _, state = fit(build(), gradients(32), gradients(8), config)
+    assert state.history[-1]["loss"] < 0.7 * state.history[0]["loss"]
+    assert state.pictures == 960
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
+    second, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path) -> None:
+    whole, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
+
+    def kill_at_ten(state: TrainingState, done: float) -> None:
+        if state.step == 10:
+            raise Killed
+
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.raises(Killed):
+        fit(autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint, kill_at_ten)
+    steps = []
+    resumed, state = fit(
+        autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint, lambda state, done: steps.append(state.step)
+    )
+    assert steps == [15, 20]
+    assert [row["step"] for row in state.history] == [5, 10, 15, 20]
+    assert torch.allclose(weights(resumed), weights(whole), atol=1e-6)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.ckpt"
+    fit(autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint)
+    other = TrainingConfig(steps=20, batch=4, validate_every=5, seed=2)
+    with pytest.raises(ValueError, match="another network or configuration"):
+        fit(autoencoder(), gradients(16), gradients(4), other, checkpoint)
+
+
+def test_training_stops_when_it_no_longer_improves() -> None:
+    config = TrainingConfig(steps=10_000, batch=4, validate_every=2, patience=3, learning_rate=0.0)
+    _, state = fit(autoencoder(), gradients(16), gradients(4), config)
+    assert state.step < 30
+
+
+def test_an_endless_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps or minutes"):
+        TrainingConfig(steps=0, minutes=0)
