@@ -1,0 +1,154 @@
+"""Streamed listings of folders and buckets, sorted by whole key: the same order wherever the same files lie.
+
+Not here: which of the files are wanted (sources.py). fsspec's own walk and find hold a whole listing in memory.
+"""
+
+import heapq
+import os
+import stat
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+# HEIC and JPEG XL are listed although nothing here decodes them: quarantine names them, silence would lose them
+PICTURE_EXTENSIONS = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif", ".heic", ".heif", ".jxl"}
+)
+NAMES_HELD = 32_768  # of one local directory at a time, about 8 MB
+KEYS_A_PAGE = 1_000  # the most that S3 gives
+
+Info = dict[str, Any]
+Skip = Callable[[str, str], None]
+
+
+def is_picture(key: str) -> bool:
+    """Whether the extension is a picture's."""
+    return os.path.splitext(key)[1].lower() in PICTURE_EXTENSIONS
+
+
+def list_local(root: str, depth: float, skip: Skip) -> Iterator[tuple[str, str, Info]]:
+    """(key, path, info) of the regular files with a picture's extension, at most ``depth`` levels below ``root``.
+
+    ``skip(name, reason)`` is told of broken links, pipes, links to folders and folders that cannot be listed.
+    """
+    below = [_directory(root, "", skip)]
+    while below:
+        entry = next(below[-1], None)
+        if entry is None:
+            below.pop()
+            continue
+        key, path, kind = entry
+        if kind == "link":
+            skip(key, "a link to a folder is not followed: give its target as a source")
+        elif kind == "folder":
+            if len(below) < depth:
+                below.append(_directory(path, key + "/", skip))
+        else:
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                skip(key, f"the file cannot be looked at: {error.strerror}")
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield key, path, local_info(status)
+            else:  # a pipe would block its reader for ever
+                skip(key, "not a regular file")
+
+
+def _directory(directory: str, prefix: str, skip: Skip) -> Iterator[tuple[str, str, str]]:
+    """(key, path, kind) of one directory's entries."""
+    last = ""
+    while True:
+        try:  # several passes over a huge directory keep memory flat and the order whole
+            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last))
+        except OSError as error:
+            skip(prefix or directory, f"the folder cannot be listed: {error.strerror}")
+            return
+        for name, kind in entries:
+            bare = name.rstrip("/")
+            yield prefix + bare, f"{directory.rstrip('/')}/{bare}", kind
+        if len(entries) < NAMES_HELD:
+            return
+        last = entries[-1][0]
+
+
+def _entries(directory: str, after: str) -> Iterator[tuple[str, str]]:
+    """Names above ``after`` with their kinds, in any order; a folder's ends in a slash, as it sorts in whole keys."""
+    with os.scandir(directory) as scan:
+        for entry in scan:
+            name = entry.name
+            try:
+                folder = entry.is_dir()
+            except OSError:  # a link to itself
+                folder = False
+            if folder:
+                name += "/"
+            if name > after and not name.startswith(".") and (folder or is_picture(name)):
+                yield name, "file" if not folder else "link" if entry.is_symlink() else "folder"
+
+
+def list_bucket(
+    call_s3: Callable[..., Any], root: str, prefix: str, depth: float
+) -> Iterator[tuple[str, str, Info]]:
+    """(key, path, info) of the objects below ``root`` (``bucket/folder``) whose key begins with ``prefix``.
+
+    ``call_s3("list_objects_v2", ...)`` is asked for one page at a time.
+    """
+    bucket, _, folder = root.partition("/")
+    folder = folder and folder + "/"
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": folder + prefix, "MaxKeys": KEYS_A_PAGE}
+    if depth == 1:
+        request["Delimiter"] = "/"
+    while True:
+        page = call_s3("list_objects_v2", **request)
+        for item in page.get("Contents", ()):
+            yield item["Key"][len(folder) :], f"{bucket}/{item['Key']}", item
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def list_folders(ls: Callable[[str], list[Info]], root: str, depth: float) -> Iterator[tuple[str, str, Info]]:
+    """(key, path, info) of the files below ``root`` of any file system, folder by folder through its ``ls``."""
+
+    def entries(path: str) -> Iterator[Info]:
+        return iter(sorted(ls(path), key=lambda e: e["name"].rstrip("/") + "/" * (e["type"] == "directory")))
+
+    start = len(root.rstrip("/")) + 1 if root else 0
+    below = [entries(root)]
+    while below:
+        entry = next(below[-1], None)
+        if entry is None:
+            below.pop()
+            continue
+        name = entry["name"].rstrip("/")
+        if entry["type"] != "directory":
+            yield name[start:], name, entry
+        elif len(below) < depth and name.rstrip("/") != root.rstrip("/"):
+            below.append(entries(name))
+
+
+def local_info(status: os.stat_result) -> Info:
+    """What fsspec would say of a local file, with the time in nanoseconds."""
+    return {"size": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def size_of(info: Info) -> int:
+    """Bytes, by any file system's name for them."""
+    return int(info.get("size", info.get("Size")) or 0)
+
+
+# By worth: what changes with the content comes before what changes with a copy
+_MARKS = (
+    "ETag", "etag", "checksum", "md5Hash", "content_md5", "CRC", "mtime", "LastModified", "last_modified", "updated",
+    "created",
+)  # fmt: skip
+
+
+def fingerprint(info: Info) -> bytes:
+    """8 bytes: BLAKE2b of the best mark of a file's version that its file system gives, and its size."""
+    mark = next((info[name] for name in _MARKS if info.get(name) is not None), "")
+    if isinstance(mark, str):
+        mark = mark.strip('"')  # servers differ in whether an ETag is quoted
+    return blake2b(f"{mark}|{size_of(info)}".encode(), digest_size=8).digest()

@@ -1,0 +1,242 @@
+"""What a picture file's first bytes and structure tell before anything is decoded: format, size, orientation, colour.
+
+Not here: decoding (images.py). Each reader refuses a file that stops early, which decoders fill with grey in silence.
+"""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from compressor.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    ``icc`` is its colour profile unless that is said to be sRGB, ``exif`` its TIFF-like block, ``keep`` as in
+    :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a sample in what decodes to
+    more than 8.
+    """
+
+    format: str
+    width: int
+    height: int
+    icc: bytes | None = None
+    exif: bytes | None = None
+    keep: str | None = None
+    depth: int = 16
+
+
+def sniff(data: bytes) -> str | None:
+    """The format by the file's first bytes, whatever its name; None for what is no known picture."""
+    for magic, name in _MAGIC.items():
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:8] == b"ftyp":
+        (size,) = struct.unpack_from(">I", data)
+        brands = {data[i : i + 4] for i in (8, *range(16, min(size, 256), 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if brands & {b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"}:
+            return "heic"
+    # Two letters are common at the start of a text: what follows must be a bitmap's header too
+    if data[:2] == b"BM" and len(data) >= 18 and struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS:
+        return "bmp"
+    return None
+
+
+_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "jpeg2000",
+    b"\xff\x4f\xff\x51": "jpeg2000",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+    b"\xff\x0a": "jpegxl",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "jpegxl",
+}
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_LONGEST_PROFILE = 8 * 2**20
+
+
+def truncated(what: str) -> ImageError:
+    return ImageError("truncated", f"the file ends before {what}: copy or download it again")
+
+
+# PNG: signature, then chunks of length, type, content, CRC-32 (W3C PNG, third edition)
+
+
+def read_png(data: bytes) -> Header:
+    """Walk all chunks up to IEND, checking their CRCs."""
+    if len(data) < 33:
+        raise truncated("its PNG header does")
+    width, height, depth = struct.unpack_from(">IIB", data, 16)
+    keep = "16-bit" if depth == 16 else None
+    icc = exif = None
+    said_srgb = False
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise truncated("its PNG data do")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        content = memoryview(data)[at + 8 : at + 8 + length]
+        at += 12 + length
+        if at > len(data):
+            raise truncated("its PNG data do")
+        (stored,) = struct.unpack_from(">I", data, at - 4)
+        if (computed := zlib.crc32(content, zlib.crc32(kind))) != stored:
+            raise ImageError("corrupt", f"PNG chunk {kind!r}: stored crc32 {stored:#010x}, computed {computed:#010x}")
+        if kind == b"acTL":
+            keep = "animated"
+        elif kind == b"eXIf":
+            exif = bytes(content)
+        elif kind == b"sRGB":
+            said_srgb = True
+        elif kind == b"iCCP":
+            icc = _png_profile(bytes(content))
+        elif kind == b"cICP" and not _is_srgb_like(*content[:2]):
+            keep = keep or "wide-gamut"
+    return Header("png", width, height, None if said_srgb else icc, exif, keep)
+
+
+def _png_profile(content: bytes) -> bytes | None:
+    _, _, packed = content.partition(b"\0")
+    try:
+        return zlib.decompressobj().decompress(packed[1:], _LONGEST_PROFILE)
+    except zlib.error:
+        return None  # as browsers do: a broken profile is no profile
+
+
+def _is_srgb_like(primaries: int, transfer: int) -> bool:
+    """ITU-T H.273 codes: BT.709 or unsaid primaries, and a transfer function that is not for HDR or linear light."""
+    return primaries in (1, 2) and transfer not in (8, 16, 18)
+
+
+# JPEG: markers, entropy-coded scans between them (ITU-T T.81 annex B)
+
+_NEXT_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def read_jpeg(data: bytes) -> Header:
+    """Walk all markers, through all scans, up to the end of the first picture (what follows is a preview or depth)."""
+    profile: dict[int, bytes] = {}
+    exif = frame = None
+    at = 2
+    while True:
+        found = _NEXT_MARKER.search(data, at)
+        if not found:
+            raise truncated("the end-of-image marker of its JPEG")
+        at, marker = found.end(), data[found.end() - 1]
+        if marker == 0xD9:
+            break
+        if marker in (0x01, 0xD8):
+            continue
+        if at + 2 > len(data):
+            raise truncated("its JPEG segments do")
+        end = at + struct.unpack_from(">H", data, at)[0]
+        if end > len(data):
+            raise truncated("its JPEG segments do")
+        content = data[at + 2 : end]
+        at = end
+        if marker in _FRAMES and frame is None:
+            if len(content) < 6:
+                raise ImageError("corrupt", "the JPEG frame header is too short")
+            frame = struct.unpack_from(">BHHB", content)
+        elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+            exif = exif or content[6:]
+        elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0") and len(content) > 14:
+            profile[content[12]] = content[14:]
+    if frame is None:
+        raise ImageError("corrupt", "the JPEG holds no picture")
+    precision, height, width, components = frame
+    keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else None
+    icc = b"".join(profile[i] for i in sorted(profile)) or None
+    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9))
+
+
+# The others: Pillow reads their headers; here is what it does not tell or check
+
+
+def read_webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP (RFC 9649); Pillow allocates whole canvases before it tells them."""
+    (size,) = struct.unpack_from("<I", data, 4)
+    if 8 + size > len(data) or len(data) < 30:
+        raise truncated("its WebP data do")
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def check_boxes(data: bytes) -> None:
+    """Refuse an ISO base media file (AVIF, JPEG 2000) whose outermost boxes reach beyond its end."""
+    at = 0
+    while at + 8 <= len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        if size == 0:
+            return
+        if size < 8:
+            raise ImageError("corrupt", f"a box of {size} bytes at byte {at}")
+        at += size
+    if at > len(data):
+        raise truncated("its boxes do")
+
+
+def check_tiff(data: bytes) -> None:
+    """Refuse a TIFF whose first directory, or what that points at, lies beyond the file's end (TIFF 6.0, section 2)."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    offset, count, entry, link = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
+    try:
+        (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count)
+        for _ in range(entries):
+            tag, kind, length, value = struct.unpack_from(order + entry, data, at)
+            size = length * _TIFF_SIZES.get(kind, 0)
+            if size > link and value + size > len(data) and tag in _TIFF_NEEDED:
+                raise truncated("its TIFF directory does")
+            at += struct.calcsize(order + entry)
+    except struct.error:
+        raise truncated("its TIFF directory does") from None
+
+
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 277, 278, 279, 320, 322, 323, 324, 325, 339, 347})
+
+
+def read_avif_keep(data: bytes) -> str | None:
+    """Why an AVIF's 8-bit sRGB pixels would not be faithful, which its decoder does not tell."""
+    at = data.find(b"av1C")  # AV1-ISOBMFF 2.3.3: seq_profile, then a byte with high_bitdepth as its second bit
+    if 0 < at < len(data) - 7 and data[at + 6] & 0x40:
+        return "16-bit"
+    at = data.find(b"colrnclx")
+    if 0 < at < len(data) - 12 and not _is_srgb_like(*struct.unpack_from(">HH", data, at + 8)):
+        return "wide-gamut"
+    return None
+
+
+def read_jpeg2000_keep(data: bytes) -> str | None:
+    """Check that a JPEG 2000 codestream ends (ITU-T T.800 annex A), and whether it is deeper than 8 bits."""
+    if data[:4] != b"\xff\x4f\xff\x51":
+        check_boxes(data)
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or at + 43 > len(data) or data.find(b"\xff\xd9", at) < 0:
+        raise truncated("its JPEG 2000 codestream does")
+    (components,) = struct.unpack_from(">H", data, at + 40)
+    depths = [(byte & 0x7F) + 1 for byte in data[at + 42 : at + 42 + 3 * components : 3]]
+    return "16-bit" if max(depths, default=8) > 8 else None

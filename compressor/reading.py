@@ -1,0 +1,38 @@
+"""Contents of listed files in chunks that fit in memory, each a file's bytes or the reason why there are none."""
+
+from collections.abc import Iterator, Sequence
+
+from compressor.errors import ImageError
+from compressor.images import Limits
+from compressor.sources import Source, SourceFile
+
+FILES_AT_ONCE = 256
+BYTES_AT_ONCE = 64 * 2**20
+
+
+def bounded_chunks(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    """Files in order, as many together as may be in memory: a few hundred small ones or a few large ones."""
+    chunk: list[SourceFile] = []
+    size = 0
+    for file in files:
+        if chunk and (len(chunk) == FILES_AT_ONCE or size + file.size > BYTES_AT_ONCE):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(file)
+        size += file.size
+    if chunk:
+        yield chunk
+
+
+def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -> list[bytes | ImageError]:
+    """Bytes of each file, or an ImageError (``unreadable``, ``too_large``). A file over the limit is not fetched."""
+    fetched = iter(source.read([file.path for file in files if file.size <= limits.max_bytes]))
+    contents: list[bytes | ImageError] = []
+    for file in files:
+        if file.size > limits.max_bytes:
+            text = f"the file has {file.size:,} bytes, the limit is {limits.max_bytes:,}"
+            contents.append(ImageError("too_large", text))
+            continue
+        content = next(fetched)
+        contents.append(content if isinstance(content, bytes) else ImageError("unreadable", str(content)))
+    return contents

@@ -1,0 +1,37 @@
+"""Which failures of storage are worth another try, and how long to wait before it."""
+
+import errno
+import random
+import time
+
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 20.0
+
+TRANSIENT_CODES = {
+    errno.EBUSY, errno.EAGAIN, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT,
+    errno.ENETUNREACH, errno.EHOSTUNREACH, getattr(errno, "EREMOTEIO", errno.EIO), errno.ESTALE,
+}  # fmt: skip
+# By name, so that no cloud library is imported to find out that it was not used
+TRANSIENT_NAMES = {
+    "HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead",
+    "ResponseParserError", "TimeoutError", "FSTimeoutError",
+}  # fmt: skip
+
+
+def is_transient(error: object) -> bool:
+    """Whether the same request may succeed later."""
+    if any(kind.__name__ in TRANSIENT_NAMES for kind in type(error).__mro__):
+        return True
+    response = getattr(getattr(error, "__cause__", None), "response", None)
+    status = getattr(error, "status", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
+    if isinstance(status, int) and (status >= 500 and status != 501 or status in (408, 429)):
+        return True
+    return isinstance(error, OSError) and error.errno in TRANSIENT_CODES
+
+
+def back_off(attempt: int) -> None:
+    """Sleep after the failed ``attempt`` (0, 1, ...): exponential with full jitter, so that workers spread out."""
+    time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))

@@ -1,0 +1,107 @@
+"""Prepared training pictures: one Arrow file of equal-sized uint8 pictures for each batch of files.
+
+A shard is named by what is in it and how it was made, so that it can be cached, shared and made again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from compressor.errors import ImageError, SourceError
+from compressor.images import Limits, decode_picture, resize_picture
+from compressor.reading import bounded_chunks, read_contents
+from compressor.sources import Source, SourceFile
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How pictures are prepared: centre-cropped and resized to ``side`` x ``side``, within ``limits``."""
+
+    side: int = 128
+    limits: Limits = Limits()
+
+    def digest(self, files: Sequence[SourceFile]) -> str:
+        """Name of the shard of these files: 32 hexadecimal digits over keys, sizes, fingerprints and configuration."""
+        content = hashlib.blake2b(json.dumps([VERSION, asdict(self)], sort_keys=True).encode(), digest_size=16)
+        for file in files:
+            content.update(f"\0{file.key}\0{file.size}\0".encode("utf-8", "surrogateescape") + file.fingerprint)
+        return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard on disk: what passes between tasks instead of pixels."""
+
+    path: str
+    digest: str
+    count: int
+    refused: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def exists(self) -> bool:
+        """Whether the file is still there."""
+        return Path(self.path).is_file()
+
+
+def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConfig, folder: Path) -> ShardRecord:
+    """Decode, crop and resize ``files`` into one shard under ``folder``.
+
+    Pictures that cannot be read, need more than 8-bit RGB or are refused are counted by reason and left out.
+    """
+    digest = config.digest(files)
+    path = folder / f"{digest}.arrow"
+    pictures: list[np.ndarray] = []
+    refused: dict[str, int] = {}
+    for chunk in bounded_chunks(files):
+        for content in read_contents(source, chunk, config.limits):
+            try:
+                if isinstance(content, ImageError):
+                    raise content
+                picture = decode_picture(content, config.limits)
+                if picture.keep:
+                    raise ImageError(picture.keep, "not plain 8-bit colour")
+                pictures.append(resize_picture(picture.pixels, config.side))
+            except ImageError as error:
+                refused[error.reason] = refused.get(error.reason, 0) + 1
+    _write(path, pictures, config.side)
+    return ShardRecord(str(path), digest, len(pictures), refused)
+
+
+def load_shards(records: Sequence[ShardRecord]) -> np.ndarray:
+    """All pictures of the shards in order, uint8 (N, H, W, 3). SourceError where there is none."""
+    parts = []
+    for record in records:
+        with pa.memory_map(record.path) as file:
+            table = pa.ipc.open_file(file).read_all()
+        for chunk in table["pixels"].chunks:
+            shape = json.loads(table.schema.metadata[b"shape"])
+            parts.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
+    if not sum(len(part) for part in parts):
+        raise SourceError("there is no picture to train on: the source is empty, or every file in it was refused")
+    return np.concatenate(parts)
+
+
+def _write(path: Path, pictures: Sequence[np.ndarray], side: int) -> None:
+    """Write beside, then rename: a reader sees a whole shard or none."""
+    shape = (side, side, 3)
+    size = int(np.prod(shape))
+    values = pa.array(np.concatenate([picture.ravel() for picture in pictures]) if pictures else np.zeros(0, np.uint8))
+    column = pa.FixedSizeListArray.from_arrays(values, size)
+    schema = pa.schema([("pixels", column.type)], metadata={"shape": json.dumps(shape)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(pa.record_batch([column], schema=schema))
+    os.replace(partial, path)

@@ -1,0 +1,360 @@
+"""Where pictures come from: a folder, bucket prefix, glob or single file at any fsspec URL, listed and read.
+
+Not here: decoding (images.py), and what is done about a file that cannot be read (tasks/). Credentials come from the
+environment and never appear in a message.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeVar
+
+from compressor.errors import SourceError
+from compressor.listing import (
+    Info,
+    fingerprint,
+    is_picture,
+    list_bucket,
+    list_folders,
+    list_local,
+    local_info,
+    size_of,
+)
+from compressor.retrying import ATTEMPTS, back_off, is_transient
+
+T = TypeVar("T")
+
+CONCURRENT_REQUESTS = 64  # s3fs's own 10 connections cap at 81 objects a second under 50 ms of latency
+LOCAL_THREADS = 8  # hide the latency of network file systems
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One listed picture file.
+
+    Attributes
+    ----------
+    key
+        Path below the source's root, with forward slashes. Unique within the source.
+    path
+        What :meth:`Source.read` takes.
+    size
+        Bytes.
+    fingerprint
+        8 bytes that change when the file does: BLAKE2b of size and ETag, else of size and checksum or time of change.
+    """
+
+    key: str
+    path: str
+    size: int
+    fingerprint: bytes
+
+
+class Skipped(NamedTuple):
+    """A name that may be a picture's but cannot be archived, or a folder that cannot be entered."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a URL means: the files below ``root`` that begin with ``prefix`` and match ``pattern``, or one file."""
+
+    root: str
+    prefix: str = ""
+    pattern: re.Pattern[str] | None = None
+    depth: float = float("inf")
+    single: SourceFile | None = None
+
+
+class Source:
+    """Pictures at a URL. Make one with :meth:`open`; it pickles as its URL and options.
+
+    Attributes
+    ----------
+    url
+        As given.
+    skipped
+        What the last :meth:`files` passed over although it may be a picture, with reasons.
+    """
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+        self.url = url
+        self.storage_options = dict(storage_options or {})
+        self.skipped: list[Skipped] = []
+
+    @classmethod
+    def open(cls, url: str, storage_options: dict[str, Any] | None = None) -> Source:
+        """Check that ``url`` can be listed, and return its source.
+
+        A glob knows ``*``, ``?``, ``[...]`` and ``**`` for any number of folders. ``storage_options`` go to the
+        fsspec file system, for example ``{"anon": True}`` for a public bucket.
+
+        Raises
+        ------
+        SourceError
+            There is nothing at ``url``, or it cannot be reached or listed. A folder without pictures is no error.
+        """
+        source = cls(url, storage_options)
+        source._place  # noqa: B018 - looks it up, and raises what a user must know now
+        return source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Source, (self.url, self.storage_options)
+
+    def __repr__(self) -> str:
+        return f"Source({self.shown!r})"
+
+    @property
+    def shown(self) -> str:
+        """The URL without user, password and query."""
+        return _without_secrets(self.url)
+
+    def files(self) -> Iterator[SourceFile]:
+        """Stream the picture files, sorted by key.
+
+        Files are chosen by extension; names that begin with a dot are left out. Links to files are followed, links to
+        folders are not (they are in :attr:`skipped`). Memory holds one page of a bucket, or up to 32,768 names of a
+        local folder, whatever the number of files. Listing takes about 10 us a file locally, 100 us in a bucket.
+
+        Raises
+        ------
+        SourceError
+            The listing fails for good.
+        """
+        self.skipped = []
+        place = self._place
+        if place.single:
+            yield place.single
+            return
+        for key, path, info in self._list(place):
+            if not is_picture(key) or key.startswith(".") or "/." in key:
+                continue
+            if place.pattern and not place.pattern.match(key):
+                continue
+            if problem := _name_problem(key):
+                self._skip(key, problem)
+            else:
+                yield SourceFile(key, path, size_of(info), fingerprint(info))
+
+    def read(self, paths: Sequence[str]) -> list[bytes | Exception]:
+        """Read whole files concurrently; all of them are in memory at the end.
+
+        Transient failures (connections, timeouts, 5xx, SlowDown) are tried again, 5 times in all, with exponential
+        back-off and full jitter; others are not.
+
+        Returns
+        -------
+        list
+            For each path its bytes, or the :class:`SourceError` that says why there are none.
+        """
+        results: dict[str, bytes | Exception] = {}
+        waiting = list(dict.fromkeys(paths))
+        for attempt in range(ATTEMPTS):
+            results.update(zip(waiting, self._read_once(waiting), strict=True))
+            waiting = [path for path in waiting if is_transient(results[path])]
+            if not waiting:
+                break
+            if attempt + 1 < ATTEMPTS:
+                back_off(attempt)
+        for path, result in results.items():
+            if isinstance(result, Exception):
+                results[path] = self._error(f"cannot read {_without_secrets(path)}", result)
+        return [results[path] for path in paths]
+
+    @staticmethod
+    def content_fingerprint(data: bytes) -> bytes:
+        """8 bytes that identify a file's content: BLAKE2b."""
+        return blake2b(data, digest_size=8).digest()
+
+    @cached_property
+    def _is_local(self) -> bool:
+        scheme, found, _ = self.url.partition("://")
+        return "::" not in self.url and (not found or scheme in ("file", "local"))
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str]:
+        """The fsspec file system of a source that is not local, and the path in it."""
+        import fsspec
+
+        options = dict(self.storage_options)
+        is_s3 = self.url.startswith(("s3://", "s3a://"))
+        try:
+            filesystem, path = fsspec.core.url_to_fs(self.url, **(_s3_options(options) if is_s3 else options))
+        except Exception as error:  # the back end may be unknown, not installed or misconfigured
+            raise self._error(f"cannot open {self.shown}", error) from error
+        if is_s3:
+            filesystem.retries = 1  # ours would multiply with these
+        return filesystem, path.rstrip("/") or path[:1]
+
+    @cached_property
+    def _place(self) -> _Place:
+        return self._local_place() if self._is_local else self._remote_place()
+
+    def _local_place(self) -> _Place:
+        path = os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", self.url)))
+        try:
+            if os.path.isdir(path):
+                os.scandir(path).close()
+                return _Place(path)
+            if os.path.exists(path):
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):
+                    raise SourceError(f"{self.shown} is not a regular file or folder")
+                return _Place(path, single=_source_file(os.path.basename(path), path, local_info(status)))
+        except OSError as error:
+            raise self._error(f"cannot open {self.shown}", error) from error
+        place = _glob(path)
+        if not place or not os.path.isdir(place.root):
+            raise self._missing()
+        return place
+
+    def _remote_place(self) -> _Place:
+        filesystem, path = self._remote
+        place = _glob(path) or _Place(path)
+        if is_picture(path) and not re.search(r"[*?]", path):  # brackets may be part of a name
+            info = self._retrying(lambda: _info_or_none(filesystem, path))
+            if info:
+                return _Place(path, single=_source_file(path.rpartition("/")[2], path, info))
+        if hasattr(filesystem, "call_s3"):
+            # An empty bucket is an empty source; a prefix is only there through its keys
+            there = any(True for _ in list_bucket(self._call_s3, place.root, "", float("inf"))) or "/" not in place.root
+        else:
+            there = self._retrying(lambda: filesystem.isdir(place.root))
+        if not there:
+            raise self._missing()
+        return place
+
+    def _list(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
+        if self._is_local:
+            return list_local(place.root, place.depth, self._skip)
+        filesystem, _ = self._remote
+        if hasattr(filesystem, "call_s3"):
+            return list_bucket(self._call_s3, place.root, place.prefix, place.depth)
+        return list_folders(
+            lambda path: self._retrying(lambda: filesystem.ls(path, detail=True)), place.root, place.depth
+        )
+
+    def _call_s3(self, method: str, **request: Any) -> Any:
+        return self._retrying(lambda: self._remote[0].call_s3(method, **request))
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped.append(Skipped(_printable(name), reason))
+
+    def _read_once(self, paths: list[str]) -> list[bytes | Exception]:
+        read: Callable[[str], bytes] = _read_local
+        if not self._is_local:
+            filesystem, _ = self._remote
+            if getattr(filesystem, "async_impl", False):
+                # cat() would take names with brackets for globs; cat_ranges() takes them as they are
+                return filesystem.cat_ranges(paths, None, None, on_error="return", batch_size=CONCURRENT_REQUESTS)
+            read = filesystem.cat_file
+
+        def attempt(path: str) -> bytes | Exception:
+            try:
+                return read(path)
+            except Exception as error:  # one file's failure is its own
+                return error
+
+        with ThreadPoolExecutor(LOCAL_THREADS) as pool:
+            return list(pool.map(attempt, paths))
+
+    def _retrying(self, call: Callable[[], T]) -> T:
+        for attempt in itertools.count():
+            try:
+                return call()
+            except Exception as error:  # back ends raise what they like; a user gets one kind
+                if attempt + 1 == ATTEMPTS or not is_transient(error):
+                    raise self._error(f"cannot list {self.shown}", error) from error
+            back_off(attempt)
+        raise AssertionError("unreachable")
+
+    def _missing(self) -> SourceError:
+        return SourceError(f"no source at {self.shown}: there is no such folder, prefix or file; check the spelling")
+
+    def _error(self, what: str, error: Exception) -> SourceError:
+        """A SourceError that tells what to do, with no secret in it."""
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        user = re.match(r"[\w+.-]+://([^/@]*@)", self.url)
+        told = _without_secrets(told.replace(user[1], "") if user else told)
+        if isinstance(error, FileNotFoundError):
+            told = f"it does not exist ({told})"
+        elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            told += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the option anon for a public bucket"
+        elif isinstance(error, PermissionError):
+            told += "; check the credentials in the environment and the permissions"
+        elif is_transient(error):
+            told += f" (tried {ATTEMPTS} times); check the network and the endpoint, then run again"
+        return SourceError(f"{what}: {told}")
+
+
+def _glob(path: str) -> _Place | None:
+    """The place that a path with wildcards means; None for one without."""
+    from fsspec.utils import glob_translate
+
+    magic = re.search(r"[*?\[]", path)
+    if not magic:
+        return None
+    root, _, prefix = path[: magic.start()].rpartition("/")
+    pattern = path[len(root) :].lstrip("/")
+    depth = float("inf") if "**" in pattern else pattern.count("/") + 1
+    return _Place(root or path[:1].strip("*?["), prefix, re.compile(glob_translate(pattern)), depth)
+
+
+def _name_problem(key: str) -> str:
+    """Why a name cannot be a key of the archive, which are UTF-8 strings that can name files again."""
+    if "\0" in key:
+        return "the name contains a NUL character"
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "the name is not valid UTF-8"
+    return ""
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _source_file(key: str, path: str, info: Info) -> SourceFile:
+    return SourceFile(key, path, size_of(info), fingerprint(info))
+
+
+def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    config = {
+        "max_pool_connections": CONCURRENT_REQUESTS,
+        "retries": {"mode": "adaptive", "total_max_attempts": 1},  # slows down when told to; tries again are ours
+    } | options.pop("config_kwargs", {})
+    # One request per object: with more than one allowed, s3fs asks for the size first
+    defaults = {"use_listings_cache": False, "max_concurrency": 1, "config_kwargs": config}
+    return defaults | ({"endpoint_url": endpoint} if endpoint else {}) | options
+
+
+def _info_or_none(filesystem: Any, path: str) -> Info | None:
+    try:
+        info = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    return info if info["type"] == "file" else None
+
+
+def _read_local(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?\S*=\S*")
+
+
+def _without_secrets(text: str) -> str:
+    return _SECRETS.sub("", text)

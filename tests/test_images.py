@@ -1,0 +1,292 @@
+"""Every format, orientation, colour and kind of damage a folder of pictures brings."""
+
+import io
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from compressor.errors import ImageError
+from compressor.images import Limits, decode_picture, encode_picture, resize_picture
+
+# Smooth, so that lossy formats stay close; every corner differs, so that a turn shows
+ROWS, COLUMNS = np.mgrid[0:40, 0:56].astype(np.float32)
+PIXELS = np.stack([ROWS * 6, COLUMNS * 4, 255 - ROWS * 3 - COLUMNS * 2], axis=-1).clip(0, 255).astype(np.uint8)
+RGB = Image.fromarray(PIXELS)
+GREY = Image.fromarray(PIXELS[..., 0])
+FORMATS = {
+    "png": {},
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True},
+    "tiff": {},
+    "bmp": {},
+    "avif": {"quality": 95},
+    "jpeg2000": {},
+    "gif": {},
+}
+
+
+def file_of(picture, format="png", **settings):
+    file = io.BytesIO()
+    picture.save(file, format, **settings)
+    return file.getvalue()
+
+
+def refusal(data, **limits):
+    with pytest.raises(ImageError) as caught:
+        decode_picture(data, Limits(**limits))
+    return caught.value.reason
+
+
+def close(pixels, expected, tolerance=6):
+    return pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).mean() < tolerance
+
+
+@pytest.fixture(autouse=True)
+def silent(capfd):
+    """Decoders must not write to the terminal, whatever they are fed."""
+    yield
+    out, err = capfd.readouterr()
+    assert out == "" and err == ""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats(format):
+    picture = decode_picture(file_of(RGB, format, **FORMATS[format]))
+    assert (picture.format, picture.channels, picture.keep) == (format, 3, None)
+    assert picture.pixels.dtype == np.uint8 and picture.pixels.flags.c_contiguous
+    assert close(picture.pixels, PIXELS)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "bmp", "jpeg2000"])
+def test_grey(format):
+    picture = decode_picture(file_of(GREY, format))
+    assert picture.channels == 1 and picture.keep is None
+    assert (picture.pixels == picture.pixels[..., :1]).all()
+    assert close(picture.pixels[..., 0], PIXELS[..., 0])
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_adobe_deflate", "zstd"])
+def test_tiff_compressions(compression):
+    assert close(decode_picture(file_of(RGB, "tiff", compression=compression)).pixels, PIXELS)
+
+
+def test_palette_and_two_levels():
+    palette = RGB.quantize(200)
+    for format in ("png", "bmp", "tiff"):
+        picture = decode_picture(file_of(palette, format))
+        assert picture.keep is None and (picture.pixels == np.asarray(palette.convert("RGB"))).all()
+        two = decode_picture(file_of(GREY.convert("1"), format))
+        assert two.keep is None and two.channels == 1 and set(np.unique(two.pixels)) == {0, 255}
+
+
+def test_rgb_jpeg_and_progressive():
+    assert close(decode_picture(file_of(RGB, "jpeg", keep_rgb=True)).pixels, PIXELS)
+    assert close(decode_picture(file_of(RGB, "jpeg", progressive=True, restart_marker_rows=1)).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "tiff jpeg", "avif"])
+def test_orientation(format, orientation):
+    format, _, compression = format.partition(" ")
+    exif = Image.Exif()
+    exif[274] = orientation
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's Transpose that makes it upright
+    upright = RGB.transpose(turns[orientation]) if orientation > 1 else RGB
+    settings = FORMATS[format] | ({"compression": compression} if compression else {})
+    data = file_of(RGB, format, exif=exif.tobytes(), **settings)
+    assert close(decode_picture(data).pixels, np.asarray(upright))
+
+
+def test_broken_exif_is_no_obstacle():
+    assert close(decode_picture(file_of(RGB, "jpeg", exif=b"Exif\0\0II*\0nonsense")).pixels, PIXELS)
+
+
+def test_colour_profiles():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for format in ("png", "jpeg", "tiff", "webp"):
+        same = decode_picture(file_of(RGB, format, icc_profile=srgb, **FORMATS[format])).pixels
+        assert (same == decode_picture(file_of(RGB, format, **FORMATS[format])).pixels).all()
+        broken = decode_picture(file_of(RGB, format, icc_profile=b"nonsense" * 20, **FORMATS[format]))
+        assert close(broken.pixels, PIXELS)
+        swapped = decode_picture(file_of(RGB, format, icc_profile=swap_red_and_green(srgb), **FORMATS[format]))
+        assert swapped.keep is None
+        assert close(swapped.pixels, PIXELS[..., [1, 0, 2]], 3)
+
+
+def swap_red_and_green(profile):
+    """A valid profile of other primaries: the colorants of red and green change places."""
+    return profile.replace(b"rXYZ", b"tmp!").replace(b"gXYZ", b"rXYZ").replace(b"tmp!", b"gXYZ")
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunk(png, kind, content):
+    return png[:33] + png_chunk(kind, content) + png[33:]
+
+
+def test_what_only_the_original_bytes_keep():
+    translucent = RGB.convert("RGBA")
+    translucent.putalpha(GREY)
+    deep = PIXELS.astype(np.uint16) * 257
+    frames = [RGB, RGB.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    cases = [
+        (file_of(translucent), "alpha"),
+        (file_of(translucent, "webp", lossless=True), "alpha"),
+        (file_of(translucent, "avif"), "alpha"),
+        (file_of(translucent, "tiff"), "alpha"),
+        (file_of(translucent.convert("LA")), "alpha"),
+        (file_of(RGB.quantize(9), transparency=0), "alpha"),
+        (file_of(RGB.quantize(9), "gif", transparency=0), "alpha"),
+        (imagecodecs.png_encode(deep), "16-bit"),
+        (imagecodecs.png_encode(np.ascontiguousarray(deep[..., 0])), "16-bit"),
+        (imagecodecs.tiff_encode(deep), "16-bit"),
+        (file_of(Image.fromarray(deep[..., 0]), "tiff"), "16-bit"),
+        (imagecodecs.jpeg2k_encode(deep, level=0), "16-bit"),
+        (imagecodecs.avif_encode(deep >> 6, bitspersample=10), "16-bit"),
+        (imagecodecs.jpeg8_encode(deep >> 4, bitspersample=12), "16-bit"),
+        (file_of(Image.fromarray(PIXELS[..., 0] / np.float32(255)), "tiff"), "float"),
+        (file_of(RGB.convert("CMYK"), "jpeg", quality=95), "cmyk"),
+        (file_of(RGB.convert("CMYK"), "tiff"), "cmyk"),
+        (file_of(frames[0], "png", save_all=True, append_images=frames[1:]), "animated"),
+        (file_of(frames[0], "webp", save_all=True, append_images=frames[1:], lossless=True), "animated"),
+        (file_of(frames[0], "gif", save_all=True, append_images=frames[1:]), "animated"),
+        (file_of(frames[0], "avif", save_all=True, append_images=frames[1:]), "animated"),
+        (file_of(frames[0], "tiff", save_all=True, append_images=frames[1:]), "multi-page"),
+        (with_chunk(file_of(RGB), b"cICP", bytes([9, 16, 0, 1])), "wide-gamut"),
+    ]
+    for number, (data, keep) in enumerate(cases):
+        picture = decode_picture(data)
+        assert picture.keep == keep, number
+        assert picture.pixels.shape == PIXELS.shape and picture.pixels.dtype == np.uint8, number
+        if keep in ("16-bit", "animated", "multi-page") and picture.channels == 3:
+            assert close(picture.pixels, PIXELS), number
+
+
+def test_alpha_on_white_and_opaque_alpha_dropped():
+    half = RGB.convert("RGBA")
+    half.putalpha(51)
+    expected = PIXELS * 0.2 + 255 * 0.8
+    assert np.abs(decode_picture(file_of(half)).pixels - expected).max() <= 1
+    opaque = decode_picture(file_of(RGB.convert("RGBA")))
+    assert opaque.keep is None and (opaque.pixels == PIXELS).all()
+    grey = decode_picture(file_of(GREY.convert("LA")))
+    assert grey.keep is None and grey.channels == 1
+
+
+def test_phone_jpeg_with_a_second_picture_behind_the_first():
+    data = file_of(RGB, "mpo", save_all=True, append_images=[GREY], quality=95, subsampling=0)
+    picture = decode_picture(data)
+    assert picture.format == "jpeg" and picture.keep is None and close(picture.pixels, PIXELS)
+
+
+@pytest.mark.parametrize("data", [b"This is a text file\n", b"BM is how this text begins, no bitmap", b"<svg/>", b"\0"])
+def test_not_a_picture(data):
+    assert refusal(data) == "not_a_picture"
+
+
+def test_empty_and_unsupported():
+    assert refusal(b"") == "empty"
+    assert refusal(imagecodecs.jpegxl_encode(PIXELS)) == "unsupported"
+    assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "unsupported"
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "progressive", "lzw"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_truncated(format, share):
+    noisy = Image.fromarray(PIXELS ^ np.random.default_rng(0).integers(0, 32, PIXELS.shape, np.uint8))
+    if format == "progressive":
+        data = file_of(noisy, "jpeg", progressive=True, exif=b"Exif\0\0" + file_of(RGB, "jpeg"))
+    elif format == "lzw":
+        data = file_of(noisy, "tiff", compression="tiff_lzw")
+    else:
+        data = file_of(noisy, format, **FORMATS[format])
+    assert refusal(data[: int(len(data) * share)]) == "truncated"
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "group4", "lzma"])
+def test_damaged_tiff_is_quiet(compression):
+    data = file_of(GREY.convert("1") if compression == "group4" else RGB, "tiff", compression=compression)
+    middle = len(data) // 3
+    try:
+        decode_picture(data[:middle] + b"\xff\x13" * 40 + data[middle + 80 :])
+    except ImageError as error:
+        assert error.reason == "corrupt"
+
+
+def test_damaged_png_names_both_sums():
+    data = bytearray(file_of(RGB))
+    data[60] ^= 1
+    with pytest.raises(ImageError, match="stored crc32 0x.*computed 0x") as caught:
+        decode_picture(bytes(data))
+    assert caught.value.reason == "corrupt"
+
+
+def test_limits_before_decoding():
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"x") + png_chunk(b"IEND", b"")
+    assert refusal(bomb) == "too_large"
+    for format in FORMATS:
+        data = file_of(RGB, format, **FORMATS[format])
+        assert refusal(data, max_pixels=40 * 56 - 1) == "too_large"
+        assert refusal(data, max_bytes=len(data) - 1) == "too_large"
+        assert decode_picture(data, Limits(len(data), 40 * 56)).pixels.shape == PIXELS.shape
+
+
+def test_pillow_s_own_limit_is_a_refusal_too():
+    data = file_of(RGB.convert("CMYK"), "tiff", compression="tiff_lzw")
+    for tag, size in ((256, 56), (257, 40)):
+        entry = struct.pack("<HHI", tag, 3, 1)
+        assert data.count(entry) == 1
+        data = data.replace(entry + struct.pack("<I", size), entry + struct.pack("<I", 60_000))
+    assert refusal(data, max_pixels=10**10) == "too_large"
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_hostile_bytes_are_a_picture_or_a_named_refusal(data):
+    original = data.draw(st.sampled_from([file_of(RGB, f, **s) for f, s in FORMATS.items()]))
+    damaged = bytearray(original)
+    for position, value in data.draw(st.lists(st.tuples(st.integers(0, len(original) - 1), st.integers(0, 255)))):
+        damaged[position] = value
+    damaged = bytes(damaged[: data.draw(st.integers(0, len(original)))])
+    try:
+        picture = decode_picture(damaged, Limits(max_pixels=10**6))
+    except ImageError as error:
+        assert error.reason in {"empty", "not_a_picture", "truncated", "unsupported", "too_large", "corrupt"}
+    else:
+        assert picture.pixels.ndim == 3 and picture.pixels.shape[2] == 3
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "tiff", "bmp", "jpeg", "avif"])
+def test_encode_then_decode(format):
+    for channels, pixels in ((3, PIXELS), (1, np.repeat(PIXELS[..., :1], 3, axis=2))):
+        back = decode_picture(encode_picture(pixels, channels, format))
+        assert back.format == format and close(back.pixels, pixels, 2)
+        if format in ("png", "webp", "tiff", "bmp"):
+            assert (back.pixels == pixels).all()
+        if format in ("png", "tiff", "bmp", "jpeg"):
+            assert back.channels == channels
+
+
+def test_encode_unknown_format():
+    with pytest.raises(ImageError, match="choose one of png"):
+        encode_picture(PIXELS, 3, "xyz")
+
+
+def test_resize_takes_the_middle():
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, 32:96] = 200
+    assert (resize_picture(wide, 16) == 200).all() and resize_picture(wide, 16).shape == (16, 16, 3)
+    assert resize_picture(wide, 100).shape == (100, 100, 3)
+    assert (resize_picture(wide[:, 32:96], 64) == 200).all()
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = 200
+    assert (resize_picture(stripes, 32) == 100).all()  # the mean over each area, no moire

@@ -1,0 +1,268 @@
+"""Sources as users have them: messy folders, buckets, globs, single files, and storage that fails."""
+
+import itertools
+import os
+import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor import listing, retrying
+from compressor.errors import SourceError
+from compressor.sources import Source
+
+NAMES = ["00000/00000.png", "00000/00001.PNG", "00000-b.jpeg", "00000.png", "01000/x[1].webp", "01000/deep/y z.tif"]
+NAMES.append("é.jpg")
+OTHERS = ["readme.txt", ".hidden.png", ".cache/z.png", "00000/.DS_Store", "Thumbs.db"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in NAMES + OTHERS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="pictures")
+    client.create_bucket(Bucket="hollow")
+    for name in NAMES + OTHERS:
+        client.put_object(Bucket="pictures", Key="ffhq/" + name, Body=name.encode())
+    client.put_object(Bucket="pictures", Key="ffhq/00000/", Body=b"")  # what consoles leave for a folder
+    client.put_object(Bucket="pictures", Key="documents/a.txt", Body=b"text")
+    return client
+
+
+@pytest.fixture(params=["local", "file", "s3", "memory", "zip"])
+def anywhere(request, tmp_path):
+    """The same files in every kind of storage, as a URL without a slash at its end."""
+    if request.param == "s3":
+        request.getfixturevalue("bucket")
+        return "s3://pictures/ffhq"
+    if request.param == "memory":
+        memory = fsspec.filesystem("memory")
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]
+        for name in NAMES + OTHERS:
+            memory.pipe(f"/ffhq/{name}", name.encode())
+        return "memory://ffhq"
+    tree = request.getfixturevalue("tree")
+    if request.param == "zip":
+        import zipfile
+
+        with zipfile.ZipFile(tree / "all.zip", "w") as file:
+            for name in NAMES + OTHERS:
+                file.writestr("ffhq/" + name, name)
+        return f"zip://ffhq::{tree}/all.zip"
+    return str(tree) if request.param == "local" else f"file://{tree}"
+
+
+def keys(url):
+    return [file.key for file in Source.open(url).files()]
+
+
+def test_the_same_listing_and_bytes_everywhere(anywhere):
+    source = Source.open(anywhere)
+    files = list(source.files())
+    assert [file.key for file in files] == sorted(NAMES)
+    assert all(file.size == len(file.key.encode()) and len(file.fingerprint) == 8 for file in files)
+    assert source.read([file.path for file in files]) == [file.key.encode() for file in files]
+    again = pickle.loads(pickle.dumps(source))
+    assert list(again.files()) == files and source.skipped == []
+
+
+def test_globs_everywhere(anywhere):
+    if "::" in anywhere:
+        pytest.skip("a glob inside a chained URL is spelled otherwise")
+    assert keys(anywhere + "/**/*.png") == ["00000.png", "00000/00000.png"]
+    assert keys(anywhere + "/*.png") == ["00000.png"]
+    assert keys(anywhere + "/0*/*") == ["00000/00000.png", "00000/00001.PNG", "01000/x[1].webp"]
+    assert keys(anywhere + "/00000/0000[01].*") == ["00000.png", "00001.PNG"]
+    assert keys(anywhere + "/nothing-*.png") == []
+
+
+def test_single_file_everywhere(anywhere):
+    if "::" in anywhere:
+        pytest.skip("the name comes first in a chained URL")
+    source = Source.open(anywhere + "/01000/x[1].webp")
+    (file,) = source.files()
+    assert file.key == "x[1].webp"
+    assert source.read([file.path]) == [b"01000/x[1].webp"]
+
+
+def test_missing_and_empty_everywhere(anywhere):
+    if "::" not in anywhere:
+        for missing in ("/absent", "/absent.png", "/absent/*.png"):
+            with pytest.raises(SourceError, match="no source at .*absent"):
+                Source.open(anywhere + missing)
+    source = Source.open(anywhere)
+    path = next(source.files()).path
+    good, bad = source.read([path, path + ".gone.png"])
+    assert good == sorted(NAMES)[0].encode()
+    assert isinstance(bad, SourceError) and "does not exist" in str(bad)
+
+
+def test_empty_is_no_error(tmp_path, bucket):
+    assert keys(str(tmp_path)) == []
+    assert keys("s3://hollow") == []
+    assert keys("s3://pictures/documents/") == []
+    assert keys("s3://pictures") == ["ffhq/" + name for name in sorted(NAMES)]
+
+
+def test_fingerprint_changes_with_the_file(tree, bucket):
+    def prints(url):
+        return {file.key: file.fingerprint for file in Source.open(url).files()}
+
+    for url, change in (
+        (str(tree), lambda: (tree / "00000.png").write_bytes(b"changed!!")),
+        ("s3://pictures/ffhq", lambda: bucket.put_object(Bucket="pictures", Key="ffhq/00000.png", Body=b"changed!!")),
+    ):
+        before = prints(url)
+        assert prints(url) == before
+        change()
+        after = prints(url)
+        assert {key for key in before if before[key] != after[key]} == {"00000.png"}
+    bucket.put_object(Bucket="pictures", Key="ffhq/00000.png", Body=b"00000.png")
+    assert Source.content_fingerprint(b"a") != Source.content_fingerprint(b"b")
+
+
+def test_nothing_is_lost_silently(tree):
+    os.symlink(tree, tree / "00000" / "loop")
+    os.symlink(tree / "00000.png", tree / "link.png")
+    os.symlink(tree / "gone", tree / "broken.png")
+    os.symlink(tree / "itself.png", tree / "itself.png")
+    os.mkfifo(tree / "pipe.png")
+    (Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.png"))).write_bytes(b"latin-1")
+    (tree / "two\nlines.png").write_bytes(b"newline")
+    source = Source.open(str(tree))
+    files = {file.key: file.path for file in source.files()}
+    assert sorted(files) == sorted([*NAMES, "link.png", "two\nlines.png"])
+    assert source.read([files["two\nlines.png"]]) == [b"newline"]
+    reasons = dict(source.skipped)
+    assert set(reasons) == {"00000/loop", "broken.png", "itself.png", "pipe.png", "caf\\udce9.png"}
+    assert "UTF-8" in reasons["caf\\udce9.png"] and "link to a folder" in reasons["00000/loop"]
+
+
+def test_pipe_and_text_as_source(tree):
+    os.mkfifo(tree / "pipe.png")
+    with pytest.raises(SourceError, match="not a regular file"):
+        Source.open(str(tree / "pipe.png"))
+    assert keys(str(tree / "readme.txt")) == ["readme.txt"]  # asked for by name: the decoder says what it is
+
+
+def test_folder_names_with_wildcards(tmp_path):
+    (tmp_path / "a[1]*").mkdir()
+    (tmp_path / "a[1]*" / "b.png").write_bytes(b"x")
+    assert keys(str(tmp_path / "a[1]*")) == ["b.png"]
+
+
+@given(st.sets(st.text("ab-./é", min_size=1, max_size=6), max_size=12), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_local_order_is_the_order_of_whole_keys(tmp_path_factory, names, held):
+    root = tmp_path_factory.mktemp("order")
+    for name in names:
+        name = "/".join("x" + part.strip(".") for part in name.split("/")) + "z.png"
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "NAMES_HELD", held)  # many passes over each directory
+        found = keys(str(root))
+    assert found == sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png"))
+
+
+def test_bucket_of_several_pages(bucket, monkeypatch):
+    monkeypatch.setattr(listing, "KEYS_A_PAGE", 3)
+    assert keys("s3://pictures/ffhq") == sorted(NAMES)
+    files = Source.open("s3://pictures/ffhq").files()
+    assert [file.key for file in itertools.islice(files, 2)] == sorted(NAMES)[:2]
+
+
+class Storage(BaseHTTPRequestHandler):
+    """Half of an S3 server: objects that answer with the failures their names ask for."""
+
+    asked: dict[str, int] = {}
+
+    def do_GET(self):
+        name = self.path.rsplit("/", 1)[1]
+        count = self.asked[name] = self.asked.get(name, 0) + 1
+        status, code = 200, ""
+        if name.startswith("flaky") and count <= 3:
+            status, code = 503, "SlowDown"
+        elif name.startswith("down"):
+            status, code = 500, "InternalError"
+        elif name.startswith("secret"):
+            status, code = 403, "AccessDenied"
+        elif name.startswith("reset") and count <= 2:
+            self.connection.close()
+            return
+        body = f"<Error><Code>{code}</Code><Message>{code}!</Message></Error>".encode() if code else b"picture"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_retries_only_what_may_pass(monkeypatch):
+    waits = []
+    plainly = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}  # no slowing down either
+    monkeypatch.setattr(retrying, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(retrying.random, "uniform", lambda low, high: waits.append(high) or high)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Storage)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        names = ["good.png", "flaky.png", "reset.png", "down.png", "secret.png"]
+        good, flaky, reset, down, secret = Source("s3://b", plainly).read([f"b/{name}" for name in names])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert good == flaky == reset == b"picture"
+    assert isinstance(down, SourceError) and "tried 5 times" in str(down)
+    assert isinstance(secret, SourceError) and "check the credentials" in str(secret) and "hush" not in str(secret)
+    assert Storage.asked["good.png"] == Storage.asked["secret.png"] == 1
+    assert waits == [0.001, 0.002, 0.004, 0.008]  # doubling bounds, drawn below them
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nowhere://bucket/x", "cannot open"),
+        ("s3://no-such-bucket/x", "does not exist|no source"),
+        ("/no/such/folder", "no source at /no/such/folder"),
+    ],
+)
+def test_sources_that_cannot_be_opened(s3_server, url, message):
+    with pytest.raises(SourceError, match=message):
+        Source.open(url)
+
+
+def test_unreachable_endpoint_is_told(monkeypatch):
+    monkeypatch.setattr(retrying, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    with pytest.raises(SourceError, match="check the network") as caught:
+        Source.open("s3://bucket/prefix")
+    assert "hush" not in str(caught.value)
+
+
+def test_no_credentials_in_messages(s3_server, monkeypatch):
+    monkeypatch.setattr(retrying, "FIRST_WAIT_S", 0.001)
+    for url in ("s3://me:hush@bucket/x", "http://me:hush@127.0.0.1:9/x/?Signature=hush"):
+        with pytest.raises(SourceError) as caught:
+            Source.open(url)
+        assert "hush" not in str(caught.value) and "hush" not in repr(Source(url))
