@@ -1,0 +1,255 @@
+"""From measured pictures to what a report says: curves, bytes at equal quality, BD-rates, a headline. Pure functions.
+
+Nothing is measured, drawn or written here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from compressor.metrics import RateCurve, bd_rate
+
+LEVELS = (30.0, 32.0, 34.0, 36.0, 38.0)  # dB
+USUAL_LEVEL = 34.0  # dB, the pipeline's default target
+_EXACT = 99.0  # dB that an exact picture counts for in a mean over pictures that are not all exact
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means over pictures of one codec, a value for each quality, worst first (float64).
+
+    ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` in dB, ``encode_s`` and ``decode_s`` medians in seconds
+    a picture; a metric that was not measured is NaN.
+    """
+
+    codec: str
+    quality: np.ndarray
+    bytes: np.ndarray
+    payload_bytes: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+    ms_ssim: np.ndarray
+    ssimulacra2: np.ndarray
+    encode_s: np.ndarray
+    decode_s: np.ndarray
+    decoded_png_bytes: np.ndarray
+
+    def at(self, metric: str, value: float, rate: str = "bytes") -> float | None:
+        """Bytes at this value of a metric, interpolated; None outside what was measured or with a single quality."""
+        try:
+            return RateCurve(getattr(self, rate), getattr(self, metric)).rate_at(value)
+        except ValueError:
+            return None
+
+    def nearest(self, psnr: float) -> int:
+        """Index of the quality whose mean PSNR is nearest."""
+        return int(np.argmin(np.abs(np.nan_to_num(self.psnr, posinf=_EXACT) - psnr)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a report, as text. ``strong`` holds the rows to emphasise."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+    strong: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a report says first, about ``codec``.
+
+    ``bars``: every codec that reaches ``level`` dB and its bytes per picture there, fewest first.
+    """
+
+    codec: str
+    text: str
+    detail: str
+    level: float
+    bars: list[tuple[str, float]]
+
+
+def curves(table: pa.Table) -> dict[str, Curve]:
+    """Curve of each codec of a table written by :func:`compressor.report.measure`, in the table's order."""
+    codec = np.array(table["codec"].to_pylist())
+    columns = {
+        name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in ("codec", "key")
+    }
+    found = {}
+    for name in dict.fromkeys(codec):
+        mine = {key: values[codec == name] for key, values in columns.items()}
+        qualities = np.unique(mine["quality"])
+        means: dict[str, list[float]] = {key: [] for key in columns}
+        for quality in qualities:
+            for key, values in mine.items():
+                here = values[mine["quality"] == quality]
+                means[key].append(float(np.median(here)) if key.endswith("_s") else _mean(here))
+        found[str(name)] = Curve(codec=str(name), **{key: np.array(values) for key, values in means.items()})
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan")
+    return (
+        float("inf")
+        if np.isinf(known).all()
+        else float(np.minimum(known, _EXACT).mean() if np.isinf(known).any() else known.mean())
+    )
+
+
+def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str]) -> list[Table]:
+    """Mean bytes per picture at equal mean PSNR, by file and by payload, and their shares of each anchor's."""
+    columns = ["codec", *(f"{level:.0f} dB" for level in LEVELS)]
+    rows: list[list[str]] = []
+    strong: set[int] = set()
+    for name, curve in _curved(found):
+        for kind, rate in (("file", "bytes"), ("payload", "payload_bytes")):
+            if name in ours:
+                strong.add(len(rows))
+            rows.append([f"{name}, {kind}", *(count(curve.at("psnr", level, rate)) for level in LEVELS)])
+    note = (
+        "Mean bytes per picture where the mean PSNR over all pictures (RGB) is the column's, interpolated between "
+        "measured qualities. Payload leaves out what every file repeats: tables, headers, boxes."
+    )
+    tables = [Table("Bytes per picture at equal PSNR", note, columns, rows, frozenset(strong))]
+    for anchor in anchors:
+        base = found[anchor]
+        rows, strong = [], set()
+        for name, curve in _curved(found):
+            if name == anchor:
+                continue
+            if name in ours:
+                strong.add(len(rows))
+            rows.append([name, *(_share(curve.at("psnr", v), base.at("psnr", v)) for v in LEVELS)])
+        if rows:
+            note = f"{anchor}'s file is 100 %."
+            tables.append(Table(f"Share of {anchor}'s bytes at equal PSNR", note, columns, rows, frozenset(strong)))
+    return tables
+
+
+def bd_table(found: dict[str, Curve], anchors: Sequence[str], tested: Sequence[str]) -> Table:
+    """BD-rate of each tested codec against each anchor, by PSNR, SSIM and SSIMULACRA2."""
+    kinds = (("PSNR", "psnr", "bytes"), ("SSIM", "ssim", "bytes"), ("SSIMULACRA2", "ssimulacra2", "bytes"),
+             ("PSNR, payload", "psnr", "payload_bytes"))  # fmt: skip
+    rows: list[list[str]] = []
+    for test in tested:
+        for anchor in anchors:
+            if anchor == test:
+                continue
+            cells = [_bd(found[anchor], found[test], metric, rate) for _, metric, rate in kinds]
+            rows.append([f"{test} against {anchor}", *cells])
+    note = (
+        "Bjontegaard's mean difference of bytes at equal quality; below zero is fewer bytes. A dash: no shared range."
+    )
+    return Table("BD-rate", note, ["codec", *(title for title, _, _ in kinds)], rows)
+
+
+def speed_table(found: dict[str, Curve], ours: Sequence[str]) -> Table:
+    """One quality of each codec, the one nearest to the usual level: sizes, all metrics, pictures per second."""
+    rows = []
+    for name, curve in found.items():
+        i = curve.nearest(USUAL_LEVEL)
+        rows.append(
+            [
+                name,
+                *_point(curve, i),
+                rate(curve.encode_s[i]),
+                rate(curve.decode_s[i]),
+                count(curve.decoded_png_bytes[i]),
+            ]
+        )
+    strong = frozenset(i for i, name in enumerate(found) if name in ours)
+    columns = [*_POINT_COLUMNS, "encoded/s", "decoded/s", "decoded as PNG"]
+    note = f"Each codec at the measured quality nearest to {USUAL_LEVEL:.0f} dB. Speeds are pictures per second."
+    return Table("Speed, and the size of what is decoded", note, columns, rows, strong)
+
+
+def points_table(found: dict[str, Curve]) -> Table:
+    """Every measured point."""
+    rows = [[name, *_point(curve, i)] for name, curve in found.items() for i in range(len(curve.quality))]
+    return Table("All measured points", "Means over all pictures.", list(_POINT_COLUMNS), rows)
+
+
+def headline(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str], pictures: int) -> Headline:
+    """The first of ``ours`` against the anchors at the usual level, or at the nearest one that it reaches.
+
+    Without one of ours, the standard codec that takes the fewest bytes.
+    """
+    levels = sorted(LEVELS, key=lambda level: abs(level - USUAL_LEVEL))
+    subject = ours[0] if ours else None
+    level = next((v for v in levels if subject is None or found[subject].at("psnr", v) is not None), USUAL_LEVEL)
+    own: float | None = None
+    if subject is not None:
+        own = found[subject].at("psnr", level)
+        if own is None:  # one quality only, or a range between two levels
+            point = found[subject].nearest(USUAL_LEVEL)
+            level, own = float(found[subject].psnr[point]), float(found[subject].bytes[point])
+    bars = {name: size for name, curve in found.items() if (size := curve.at("psnr", level)) is not None}
+    if subject is not None and own is not None:
+        bars[subject] = own
+    ranked = sorted(bars.items(), key=lambda bar: bar[1])
+    if not ranked:
+        return Headline("", "No codec was measured over a range of quality", f"{count(pictures)} pictures.", level, [])
+    subject = subject or ranked[0][0]
+    against = [
+        f"{abs(1 - bars[subject] / bars[name]):.0%} {'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
+        for name in sorted((name for name in anchors if name in bars and name != subject), key=lambda name: bars[name])
+    ]
+    detail = f"Mean over {count(pictures)} picture{'s' * (pictures != 1)} at a mean PSNR of {level:.4g} dB"
+    detail += f": {', '.join(against)}." if against else "."
+    return Headline(
+        subject, f"{subject}: {count(bars[subject])} bytes a picture at {level:.4g} dB", detail, level, ranked
+    )
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated; a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:,.0f}"
+
+
+def rate(seconds: float) -> str:
+    """Pictures per second with three digits that count."""
+    if not seconds > 0:
+        return "–"
+    per_second = 1 / seconds
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+_POINT_COLUMNS = ("codec", "quality", "file", "payload", "PSNR", "SSIM", "MS-SSIM", "SSIMULACRA2")
+
+
+def _point(curve: Curve, i: int) -> list[str]:
+    quality = curve.quality[i]
+    return [
+        "–" if quality < 0 else f"{quality:.0f}",
+        count(curve.bytes[i]),
+        count(curve.payload_bytes[i]),
+        "exact" if np.isinf(curve.psnr[i]) else f"{curve.psnr[i]:.2f}",
+        f"{curve.ssim[i]:.4f}",
+        "–" if np.isnan(curve.ms_ssim[i]) else f"{curve.ms_ssim[i]:.4f}",
+        "–" if np.isnan(curve.ssimulacra2[i]) else f"{curve.ssimulacra2[i]:.1f}",
+    ]
+
+
+def _curved(found: dict[str, Curve]) -> list[tuple[str, Curve]]:
+    return [(name, curve) for name, curve in found.items() if len(curve.quality) > 1]
+
+
+def _share(size: float | None, anchor: float | None) -> str:
+    return "–" if size is None or anchor is None else f"{size / anchor:.0%}"
+
+
+def _bd(anchor: Curve, test: Curve, metric: str, rate_name: str) -> str:
+    try:
+        percent = bd_rate(
+            getattr(anchor, rate_name), getattr(anchor, metric), getattr(test, rate_name), getattr(test, metric)
+        )
+    except ValueError:
+        return "–"
+    return f"{percent:+.1f} %"

@@ -1,0 +1,206 @@
+"""How far a decoded picture is from its source, and how far one rate-distortion curve is from another.
+
+Every function takes uint8 RGB pixels in memory. Not for choosing a quality: see ``quality.py``.
+"""
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+PEAK = 255.0
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and Bovik, 2003
+MS_SSIM_SIDE = 161  # pixels; the fifth scale is then just as wide as the window
+SSIMULACRA2_SIDE = 8  # pixels; below it not even the first scale is measured
+_WINDOW = 11  # taps; with sigma 1.5 what scikit-image uses (truncated at 3.5 sigma)
+_SIGMA = 1.5
+_C1 = (0.01 * PEAK) ** 2
+_C2 = (0.03 * PEAK) ** 2
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB over all samples of two uint8 pictures (H, W, 3); infinite when equal.
+
+    Raises
+    ------
+    ValueError
+        If the pictures are not uint8 of one shape.
+    """
+    _check(a, b)
+    squared = cv2.norm(np.ascontiguousarray(a), np.ascontiguousarray(b), cv2.NORM_L2SQR)
+    return float(10 * np.log10(PEAK**2 * a.size / squared)) if squared else float("inf")
+
+
+def psnr_batch(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """PSNR in dB of each picture of two uint8 batches (B, H, W, 3), as float64 (B,). See :func:`psnr`."""
+    _check(a, b)
+    return np.array([psnr(one, other) for one, other in zip(a, b, strict=True)], np.float64)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity (Wang et al., 2004) of two uint8 pictures (H, W, 3): mean over positions and channels.
+
+    The Gaussian window has 11 taps and sigma 1.5, so the figure is scikit-image's with ``gaussian_weights=True`` and
+    ``use_sample_covariance=False``. A side shorter than the window is mirrored instead of left out at the border.
+    """
+    _check(a, b)
+    similarity, _ = _ssim_and_contrast(a.astype(np.float32), b.astype(np.float32))
+    return float(similarity.mean())
+
+
+def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Multi-scale SSIM over five scales (Wang, Simoncelli and Bovik, 2003), mean over channels.
+
+    None where the shorter side is under 161 pixels, since the fifth scale would be smaller than the window.
+    """
+    _check(a, b)
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    product = np.ones(3)
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        similarity, contrast = _ssim_and_contrast(a, b)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        product *= np.maximum(similarity if last else contrast, 0) ** weight
+        if not last:
+            a, b = _halve(a), _halve(b)
+    return float(product.mean())
+
+
+def ssimulacra2(a: np.ndarray, b: np.ndarray) -> float | None:
+    """SSIMULACRA2: 100 is identical, 90 visually lossless, 70 high quality, 50 medium, 30 low; negative is possible.
+
+    Measured by the ``ssimulacra2`` package, from memory. None where a side is under 8 pixels.
+    """
+    _check(a, b)
+    if min(a.shape[:2]) < SSIMULACRA2_SIDE:
+        return None
+    from ssimulacra2 import compute_ssimulacra2
+
+    return float(compute_ssimulacra2(_as_bmp(a), _as_bmp(b)))
+
+
+def bd_rate(
+    rate_a: Sequence[float] | np.ndarray,
+    distortion_a: Sequence[float] | np.ndarray,
+    rate_b: Sequence[float] | np.ndarray,
+    distortion_b: Sequence[float] | np.ndarray,
+) -> float:
+    """Bjontegaard's mean difference of rate: percent by which b's exceeds a's at equal quality.
+
+    Log-rates are interpolated over quality by PCHIP and compared where both curves have points.
+
+    Parameters
+    ----------
+    rate_a, rate_b : positive rates in any one unit.
+    distortion_a, distortion_b : quality at these rates, more is better (PSNR, SSIM, ...), in any order.
+
+    Raises
+    ------
+    ValueError
+        If a curve has fewer than two usable points, or the curves share no range of quality.
+    """
+    curve_a, curve_b = RateCurve(rate_a, distortion_a), RateCurve(rate_b, distortion_b)
+    low, high = max(curve_a.low, curve_b.low), min(curve_a.high, curve_b.high)
+    if not high > low:
+        raise ValueError(
+            f"the curves share no range of quality: {curve_a.low:.4g} to {curve_a.high:.4g} "
+            f"and {curve_b.low:.4g} to {curve_b.high:.4g}"
+        )
+    difference = (curve_b.integral(low, high) - curve_a.integral(low, high)) / (high - low)
+    return float(np.expm1(difference) * 100)
+
+
+class RateCurve:
+    """Rate as a function of quality, through measured points: PCHIP on the logarithm of the rate.
+
+    Points that cost more and give no more quality than another are left out: nobody would choose them.
+    """
+
+    def __init__(self, rate: Sequence[float] | np.ndarray, distortion: Sequence[float] | np.ndarray) -> None:
+        from scipy.interpolate import PchipInterpolator
+
+        rates, qualities = np.asarray(rate, np.float64), np.asarray(distortion, np.float64)
+        usable = np.isfinite(qualities) & np.isfinite(rates) & (rates > 0)
+        order = np.lexsort((-qualities[usable], rates[usable]))
+        rates, qualities = rates[usable][order], qualities[usable][order]
+        best_before = np.concatenate([[-np.inf], np.maximum.accumulate(qualities)[:-1]])
+        rates, qualities = rates[qualities > best_before], qualities[qualities > best_before]
+        if len(rates) < 2:
+            raise ValueError("a rate-distortion curve needs two points with rising rate and quality")
+        self.low, self.high = float(qualities[0]), float(qualities[-1])
+        self._log_rate = PchipInterpolator(qualities, np.log(rates), extrapolate=False)
+
+    def rate_at(self, distortion: float) -> float | None:
+        """Rate at this quality; None outside the measured range, where nothing is known."""
+        return float(np.exp(self._log_rate(distortion))) if self.low <= distortion <= self.high else None
+
+    def integral(self, low: float, high: float) -> float:
+        """Integral of the log-rate over a range of quality."""
+        return float(self._log_rate.integrate(low, high))
+
+
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise ValueError(f"two uint8 pictures of one shape are wanted, not {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+
+
+def _blur(plane: np.ndarray) -> np.ndarray:
+    return cv2.sepFilter2D(plane, cv2.CV_32F, _kernel(), _kernel(), borderType=cv2.BORDER_REFLECT)
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> np.ndarray:
+    return cv2.getGaussianKernel(_WINDOW, _SIGMA, cv2.CV_32F)
+
+
+def _ssim_and_contrast(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per-channel means (3,) of SSIM and of its contrast-structure part, from float32 (H, W, 3)."""
+    planes = [_plane_ssim_and_contrast(*pair) for pair in zip(cv2.split(a), cv2.split(b), strict=True)]
+    similarity, contrast = np.array(planes, np.float64).T
+    return similarity, contrast
+
+
+def _plane_ssim_and_contrast(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The same of one float32 plane (H, W). In place, and plane by plane: fresh memory is what costs here."""
+    # Four blurs instead of five: var(a) + var(b) is all that SSIM asks of the two variances.
+    mean_a, mean_b = _blur(a), _blur(b)
+    product = mean_a * mean_b
+    mean_a *= mean_a
+    mean_b *= mean_b
+    squares = np.add(mean_a, mean_b, out=mean_a)
+
+    scratch = np.multiply(a, b, out=mean_b)
+    contrast = _blur(scratch)
+    contrast -= product
+    contrast *= 2
+    contrast += _C2
+    np.multiply(a, a, out=scratch)
+    scratch += b * b
+    variances = _blur(scratch)
+    variances -= squares
+    variances += _C2
+    contrast /= variances
+
+    similarity = product
+    similarity *= 2
+    similarity += _C1
+    squares += _C1
+    similarity /= squares
+    similarity *= contrast
+    rows, columns = (slice(_WINDOW // 2, -(_WINDOW // 2)) if side >= _WINDOW else slice(None) for side in a.shape)
+    return cv2.mean(similarity[rows, columns])[0], cv2.mean(contrast[rows, columns])[0]
+
+
+def _halve(plane: np.ndarray) -> np.ndarray:
+    """Mean of each 2 x 2 block; an odd side's last line counts twice."""
+    height, width = plane.shape[:2]
+    padded = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return cv2.resize(padded, (padded.shape[1] // 2, padded.shape[0] // 2), interpolation=cv2.INTER_AREA)
+
+
+def _as_bmp(pixels: np.ndarray) -> io.BytesIO:
+    """The package opens files; an uncompressed one in memory is the cheapest it takes."""
+    return io.BytesIO(cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,87 @@
+"""A report's pages: Markdown, and one HTML file that holds everything it shows. Words and layout only."""
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compressor.comparison import Headline, Table, count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTIONS = {
+    "psnr": "PSNR over whole files.",
+    "psnr_payload": "PSNR over coded data alone, without what every file repeats.",
+    "ssim": "SSIM over whole files.",
+    "ssimulacra2": "SSIMULACRA2 over whole files.",
+    "equal_bytes": "Equal bytes: every codec at the highest quality whose payload is no larger than the first codec's.",
+    "equal_quality": "Equal quality: every codec at the lowest quality that reaches the first codec's PSNR.",
+}
+
+
+def markdown(
+    title: str, head: Headline, tables: list[Table], points: Table | None, settings: Table, images: dict[str, str]
+) -> str:
+    """A report as Markdown; ``images`` are links by the names of ``CAPTIONS``."""
+    parts = [f"# {title}", f"**{head.text}**", head.detail]
+    parts += [f"![{CAPTIONS[name]}]({source})" for name, source in images.items()]
+    for one in [*tables, *([points] if points else []), settings]:
+        parts += [f"## {one.title}", one.note, _markdown_table(one)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [_markdown_row(table.columns), _markdown_row(["---"] + ["---:"] * (len(table.columns) - 1))]
+    for index, row in enumerate(table.rows):
+        lines.append(_markdown_row([f"**{cell}**" if index in table.strong else cell for cell in row]))
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def html(
+    title: str,
+    head: Headline,
+    tables: list[Table],
+    points: Table,
+    settings: Table,
+    figures: "dict[str, Figure]",
+    images: dict[str, bytes],
+    palette: dict[str, str],
+) -> str:
+    """A report as one HTML file; ``images`` are the figures as PNG, ``palette`` the codecs' colours."""
+    import jinja2
+
+    from compressor import plots
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("compressor"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pictures = {}
+    for name, figure in figures.items():
+        # Lines are sharp as SVG; pictures stay pictures.
+        vector = not name.startswith("equal")
+        pictures[name] = data_uri(plots.svg(figure) if vector else images[name], "svg+xml" if vector else "png")
+    widest = max((size for _, size in head.bars), default=1.0)
+    bars = [
+        {
+            "name": name,
+            "size": count(size),
+            "width": 100 * size / widest,
+            "colour": palette[name],
+            "strong": name == head.codec,
+        }
+        for name, size in head.bars
+    ]
+    return environment.get_template("report.html.j2").render(
+        title=title, head=head, bars=bars, tables=tables, points=points, settings=settings, pictures=pictures,
+        captions=CAPTIONS,
+    )  # fmt: skip
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image's bytes as a link that holds them; ``kind`` is ``png`` or ``svg+xml``."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

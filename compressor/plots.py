@@ -1,0 +1,154 @@
+"""Figures of a report: rate-distortion plots and strips of pictures. Takes what was measured; measures nothing.
+
+Colours are Okabe and Ito's, told apart without colour too (dashes, markers, names at the lines).
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressor.comparison import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from compressor.strips import Strip
+
+OURS = ("#D55E00", "#E69F00")  # vermilion, orange
+OTHERS = {"JPEG": "#6B7280", "WebP": "#009E73", "AVIF": "#0072B2", "JPEG XL": "#A34E86"}
+_SPARE = ("#56B4E9", "#3B3B3B", "#B8860B")
+_DASHES = {"JPEG": (0, (1, 1)), "WebP": (0, (4, 1.5)), "AVIF": "solid", "JPEG XL": (0, (5, 1, 1, 1))}
+_INK = "#1F2933"
+_BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
+_STYLE: dict[Any, Any] = {
+    "font.size": 10, "font.family": "DejaVu Sans", "text.color": _INK, "axes.labelcolor": _INK,
+    "xtick.color": "#52606D", "ytick.color": "#52606D", "axes.edgecolor": "#CBD2D9", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E7EB", "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "svg.fonttype": "path",
+}  # fmt: skip
+METRICS = {
+    "psnr": ("PSNR, dB", (27.0, 41.0)),
+    "ssim": ("SSIM", (0.80, 1.0)),
+    "ssimulacra2": ("SSIMULACRA2", (20.0, 95.0)),
+}
+"""Title of each metric and the range worth showing: below it nobody stores pictures, above it nobody sees more."""
+
+
+def colours(codecs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """A colour for each codec, the same in every figure."""
+    own = iter([*OURS, *_SPARE] * len(codecs))
+    spare = iter(_SPARE * len(codecs))
+    return {name: next(own) if name in ours else OTHERS.get(name) or next(spare) for name in codecs}
+
+
+def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Sequence[str]) -> "Figure | None":
+    """One metric over bytes per picture (logarithmic), a line for each codec with its name at the end.
+
+    ``rate`` is ``bytes`` or ``payload_bytes``. None where the metric was measured for no codec.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    title, (low, high) = METRICS[metric]
+    shown = {name: _points(curve, metric, rate, low, high) for name, curve in found.items()}
+    shown = {name: points for name, points in shown.items() if len(points[0])}
+    if not shown:
+        return None
+    palette = colours(list(found), ours)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for name, (x, y) in shown.items():
+            mine = name in ours
+            axes.plot(
+                x, y, color=palette[name], linewidth=3.2 if mine else 1.6, linestyle=_DASHES.get(name, "solid"),
+                marker="D" if len(x) == 1 else "o", markersize=8 if len(x) == 1 else (4.5 if mine else 2.5),
+                zorder=3 if mine else 2,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        everything = np.concatenate([x for x, _ in shown.values()])
+        axes.set_xlim(everything.min() * 0.9, everything.max() * 1.25)
+        axes.xaxis.set_major_locator(FixedLocator(_BYTE_TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel(f"{'payload ' if rate == 'payload_bytes' else ''}bytes per picture (logarithmic)")
+        axes.set_title(title + (" by payload" if rate == "payload_bytes" else ""), loc="left", fontweight="bold")
+        _name_lines(axes, shown, palette, ours)
+    return figure
+
+
+def strips(strips: "Sequence[Strip]", title: str, ours: Sequence[str]) -> "Figure":
+    """Pictures side by side, a row a strip, enlarged without smoothing, with bytes and dB under each."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = max(len(strip.cells) for strip in strips)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.0 * columns, 2.55 * len(strips) + 0.4), layout="constrained")
+        figure.suptitle(title, fontweight="bold", fontsize=12)
+        grid = figure.subplots(len(strips), columns, squeeze=False)
+        for row, strip in zip(grid, strips, strict=True):
+            for axes in row:
+                axes.set_axis_off()
+            for axes, cell in zip(row, strip.cells, strict=False):
+                axes.imshow(cell.pixels, interpolation="nearest")
+                weight = "bold" if cell.codec in ours else "normal"
+                axes.text(
+                    0.5, -0.04, f"{cell.codec}\n{cell.caption}", fontsize=9, fontweight=weight, ha="center", va="top",
+                    transform=axes.transAxes,
+                )  # fmt: skip
+    return figure
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    return _saved(figure, "png", dpi=144)
+
+
+def svg(figure: "Figure") -> bytes:
+    """The figure as an SVG file."""
+    return _saved(figure, "svg")
+
+
+def _saved(figure: "Figure", kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    # No date: the same figures give the same file.
+    figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+    return file.getvalue()
+
+
+def _points(curve: Curve, metric: str, rate: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    x, y = getattr(curve, rate), getattr(curve, metric)
+    keep = np.isfinite(y) & (y >= low) & (y <= high)
+    return x[keep], y[keep]
+
+
+def _name_lines(
+    axes: "Axes", shown: dict[str, tuple[np.ndarray, np.ndarray]], palette: dict[str, str], ours: Sequence[str]
+) -> None:
+    """Each codec's name in the right margin, in the order of the lines' ends and led to them, none over another."""
+    low, high = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    ends = sorted((float(y[np.argmax(x)]), float(x.max()), name) for name, (x, y) in shown.items())
+    for position, (y, x, name) in zip(_apart([end[0] for end in ends], (high - low) * 0.06, high), ends, strict=True):
+        axes.annotate(
+            name, (x, y), xytext=(right, position), va="center", color=palette[name], annotation_clip=False,
+            fontweight="bold" if name in ours else "normal",
+            arrowprops={"arrowstyle": "-", "color": palette[name], "linewidth": 0.7, "alpha": 0.5, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def _apart(values: Sequence[float], gap: float, top: float) -> list[float]:
+    """Rising ``values`` moved as little as leaves ``gap`` between neighbours and none above ``top``."""
+    placed = list(values)
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    ceiling = top
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed

@@ -1,0 +1,124 @@
+"""One battery over all standard formats: round trip, quality, damage, sizes; and what counts as payload."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from compressor.baselines import LOSSLESS, STANDARD, StandardCodec, payload_size
+from compressor.codec import Codec
+from compressor.errors import CodecError
+from compressor.metrics import psnr
+
+LOSSY = [name for name in STANDARD if name != LOSSLESS]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [np.ascontiguousarray(data.astronaut()[60:188, 150:278]), np.ascontiguousarray(data.coffee()[:57, :71])]
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_round_trip_keeps_shape_and_resemblance(name: str, pictures: list[np.ndarray]) -> None:
+    codec = STANDARD[name]
+    assert isinstance(codec, Codec)
+    encoded = codec.encode(pictures, 80)
+    for source, one, decoded in zip(pictures, encoded, codec.decode(encoded), strict=True):
+        assert (one.codec, one.width, one.height, one.channels) == (name, source.shape[1], source.shape[0], 3)
+        assert decoded.shape == source.shape and decoded.dtype == np.uint8 and decoded.flags.c_contiguous
+        assert psnr(source, decoded) > 28
+
+
+def test_lossless_loses_nothing_and_has_one_quality(pictures: list[np.ndarray]) -> None:
+    codec = STANDARD[LOSSLESS]
+    encoded = codec.encode(pictures, -1)
+    assert len(codec.qualities) == 0 and {one.quality for one in encoded} == {-1}
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, codec.decode(encoded), strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_more_quality_costs_more_bytes_and_one_call_may_hold_several(name: str, pictures: list[np.ndarray]) -> None:
+    codec = STANDARD[name]
+    encoded = codec.encode([pictures[0]] * 3, [10, 50, 90])
+    sizes = [len(one.payload) for one in encoded]
+    decibels = [psnr(pictures[0], decoded) for decoded in codec.decode(encoded)]
+    assert sizes == sorted(sizes) and decibels == sorted(decibels)
+    assert [one.quality for one in encoded] == [10, 50, 90]
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_one_pixel_and_odd_sides(name: str) -> None:
+    codec = STANDARD[name]
+    for shape in ((1, 1, 3), (3, 17, 3)):
+        [decoded] = codec.decode(codec.encode([np.full(shape, 90, np.uint8)], 90))
+        assert decoded.shape == shape
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_damage_is_an_error(name: str, pictures: list[np.ndarray]) -> None:
+    codec = STANDARD[name]
+    [encoded] = codec.encode(pictures[:1], 50)
+    for damaged in (
+        replace(encoded, payload=b""),
+        replace(encoded, payload=b"no picture at all"),
+        replace(encoded, payload=encoded.payload[: len(encoded.payload) // 2]),
+        replace(encoded, width=encoded.width + 1),
+    ):
+        with pytest.raises(CodecError):
+            codec.decode([damaged])
+
+
+def test_wrong_use_is_told(pictures: list[np.ndarray]) -> None:
+    with pytest.raises(CodecError, match="jpeg, webp, avif, jpegxl"):
+        StandardCodec("gif")
+    with pytest.raises(CodecError, match="quality 0 is outside 1 to 100 of webp"):
+        STANDARD["webp"].encode(pictures, 0)
+    with pytest.raises(CodecError, match="16383 pixels a side, the picture has 16384 x 1"):
+        STANDARD["webp"].encode([np.zeros((1, 16_384, 3), np.uint8)], 50)
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_description_names_settings_and_versions(name: str) -> None:
+    text = STANDARD[name].description
+    assert "one thread (lib" in text and "unknown" not in text and "{" not in text
+
+
+def test_effort_changes_the_work_and_not_the_reader(pictures: list[np.ndarray]) -> None:
+    fast = StandardCodec("jpegxl", effort=3)
+    assert "effort 3" in fast.description and fast.id == "jpegxl"
+    STANDARD["jpegxl"].decode(fast.encode(pictures, 60))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("jpeg", 250, 640),  # two quantisation tables, four Huffman tables, frame and scan headers
+        ("webp", 20, 21),  # RIFF and one chunk's header, a byte of padding
+        ("avif", 200, 330),  # boxes
+        ("jpegxl", 0, 0),  # a bare codestream
+    ],
+)
+def test_payload_leaves_out_what_each_file_repeats(
+    name: str, least: int, most: int, pictures: list[np.ndarray]
+) -> None:
+    for encoded in STANDARD[name].encode(pictures, 50):
+        assert least <= len(encoded.payload) - payload_size(encoded.payload) <= most
+
+
+def test_payload_of_a_progressive_jpeg_counts_every_scan(pictures: list[np.ndarray]) -> None:
+    sizes = []
+    for progressive in (False, True):
+        file = io.BytesIO()
+        Image.fromarray(pictures[0]).save(file, "JPEG", quality=70, optimize=True, progressive=progressive)
+        sizes.append(payload_size(file.getvalue()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\x00\x02ab\xff", b"RIFF\0\0\0\0WEBP", b"anything"]
+)
+def test_payload_size_takes_any_bytes(data: bytes) -> None:
+    assert 0 <= payload_size(data) <= len(data)

@@ -1,0 +1,177 @@
+"""The report on a few tiles of photographs: what is measured, what is said, and files that stand alone."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from skimage import data
+
+from compressor.baselines import STANDARD, StandardCodec
+from compressor.codec import Codec
+from compressor.comparison import curves
+from compressor.errors import LatentpackError
+from compressor.report import ARCHIVE_ROW_BYTES, SCHEMA, Report, default_qualities, measure, write_report
+from compressor.strips import side_by_side
+
+
+class Renamed(StandardCodec):
+    """Stands for a learned codec: any codec that is none of the standard formats."""
+
+    def __init__(self) -> None:
+        super().__init__("webp", effort=2)
+        self.id = "a" * 64
+
+
+class OneQuality(Renamed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qualities = range(0)
+
+    def encode(self, pixels, quality, packer="auto"):
+        codec = Renamed()
+        return codec.encode(pixels, 40)
+
+
+QUALITIES = {"mine": [5, 40, 80], "fixed": [-1], "WebP": [5, 40, 80], "JPEG": [8, 30, 80]}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, np.ndarray]:
+    image = data.astronaut()
+    tiles = {f"tile/{x}.png": np.ascontiguousarray(image[64:128, x : x + 64]) for x in (128, 192, 256)}
+    return {**tiles, "larger.png": np.ascontiguousarray(image[:170, :300])}
+
+
+@pytest.fixture(scope="module")
+def codecs() -> dict[str, Codec]:
+    return {"mine": Renamed(), "fixed": OneQuality(), "WebP": STANDARD["webp"], "JPEG": STANDARD["jpeg"]}
+
+
+@pytest.fixture(scope="module")
+def table(pictures, codecs):
+    calls: list[tuple[int, int]] = []
+    table = measure(
+        pictures,
+        codecs,
+        QUALITIES,
+        ssimulacra2_pictures=2,
+        batch=3,
+        on_progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls[-1] == (40, 40) and [done for done, _ in calls] == sorted(done for done, _ in calls)
+    return table
+
+
+@pytest.fixture(scope="module")
+def report(table, pictures, codecs, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return write_report(table, pictures, tmp_path_factory.mktemp("report"), codecs, title="Tiles & <photographs>")
+
+
+def test_a_row_for_each_codec_quality_and_picture(table, pictures) -> None:
+    assert table.schema.equals(SCHEMA) and table.num_rows == 10 * len(pictures)
+    rows = table.to_pylist()
+    assert all(row["encode_s"] > 0 and row["decode_s"] > 0 and row["decoded_png_bytes"] > 500 for row in rows)
+    assert {row["key"] for row in rows if row["ssimulacra2"] is not None} == {"tile/128.png", "larger.png"}
+    assert {row["key"] for row in rows if row["ms_ssim"] is not None} == {"larger.png"}
+
+
+def test_an_archived_codec_is_charged_its_row_and_a_file_its_header(table) -> None:
+    for row in table.to_pylist():
+        extra = row["bytes"] - row["payload_bytes"]
+        if row["codec"] in ("mine", "fixed"):
+            assert extra == ARCHIVE_ROW_BYTES
+        else:
+            assert extra >= 20
+
+
+def test_curves_are_means_over_pictures(table) -> None:
+    curve = curves(table)["WebP"]
+    rows = [row for row in table.to_pylist() if row["codec"] == "WebP" and row["quality"] == 40]
+    assert curve.quality.tolist() == [5, 40, 80]
+    assert curve.psnr[1] == pytest.approx(np.mean([row["psnr"] for row in rows]))
+    assert curve.bytes[1] == pytest.approx(np.mean([row["bytes"] for row in rows]))
+    assert curve.encode_s[1] == pytest.approx(np.median([row["encode_s"] for row in rows]))
+    assert curve.at("psnr", float(curve.psnr[1])) == pytest.approx(curve.bytes[1])
+    assert curve.at("psnr", 99.0) is None
+
+
+def test_the_html_stands_alone_and_says_the_figure_first(report: Report) -> None:
+    html = report.html.read_text()
+    assert not re.search(r'(?:src|href)="(?!data:)', html) and "url(" not in html and "<script" not in html
+    assert "Tiles &amp; &lt;photographs&gt;" in html
+    assert html.index("<h1>mine: ") < html.index("data:image")
+    assert html.count("data:image/svg+xml") == 4 and html.count("data:image/png") == 2
+
+
+def test_the_markdown_has_the_same_tables_and_its_plots_beside_it(report: Report) -> None:
+    text = report.markdown.read_text()
+    for title in (
+        "Bytes per picture at equal PSNR",
+        "Share of JPEG's bytes",
+        "BD-rate",
+        "Speed",
+        "All measured points",
+        "Settings",
+    ):
+        assert title in text and title.replace("'", "&#39;") in report.html.read_text()
+    for source in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (report.markdown.parent / source).read_bytes()[:4] == b"\x89PNG"
+    assert "libwebp" in text and "mine against WebP" in text and "fixed" in text
+
+
+def test_the_artifact_is_small_and_whole(report: Report) -> None:
+    assert len(report.artifact) < 2_000_000
+    assert all(source.startswith("data:image/png") for source in re.findall(r"!\[.*?\]\((.*?)\)", report.artifact))
+
+
+def test_raw_rows_and_summary_can_be_read_back(report: Report, table) -> None:
+    stored = pq.read_table(report.parquet)
+    assert stored.equals(table)
+    assert "libwebp" in json.loads(stored.schema.metadata[b"latentpack.codecs"])["WebP"]["description"]
+    assert json.loads(json.dumps(report.summary))["headline"].startswith("mine: ")
+
+
+def test_baselines_alone_and_a_single_picture(pictures, tmp_path: Path) -> None:
+    codecs: dict[str, Codec] = {"JPEG": STANDARD["jpeg"], "lossless": STANDARD["lossless"]}
+    one = {"larger.png": pictures["larger.png"]}
+    table = measure(one, codecs, {"JPEG": [10, 50, 90]}, ssimulacra2_pictures=0)
+    report = write_report(table, one, tmp_path, codecs)
+    assert report.summary["headline"].startswith("JPEG: ") and "exact" in report.markdown.read_text()
+    assert "ssimulacra2" not in report.plots
+
+
+def test_strips_match_bytes_and_quality(pictures, codecs) -> None:
+    compared = {name: codecs[name] for name in ("mine", "WebP", "JPEG")}
+    equal_bytes, equal_quality = side_by_side(pictures, compared, "mine", 60)
+    for strips, check in ((equal_bytes, 0), (equal_quality, 1)):
+        assert [strip.key for strip in strips] == list(pictures)
+        for strip in strips:
+            assert [cell.codec for cell in strip.cells] == ["source", "mine", "WebP", "JPEG"]
+            assert all(cell.pixels.shape[0] <= 96 and cell.pixels.shape[1] <= 96 for cell in strip.cells)
+            figures = [re.fullmatch(r"([\d,]+) B · ([\d.]+) dB", cell.caption).groups() for cell in strip.cells[1:]]
+            size, decibel = zip(*((int(b.replace(",", "")), float(db)) for b, db in figures), strict=True)
+            if check == 0:
+                assert max(size) == size[0]
+            else:
+                assert min(decibel) >= decibel[0] - 0.11
+
+
+def test_a_report_cannot_lie_where_a_file_is(table, pictures, codecs, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(LatentpackError, match="taken"):
+        write_report(table, pictures, tmp_path / "taken", codecs)
+
+
+def test_a_benchmark_of_nothing_is_refused(codecs) -> None:
+    with pytest.raises(ValueError, match="at least one picture"):
+        measure({}, codecs)
+
+
+def test_default_qualities_lie_in_the_codecs_range(codecs) -> None:
+    for codec in [*codecs.values(), *STANDARD.values()]:
+        chosen = default_qualities(codec)
+        assert chosen == sorted(set(chosen))
+        assert chosen == [-1] if not len(codec.qualities) else set(chosen) <= set(codec.qualities)
