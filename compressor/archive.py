@@ -1,0 +1,409 @@
+"""An archive of pictures: open, append, read, query, delete.
+
+What a row is lies in ``table.py``, commits in ``keyed_table.py``. Nothing here encodes pictures.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from compressor import maintenance
+from compressor.errors import ArchiveError, CodecError
+from compressor.keyed_table import KeyedTable
+from compressor.known import KnownKeys
+from compressor.store import Store
+from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
+
+if TYPE_CHECKING:
+    from compressor.codec import Codec, Encoded
+    from compressor.dataset import ArchiveDataset
+
+__all__ = ["Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
+
+FORMAT = 1
+MARKER = "latentpack.json"
+FOLDERS = ("codecs", "images", "quarantine")
+CODECS_KEPT = 8
+ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concatenate["Archive", P], T]:
+    """Let a read see the newest version once where another run has vacuumed the files of the one it had open."""
+
+    def reading(self: "Archive", *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._store.errors("read it"):
+            try:
+                return method(self, *args, **kwargs)
+            except FileNotFoundError:
+                self.refresh()
+                return method(self, *args, **kwargs)
+
+    reading.__name__, reading.__doc__ = method.__name__, method.__doc__
+    return reading
+
+
+class Archive:
+    """Pictures by key in one folder or bucket prefix; made by ``open``, ``create`` or ``open_or_create``.
+
+    It sees the version that was there when it was opened, and its own commits; ``refresh`` shows those of others.
+    It can be pickled (as its address) and is not for use by several threads at once.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._images = KeyedTable(store, "images", IMAGES)
+        self._quarantine = KeyedTable(store, "quarantine", QUARANTINE)
+        self._codecs: dict[str, Codec] = {}
+
+    # --- opening ---
+
+    @classmethod
+    def open(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+        """Open an archive.
+
+        Parameters
+        ----------
+        url
+            Local folder or ``s3://bucket/prefix``.
+        storage_options
+            ``AWS_*`` settings that take precedence over the environment's.
+
+        Raises
+        ------
+        ArchiveError
+            There is none, its format is newer than this version reads, or its log is damaged.
+        """
+        store = Store(url, storage_options)
+        with store.errors("open it"):
+            try:
+                marker = store.get(MARKER)
+            except (FileNotFoundError, NotADirectoryError):
+                raise ArchiveError(f"{store.url}: no archive here ({MARKER} is missing)") from None
+            _check_format(store, marker)
+            archive = cls(store)
+            archive.refresh()
+        return archive
+
+    @classmethod
+    def create(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+        """Make an empty archive in a folder that is empty or does not exist. ArchiveError where it is neither."""
+        store = Store(url, storage_options)
+        with store.errors("create an archive here"):
+            names = store.names()
+            if MARKER in names:
+                raise ArchiveError(f"{store.url}: there is an archive here already")
+            # The marker comes last: these may be left from a run that was killed before it.
+            strangers = [name for name in names if name not in FOLDERS and not name.startswith(".")]
+            if strangers:
+                raise ArchiveError(
+                    f"{store.url}: not an archive, and not empty (it holds {strangers[0]!r}); name a folder of its own"
+                )
+            store.require_conditional_puts()
+            archive = cls(store)
+            archive._images.create()
+            archive._quarantine.create()
+            store.put(MARKER, json.dumps({"format": FORMAT, "product": "latentpack"}).encode() + b"\n")
+            archive.refresh()
+        return archive
+
+    @classmethod
+    def open_or_create(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+        """Open the archive at ``url``, or make it."""
+        store = Store(url, storage_options)
+        with store.errors("open it"):
+            there = store.exists(MARKER)
+        return cls.open(url, storage_options) if there else cls.create(url, storage_options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Archive.open, (self.url, self._store.options)
+
+    def __repr__(self) -> str:
+        return f"Archive({self.url!r}, version {self.version}, {len(self)} pictures)"
+
+    @property
+    def url(self) -> str:
+        """Absolute path or ``s3://`` address."""
+        return self._store.url
+
+    @property
+    def version(self) -> int:
+        """Version of the table of pictures: grows by one with each commit."""
+        return self._images.version
+
+    def refresh(self) -> None:
+        """See what others have committed since this archive was opened."""
+        self._images.refresh()
+        self._quarantine.refresh()
+
+    # --- writing ---
+
+    def write_part(self, rows: Sequence[Row]) -> Part:
+        """Write rows as one Parquet file that is not visible until ``commit``. Keys must be unique in it.
+
+        A part that is never committed is an orphan, which ``vacuum`` deletes an hour later.
+        """
+        if not rows:
+            raise ArchiveError(f"{self.url}: a part needs rows")
+        with self._store.errors("write a part"):
+            part = self._images.write([to_table(rows, IMAGES)])
+        assert part is not None
+        return part
+
+    def commit(self, parts: Sequence[Part], replaced: Sequence[str] = (), batch_id: str | None = None) -> None:
+        """Make all rows of ``parts`` visible in one transaction.
+
+        Rows stay unique by key, whoever commits at the same time: a key that is archived already gets its new row if it
+        is in ``replaced``, otherwise the row that is there stays and the new one is dropped.
+
+        Parameters
+        ----------
+        parts
+            From ``write_part``, of this or another process.
+        replaced
+            Keys whose archived rows make way for those in ``parts``; keys that ``parts`` do not hold are left alone.
+        batch_id
+            Name of the work: a second commit under the same name does nothing.
+        """
+        with self._store.errors("commit"):
+            self._images.upsert(parts, replaced, batch_id)
+
+    def quarantine(self, rows: Sequence[QuarantineRow]) -> None:
+        """List pictures that could not be archived; a later entry for a key takes the place of an earlier one."""
+        if not rows:
+            return
+        latest = {row.key: row for row in rows}
+        with self._store.errors("write to its quarantine"):
+            part = self._quarantine.write([to_table(list(latest.values()), QUARANTINE)])
+            assert part is not None
+            self._quarantine.upsert([part], latest.keys(), None)
+
+    def clear_quarantine(self, keys: Sequence[str]) -> int:
+        """Take pictures off the quarantine list. Returns how many were on it."""
+        with self._store.errors("write to its quarantine"):
+            return self._quarantine.delete(keys)
+
+    def delete(self, keys: Sequence[str]) -> int:
+        """Erase pictures: rows and quarantine entries, then their bytes from all files and the log of their names.
+
+        Returns
+        -------
+        Number of pictures erased; keys that are not archived are no error, and what an earlier call that was killed
+        left behind goes too.
+        """
+        with self._store.errors("delete from it"):
+            erased = self._images.delete(keys)
+            self._quarantine.delete(keys)
+            for table in (self._images, self._quarantine):
+                table.forget()
+                # Orphans of killed runs may hold the picture too; younger ones may belong to a run in flight.
+                table.vacuum(ORPHAN_HOURS)
+        return erased
+
+    def compact(self) -> int:
+        """Merge small files into few large ones, rows sorted by key over all of them. Returns how many files fewer."""
+        with self._store.errors("compact"):
+            return maintenance.compact(self._images) + maintenance.compact(self._quarantine)
+
+    def vacuum(self, hours: int = ORPHAN_HOURS) -> int:
+        """Delete files that the newest version does not need: replaced ones, and orphans of killed runs.
+
+        Parameters
+        ----------
+        hours
+            How long ago a file must have been replaced (before that a reader may have it open) or, if it was never
+            committed, written (before that a run in flight may be about to commit it).
+
+        Returns
+        -------
+        Number of files deleted.
+        """
+        with self._store.errors("vacuum"):
+            unfinished = self._store.delete_unfinished("codecs", hours * 3600)
+            return unfinished + self._images.vacuum(hours) + self._quarantine.vacuum(hours)
+
+    # --- reading ---
+
+    def __len__(self) -> int:
+        """Pictures archived."""
+        return self._images.rows
+
+    @_reopens
+    def known(self) -> KnownKeys:
+        """What is archived or quarantined, to compare a source with."""
+        return KnownKeys(self._images.fingerprints(), self._quarantine.fingerprints())
+
+    @_reopens
+    def read_row(self, key: str) -> Row:
+        """The row of one picture: reads the row group that holds it and no other. ArchiveError where there is none."""
+        found = self._images.find(key, IMAGES.names)
+        if found is None:
+            raise ArchiveError(f"{self.url}: there is no picture {key!r}")
+        row: Row = from_table(found, IMAGES)[0]
+        return row
+
+    def read(self, key: str) -> np.ndarray:
+        """One picture's pixels: uint8 (H, W, 3). ArchiveError where there is none, CodecError where it is damaged."""
+        return self.decode([self.read_row(key)])[0]
+
+    def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call. CodecError where a payload is damaged."""
+        from compressor.codec import ORIGINAL
+        from compressor.quality import grey_planes
+
+        pixels: dict[int, np.ndarray] = {}
+        by_codec: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            maintenance.check_crc(row)
+            by_codec.setdefault(row.codec, []).append(index)
+        for codec, indices in by_codec.items():
+            if codec == ORIGINAL:
+                decoded = [_decode_original(rows[index]) for index in indices]
+            else:
+                decoded = self.codec(codec).decode([_encoded(rows[index]) for index in indices])
+            for index, picture in zip(indices, decoded, strict=True):
+                pixels[index] = grey_planes(picture) if rows[index].channels == 1 else picture
+        return [pixels[index] for index in range(len(rows))]
+
+    def scan(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[list[Row]]:
+        """All rows in batches, in order of keys where the archive is compacted.
+
+        Parameters
+        ----------
+        columns
+            What to read; the fields of other columns are None. Without ``payload`` a scan reads some 20 bytes a row.
+        """
+        names = self._column_names(columns)
+        waiting: list[Row] = []
+        for table in self.batches(names):
+            waiting += from_table(table, IMAGES)
+            while len(waiting) >= batch_size:
+                yield waiting[:batch_size]
+                waiting = waiting[batch_size:]
+        if waiting:
+            yield waiting
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The same as Arrow tables, one for each row group."""
+        names = self._column_names(columns)
+        with self._store.errors("read it to the end, for another run has compacted or vacuumed it; read it again"):
+            for part, group in self._images.groups():
+                yield self._images.read(part, [group], names)
+
+    def keys(self) -> Iterator[str]:
+        """All keys."""
+        for table in self.batches(["key"]):
+            yield from table["key"].to_pylist()
+
+    def quarantined(self) -> Iterator[QuarantineRow]:
+        """All entries of the quarantine list."""
+        with self._store.errors("read its quarantine"):
+            for part, group in self._quarantine.groups():
+                yield from from_table(self._quarantine.read(part, [group], QUARANTINE.names), QUARANTINE)
+
+    @_reopens
+    def info(self) -> maintenance.ArchiveInfo:
+        """Counts, bytes and quality of all that is archived; reads no payload."""
+        return maintenance.info(self, self._images, self._store, FORMAT)
+
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[maintenance.Problem]:
+        """Read and decode every picture.
+
+        Parameters
+        ----------
+        on_progress
+            Called with (rows checked, rows in all) after each row group.
+
+        Returns
+        -------
+        What is wrong, one entry for each bad picture (or unreadable row group); empty where all is well.
+        """
+        return maintenance.verify(self, self._images, on_progress)
+
+    def dataset(self) -> "ArchiveDataset":
+        """The pictures as a ``torch.utils.data.Dataset``."""
+        from compressor.dataset import ArchiveDataset
+
+        return ArchiveDataset(self)
+
+    def _column_names(self, columns: Sequence[str] | None) -> list[str]:
+        names = IMAGES.names if columns is None else list(columns)
+        unknown = set(names).difference(IMAGES.names)
+        if unknown:
+            raise ArchiveError(f"no column {sorted(unknown)[0]!r}; there are {', '.join(IMAGES.names)}")
+        return names
+
+    def _after_fork(self) -> None:
+        """In a forked process: reads go on with connections of its own; commits are not possible there."""
+        self._store.__dict__.pop("fs", None)
+        self._codecs.clear()
+
+    # --- codecs ---
+
+    def put_codec(self, id: str, data: bytes) -> None:
+        """Store a codec's artifact, unless it is there: an archive carries all that reading it needs."""
+        if not re.fullmatch(r"[0-9A-Za-z_-]+", id):
+            raise ArchiveError(f"{id!r} is no codec id: letters, digits, '-' and '_' only")
+        name = f"codecs/{id}.safetensors"
+        with self._store.errors("store a codec"):
+            if not self._store.exists(name):
+                self._store.put(name, data)
+
+    def codec(self, id: str) -> "Codec":
+        """A codec that rows name: a standard format's, or the artifact that the archive carries. Loaded once."""
+        if id not in self._codecs:
+            from compressor.baselines import STANDARD
+            from compressor.codec import load_codec
+
+            if id in STANDARD:
+                codec = load_codec(id)
+            else:
+                with self._store.errors(f"read codec {id}"):
+                    try:
+                        data = self._store.get(f"codecs/{id}.safetensors")
+                    except FileNotFoundError:
+                        raise ArchiveError(
+                            f"{self.url}: codec {id!r} is not in its codecs folder, nor is it a standard format"
+                        ) from None
+                codec = load_codec(data)
+                if codec.id != id:
+                    raise ArchiveError(f"{self.url}: codecs/{id}.safetensors is codec {codec.id}: damaged or renamed")
+            while len(self._codecs) >= CODECS_KEPT:
+                self._codecs.pop(next(iter(self._codecs)))
+            self._codecs[id] = codec
+        return self._codecs[id]
+
+
+def _check_format(store: Store, marker: bytes) -> None:
+    try:
+        number = json.loads(marker)["format"]
+        if not isinstance(number, int):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ArchiveError(f'{store.url}: {MARKER} is damaged; a sound one holds {{"format": {FORMAT}}}') from None
+    if number > FORMAT:
+        raise ArchiveError(
+            f"{store.url}: the archive's format is {number}, this version reads up to {FORMAT}; upgrade latentpack"
+        )
+
+
+def _encoded(row: Row) -> "Encoded":
+    from compressor.codec import Encoded
+
+    return Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
+
+
+def _decode_original(row: Row) -> np.ndarray:
+    from compressor.errors import ImageError
+    from compressor.images import decode_picture
+
+    try:
+        return decode_picture(row.payload).pixels
+    except ImageError as error:
+        raise CodecError(f"{row.key}: the original's bytes do not decode: {error}") from error

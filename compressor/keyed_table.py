@@ -1,0 +1,377 @@
+"""A Delta table whose rows are unique by key, whoever writes at the same time.
+
+All Parquet files are written here, never by delta-rs, which cannot set compression per column; delta-rs keeps the log.
+Every change is one commit against the version it was planned on (compare and swap); one that loses is planned anew.
+"""
+
+import random
+import time
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from compressor import table as parquet
+from compressor.errors import ArchiveError
+from compressor.known import fingerprint_numbers, hash_keys
+from compressor.store import Store
+from compressor.table import Layout, Part, RangeFile
+
+ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
+THREADS = 8
+FOOTERS = 512  # kept in memory; one of a 100,000 row file is some 200 KB
+CONFIGURATION = {
+    "delta.dataSkippingStatsColumns": "key",
+    "delta.checkpointInterval": "20",
+    "delta.logRetentionDuration": "interval 7 days",
+    "delta.setTransactionRetentionDuration": "interval 30 days",  # how long a batch_id is remembered
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one commit does: files that appear and disappear together; ``written`` is undone if it is not made."""
+
+    add: list[Part]
+    remove: list[Part]
+    written: list[Part] = field(default_factory=list)
+    moves_only: bool = False  # the same rows in other files
+
+
+class KeyedTable:
+    """One table of an archive, seen at one version until ``refresh``.
+
+    Parameters
+    ----------
+    store
+        Where the archive lies.
+    folder
+        The table's folder in it.
+    layout
+        Its columns.
+    """
+
+    def __init__(self, store: Store, folder: str, layout: Layout) -> None:
+        self.store = store
+        self.folder = folder
+        self.layout = layout
+        self._delta: Any = None
+        self.parts: list[Part] = []
+        self._smallest: list[str] = []
+        self._largest: list[str] = []
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._hashes: dict[str, np.ndarray] = {}
+        self._lock = Lock()
+
+    # --- the log ---
+
+    def create(self) -> None:
+        """Make an empty table, unless there is one."""
+        from deltalake import DeltaTable
+
+        DeltaTable.create(
+            self.store.table_url(self.folder),
+            pa.schema(self.layout.schema),
+            mode="ignore",
+            configuration=CONFIGURATION,
+            storage_options=self.store.table_options,
+        )
+
+    def refresh(self, anew: bool = False) -> None:
+        """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
+        from deltalake import DeltaTable
+
+        if anew:
+            self._delta = None
+        with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
+            if self._delta is None:
+                self._delta = DeltaTable(self.store.table_url(self.folder), storage_options=self.store.table_options)
+            else:
+                before = self._delta.version()
+                self._delta.update_incremental()
+                if self._delta.version() == before:
+                    return
+            actions = pa.table(self._delta.get_add_actions(flatten=True))
+            features = self._delta.protocol().reader_features
+        if features:
+            raise ArchiveError(
+                f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
+                "which latentpack does not read"
+            )
+        parts = [_part(action) for action in actions.to_pylist()]
+        ranges = [part.key_range for part in parts]
+        order = sorted(range(len(parts)), key=ranges.__getitem__)
+        self.parts = [parts[index] for index in order]
+        self._smallest = [ranges[index][0] for index in order]
+        self._largest = [ranges[index][1] for index in order]
+        live = {part.path for part in parts}
+        self._footers = {path: footer for path, footer in self._footers.items() if path in live}
+        self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in live}
+
+    @property
+    def version(self) -> int:
+        """Version of the table that is seen."""
+        return int(self._delta.version())
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    # --- reading ---
+
+    def overlapping(self, first: str, last: str) -> list[Part]:
+        """Files that may hold keys from ``first`` to ``last``, both included."""
+        end = bisect_right(self._smallest, last)
+        return [self.parts[index] for index in range(end) if self._largest[index] >= first]
+
+    def footer(self, part: Part) -> pq.FileMetaData:
+        """A file's Parquet metadata, fetched once."""
+        footer = self._footers.get(part.path)
+        if footer is None:
+            footer = parquet.read_metadata(self._file(part))
+            with self._lock:
+                while len(self._footers) >= FOOTERS:
+                    self._footers.pop(next(iter(self._footers)))
+                self._footers[part.path] = footer
+        return footer
+
+    def read(self, part: Part, groups: Sequence[int] | None, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a file's row groups (None: of all)."""
+        footer = self.footer(part)
+        groups = range(footer.num_row_groups) if groups is None else groups
+        return parquet.read_groups(self._file(part), footer, groups, columns)
+
+    def find(self, key: str, columns: Sequence[str]) -> pa.Table | None:
+        """The row of ``key``, or None: reads the one row group that can hold it (of each file that can)."""
+        for part in self.overlapping(key, key):
+            for group in parquet.row_groups_with(self.footer(part), key, key):
+                keys = self.read(part, [group], ["key"])["key"]
+                at = pc.index(keys, key).as_py()
+                if at >= 0:
+                    return self.read(part, [group], columns).slice(at, 1)
+        return None
+
+    def groups(self) -> Iterator[tuple[Part, int]]:
+        """Every row group, in order of keys where files do not overlap."""
+        for part in list(self.parts):
+            for group in range(self.footer(part).num_row_groups):
+                yield part, group
+
+    def fingerprints(self) -> tuple[np.ndarray, np.ndarray]:
+        """Key hashes and fingerprints of all rows: uint64 (N,) both."""
+
+        def load(part: Part) -> tuple[np.ndarray, np.ndarray]:
+            read = self.read(part, None, ["key", "fingerprint"])
+            hashes = self._hashes[part.path] = hash_keys(read["key"].to_pylist())
+            return hashes, fingerprint_numbers(read["fingerprint"])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            loaded = list(pool.map(load, self.parts))
+        empty = np.zeros(0, np.uint64)
+        return (
+            np.concatenate([empty, *(hashes for hashes, _ in loaded)]),
+            np.concatenate([empty, *(fingerprints for _, fingerprints in loaded)]),
+        )
+
+    def _file(self, part: Part) -> RangeFile:
+        name = f"{self.folder}/{part.path}"
+        return RangeFile(lambda spans: self.store.ranges(name, spans), part.size)
+
+    def _keys(self, part: Part) -> list[str]:
+        return self.read(part, None, ["key"])["key"].to_pylist()
+
+    def _key_hashes(self, part: Part) -> np.ndarray:
+        if part.path not in self._hashes:
+            self._hashes[part.path] = hash_keys(self._keys(part))
+        return self._hashes[part.path]
+
+    # --- writing ---
+
+    def write(self, tables: Iterator[pa.Table] | Sequence[pa.Table]) -> Part | None:
+        """Put one file of ``tables``, sorted by key; nobody sees it until it is committed. None without rows."""
+        data, rows, stats = parquet.encode(tables, self.layout)
+        if not rows:
+            return None
+        path = f"part-{uuid.uuid4().hex}.parquet"
+        self.store.put(f"{self.folder}/{path}", data)
+        return Part(path, len(data), rows, stats)
+
+    def upsert(self, parts: Sequence[Part], replaced: Collection[str], batch_id: str | None) -> None:
+        """Make the rows of ``parts`` visible in one commit.
+
+        A key that is there already is replaced if it is in ``replaced``, else the row that is there stays. The same
+        ``batch_id`` again does nothing.
+        """
+        replaced = set(replaced)
+
+        def plan() -> Change | None:
+            if batch_id is not None and self._delta.transaction_version(batch_id) is not None:
+                return None
+            live = {part.path for part in self.parts}
+            arriving = [part for part in parts if part.path not in live]
+            return self._plan_upsert(arriving, replaced) if arriving else None
+
+        self.transact(plan, batch_id)
+
+    def delete(self, keys: Collection[str]) -> int:
+        """Take the rows of ``keys`` out, in one commit. Returns how many there were."""
+        removed = 0
+        keys = sorted(set(keys))
+
+        def plan() -> Change | None:
+            nonlocal removed
+            removed = 0
+            drops: list[tuple[Part, set[str]]] = []
+            wanted = set(keys)
+            hashes = hash_keys(keys)
+            for part in self.overlapping(keys[0], keys[-1]) if keys else []:
+                if np.isin(hashes, self._key_hashes(part)).any():
+                    there = wanted.intersection(self._keys(part))
+                    if there:
+                        drops.append((part, there))
+                        removed += len(there)
+            return self._without(drops) if drops else None
+
+        self.transact(plan)
+        return removed
+
+    def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:
+        for part in arriving:
+            try:
+                size = self.store.size(f"{self.folder}/{part.path}")
+            except FileNotFoundError:
+                size = -1
+            if size != part.size:
+                raise ArchiveError(
+                    f"{self.store.url}: part {part.path} is gone or incomplete ({size} bytes, {part.size} written); "
+                    "was it vacuumed as an orphan? Encode its pictures again"
+                )
+        drops: dict[str, set[str]] = {}
+        earlier: list[Part] = []
+        for part in arriving:
+            first, last = part.key_range
+            for other in self.overlapping(first, last):
+                for key in self._common(part, other):
+                    drops.setdefault((other if key in replaced else part).path, set()).add(key)
+            for other in earlier:
+                smallest, largest = other.key_range
+                if smallest <= last and first <= largest:
+                    drops.setdefault(part.path, set()).update(self._common(part, other))
+            earlier.append(part)
+        untouched = [part for part in arriving if part.path not in drops]
+        rewritten = self._without([(part, drops[part.path]) for part in arriving if part.path in drops])
+        shrunk = self._without([(part, drops[part.path]) for part in self.parts if part.path in drops])
+        return Change(
+            add=[*untouched, *rewritten.add, *shrunk.add],
+            remove=shrunk.remove,
+            written=[*rewritten.written, *shrunk.written],
+        )
+
+    def _common(self, part: Part, other: Part) -> set[str]:
+        """Keys in both files; exact keys are compared only where hashes meet."""
+        if not np.isin(self._key_hashes(part), self._key_hashes(other)).any():
+            return set()
+        return set(self._keys(part)).intersection(self._keys(other))
+
+    def _without(self, drops: Sequence[tuple[Part, set[str]]]) -> Change:
+        """Files written again without some of their rows."""
+        add = []
+        for part, keys in drops:
+            unwanted = pa.array(sorted(keys), pa.string())
+
+            def kept(part: Part = part, unwanted: pa.Array = unwanted) -> Iterator[pa.Table]:
+                for group in range(self.footer(part).num_row_groups):
+                    rows = self.read(part, [group], self.layout.names)
+                    yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
+
+            if (rest := self.write(kept())) is not None:
+                add.append(rest)
+        return Change(add=add, remove=[part for part, _ in drops], written=add)
+
+    def transact(self, plan: Callable[[], Change | None], batch_id: str | None = None) -> None:
+        """Plan on the newest version and commit on exactly that one, again and again until nobody was faster."""
+        from deltalake import CommitProperties, Transaction
+        from deltalake.exceptions import DeltaError
+        from deltalake.transaction import AddAction, RemoveAction
+
+        self.store.require_conditional_puts()
+        stuck = 0
+        for attempt in range(ATTEMPTS):
+            self.refresh(anew=attempt > 0)
+            planned_on = self.version
+            change = None
+            try:
+                change = plan()
+                if change is None or not (change.add or change.remove):
+                    return
+                now = int(time.time() * 1000)
+                different = not change.moves_only
+                actions: list[Any] = [
+                    AddAction(new.path, new.size, {}, now, different, new.stats) for new in change.add
+                ]
+                actions += [RemoveAction(old.path, different, now, old.size, {}) for old in change.remove]
+                transactions = [Transaction(batch_id, 1, now)] if batch_id is not None else None
+                # Without retries of delta-rs's own, which would append whatever another run has committed meanwhile.
+                self._delta.create_write_transaction(
+                    actions,
+                    "append",
+                    self.layout.schema,
+                    commit_properties=CommitProperties(max_commit_retries=0, app_transactions=transactions),
+                )
+            except (DeltaError, FileNotFoundError) as error:  # lost the race, or files to rewrite went in it
+                reason: Exception = error
+            else:
+                self.refresh()
+                return
+            self.refresh(anew=True)
+            if change is not None:
+                added = {part.path for part in change.add}
+                if added and added <= {part.path for part in self.parts}:
+                    return  # the answer was lost, not the race
+                self.store.delete([f"{self.folder}/{part.path}" for part in change.written])
+            stuck += self.version == planned_on  # nobody was faster: the commit itself is refused
+            if stuck == 3:
+                break
+            if attempt:
+                time.sleep(random.uniform(0, 0.02 * min(attempt, 25)))
+        raise ArchiveError(
+            f"{self.store.url}: not committed after {attempt + 1} attempts; is it writable, are many runs at it? "
+            f"Last answer: {' '.join(str(reason).split())}"
+        ) from reason
+
+    def vacuum(self, hours: int) -> int:
+        """Delete files that were replaced, or written and never committed, ``hours`` ago. Returns how many."""
+        self.refresh(anew=True)
+        deleted = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=False, full=True)
+        return len(deleted)
+
+    def forget(self) -> None:
+        """Delete the files of earlier versions, and from the log what it said of them (smallest and largest keys).
+
+        The log starts anew from a checkpoint of the present version, which other writers pick up by themselves.
+        """
+        self.refresh(anew=True)
+        self._delta.vacuum(0, enforce_retention_duration=False, dry_run=False)
+        self.refresh()
+        self._delta.create_checkpoint()
+        log = f"{self.folder}/_delta_log"
+        version = self.version
+        past = [name for name in self.store.names(log) if name[:20].isdigit() and int(name[:20]) < version]
+        self.store.delete([f"{log}/{name}" for name in past])
+        self.refresh(anew=True)
+
+
+def _part(action: dict[str, Any]) -> Part:
+    """A live file, from the log."""
+    rows, smallest, largest = (action.get(name) for name in ("num_records", "min.key", "max.key"))
+    if rows is None or smallest is None or largest is None:
+        raise ArchiveError(f"file {action['path']} has no statistics in the log: another program must have written it")
+    return Part(action["path"], action["size_bytes"], rows, parquet.statistics(rows, smallest, largest))

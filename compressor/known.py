@@ -1,0 +1,84 @@
+"""Which pictures an archive already holds, in 16 bytes each. Says nothing about what is stored of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+State = Literal["new", "changed", "same", "quarantined"]
+
+
+class Listed(Protocol):
+    """A source file, as far as it matters here."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+
+
+def hash_keys(keys: Sequence[str]) -> np.ndarray:
+    """uint64 (N,): BLAKE2b of each key."""
+    return np.frombuffer(b"".join([blake2b(key.encode(), digest_size=8).digest() for key in keys]), np.uint64)
+
+
+def fingerprint_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """uint64 (N,): a column of 8-byte fingerprints, without a Python object for each."""
+    return np.frombuffer(b"".join(column.combine_chunks().to_pylist()), np.uint64)
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """Key hashes in order, and the fingerprint of each: uint64 (N,) both."""
+
+    hashes: np.ndarray
+    fingerprints: np.ndarray
+
+    @classmethod
+    def of(cls, hashes: np.ndarray, fingerprints: np.ndarray) -> "_Lookup":
+        order = np.argsort(hashes)
+        return cls(hashes[order], fingerprints[order])
+
+    def find(self, hashes: np.ndarray, fingerprints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """bool (M,) each: the key is there; it is there with this fingerprint."""
+        if not len(self.hashes):
+            nothing = np.zeros(len(hashes), bool)
+            return nothing, nothing
+        at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        there = self.hashes[at] == hashes
+        return there, there & (self.fingerprints[at] == fingerprints)
+
+
+class KnownKeys:
+    """Answers what is to be done with a source's files; a million keys take 16 MB.
+
+    A key is known by a 64-bit hash. ``same`` needs the fingerprint to agree too, so that 128 bits decide that a picture
+    is left out; a collision of the hash alone at worst has a new picture encoded as a changed one.
+    """
+
+    def __init__(self, archived: tuple[np.ndarray, np.ndarray], quarantined: tuple[np.ndarray, np.ndarray]) -> None:
+        self._archived = _Lookup.of(*archived)
+        self._quarantined = _Lookup.of(*quarantined)
+
+    def __len__(self) -> int:
+        """Pictures archived."""
+        return len(self._archived.hashes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory taken."""
+        lookups = (self._archived, self._quarantined)
+        return sum(lookup.hashes.nbytes + lookup.fingerprints.nbytes for lookup in lookups)
+
+    def state(self, files: Sequence[Listed]) -> list[State]:
+        """For each file: ``same`` (archived as it is), ``quarantined`` (failed as it is), ``changed`` or ``new``."""
+        if not files:
+            return []
+        hashes = hash_keys([file.key for file in files])
+        fingerprints = np.frombuffer(b"".join([file.fingerprint for file in files]), np.uint64)
+        there, same = self._archived.find(hashes, fingerprints)
+        _, failed = self._quarantined.find(hashes, fingerprints)
+        return np.select([same, failed, there], ["same", "quarantined", "changed"], "new").tolist()

@@ -1,0 +1,275 @@
+"""What keeps an archive trustworthy and small: verify, info, compact. Called through ``Archive``."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from compressor import table as parquet
+from compressor.errors import ArchiveError, CodecError
+from compressor.keyed_table import Change, KeyedTable
+from compressor.store import Store
+from compressor.table import IMAGES, Part, Row, from_table
+
+if TYPE_CHECKING:
+    from compressor.archive import Archive
+
+TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
+MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
+DECODE_ROWS = 64
+SAMPLES = 16  # keys of a row group that say where to cut
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A picture that cannot be trusted, or a row group that cannot be read (``key`` is then its file's name)."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """An archive in figures. Bytes are those of the present version; PSNR in dB, over pictures that are not exact.
+
+    ``table_bytes`` are the Parquet files (payloads and metadata), ``ratio`` is source bytes over table and codec bytes.
+    """
+
+    url: str
+    format: int
+    version: int
+    pictures: int
+    quarantined: int
+    exact: int
+    source_bytes: int
+    payload_bytes: int
+    table_bytes: int
+    codec_bytes: int
+    files: int
+    ratio: float
+    metadata_bytes_per_picture: float
+    codecs: dict[str, int]
+    packers: dict[str, int]
+    qualities: dict[int, int]
+    sizes: dict[str, int]
+    quarantine_reasons: dict[str, int]
+    psnr_mean: float | None
+    psnr_min: float | None
+    psnr_percentiles: dict[str, float]
+    psnr_histogram: dict[str, int]
+    ssim_mean: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> ArchiveInfo:
+    """Figures from all columns but the payload's."""
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in ("codec", "packer", "quality", "size", "psnr")}
+    source_bytes = 0
+    ssim_sum = 0.0
+    ssim_count = 0
+    columns = ["width", "height", "source_bytes", "codec", "quality", "packer", "psnr", "ssim"]
+    for table in archive.batches(columns):
+        source_bytes += pc.sum(table["source_bytes"]).as_py()
+        for name in ("codec", "packer", "quality", "psnr"):
+            for entry in pc.value_counts(table[name].combine_chunks()).to_pylist():
+                counts[name][entry["values"]] += entry["counts"]
+        counts["size"].update(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
+        ssim_count += len(table) - table["ssim"].null_count
+        ssim_sum += pc.sum(table["ssim"]).as_py() or 0.0
+    exact = counts["psnr"].pop(None, 0)
+    psnr = np.array(sorted(counts["psnr"]), np.float64)
+    weights = np.array([counts["psnr"][value] for value in sorted(counts["psnr"])], np.int64)
+    histogram: Counter[int] = Counter()
+    for value, count in counts["psnr"].items():
+        histogram[int(np.floor(value))] += count
+    table_bytes = sum(part.size for part in images.parts)
+    payload_bytes = sum(parquet.payload_bytes(images.footer(part)) for part in images.parts)
+    codec_bytes = sum(store.size(f"codecs/{name}") for name in store.names("codecs") if name.endswith(".safetensors"))
+    reasons = Counter(row.reason for row in archive.quarantined())
+    pictures = images.rows
+    return ArchiveInfo(
+        url=store.url,
+        format=format,
+        version=images.version,
+        pictures=pictures,
+        quarantined=reasons.total(),
+        exact=exact,
+        source_bytes=source_bytes,
+        payload_bytes=payload_bytes,
+        table_bytes=table_bytes,
+        codec_bytes=codec_bytes,
+        files=len(images.parts),
+        ratio=source_bytes / max(table_bytes + codec_bytes, 1),
+        metadata_bytes_per_picture=(table_bytes - payload_bytes) / max(pictures, 1),
+        codecs=dict(counts["codec"].most_common()),
+        packers=dict(counts["packer"].most_common()),
+        qualities=dict(sorted(counts["quality"].items())),
+        sizes={f"{width}x{height}": count for (width, height), count in counts["size"].most_common(20)},
+        quarantine_reasons=dict(reasons.most_common()),
+        psnr_mean=round(float(np.average(psnr, weights=weights)), 3) if len(psnr) else None,
+        psnr_min=round(float(psnr[0]), 2) if len(psnr) else None,
+        psnr_percentiles=_percentiles(psnr, weights),
+        psnr_histogram={f"{db}": count for db, count in sorted(histogram.items())},
+        ssim_mean=round(ssim_sum / ssim_count, 4) if ssim_count else None,
+    )
+
+
+def _percentiles(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Of sorted ``values`` that occur ``weights`` times."""
+    if not len(values):
+        return {}
+    reached = np.cumsum(weights) / weights.sum() * 100
+    return {str(p): round(float(values[np.searchsorted(reached, p)]), 2) for p in PERCENTILES}
+
+
+def check_crc(row: Row) -> None:
+    """CodecError where a payload is not what was written."""
+    computed = crc32c.crc32c(row.payload)
+    if computed != row.crc32c:
+        raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
+
+
+def verify(
+    archive: "Archive", images: KeyedTable, on_progress: Callable[[int, int], None] | None = None
+) -> list[Problem]:
+    """Every row's checksum, and that it decodes to a picture of the size that the row says."""
+    problems: list[Problem] = []
+    checked = 0
+    total = images.rows
+    for part in images.parts:
+        try:
+            footer = images.footer(part)
+        except (OSError, pa.ArrowException) as error:
+            problems.append(Problem(part.path, f"file with {part.rows} pictures is unreadable: {error}"))
+            checked += part.rows
+            continue
+        for group in range(footer.num_row_groups):
+            count = footer.row_group(group).num_rows
+            try:
+                rows = from_table(images.read(part, [group], IMAGES.names), IMAGES)
+            except (OSError, pa.ArrowException) as error:
+                problems += _unreadable(images, part, group, count, error)
+            else:
+                for start in range(0, len(rows), DECODE_ROWS):
+                    problems += _check(archive, rows[start : start + DECODE_ROWS])
+            checked += count
+            if on_progress:
+                on_progress(checked, total)
+    return problems
+
+
+def _unreadable(images: KeyedTable, part: Part, group: int, count: int, error: Exception) -> list[Problem]:
+    reason = f"row group {group} of {part.path} is unreadable: {error}"
+    try:
+        keys = images.read(part, [group], ["key"])["key"].to_pylist()
+    except (OSError, pa.ArrowException):
+        return [Problem(part.path, f"{reason} ({count} pictures)")]
+    return [Problem(key, reason) for key in keys]
+
+
+def _check(archive: "Archive", rows: Sequence[Row]) -> list[Problem]:
+    """Decode together what is sound, and one by one if something is not."""
+    try:
+        pictures = archive.decode(rows)
+    except (CodecError, ArchiveError) as error:
+        if len(rows) == 1:
+            return [Problem(rows[0].key, str(error))]
+        return [problem for row in rows for problem in _check(archive, [row])]
+    problems = []
+    for row, pixels in zip(rows, pictures, strict=True):
+        if pixels.shape != (row.height, row.width, 3):
+            height, width = pixels.shape[:2]
+            problems.append(Problem(row.key, f"stored as {row.width}x{row.height}, decodes to {width}x{height}"))
+    return problems
+
+
+def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
+    """Merge small files, so that no two of the new ones overlap. Returns how many files fewer there are.
+
+    Large files stay as they are, unless so many overlap that looking for a key would have to open more than a few.
+    """
+    table.refresh()
+    small = [part for part in table.parts if part.size < target // 2]
+    large = [part for part in table.parts if part.size >= target // 2]
+    merged = table.parts if _overlap(large) >= MAX_OVERLAP else small
+    if len(merged) < 2:
+        return 0
+    written = [part for rows in _sorted_runs(table, merged, target) if (part := table.write(rows)) is not None]
+    change = Change(add=written, remove=list(merged), written=[], moves_only=True)
+    gone = {part.path for part in merged}
+
+    def plan() -> Change | None:
+        # Appends by others do not matter; if they replaced a picture in one of these files, the work was in vain.
+        return change if gone <= {part.path for part in table.parts} else None
+
+    before = len(table.parts)
+    table.transact(plan)
+    if not {part.path for part in written} <= {part.path for part in table.parts}:
+        table.store.delete([f"{table.folder}/{part.path}" for part in written])
+        return 0
+    return before - len(table.parts)
+
+
+def _overlap(parts: Sequence[Part]) -> int:
+    """Most files that hold the same key between their smallest and largest."""
+    edges = sorted([(part.key_range[0], 0) for part in parts] + [(part.key_range[1], 1) for part in parts])
+    depth = deepest = 0
+    for _, closing in edges:
+        depth += -1 if closing else 1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _sorted_runs(table: KeyedTable, parts: Sequence[Part], target: int) -> Iterator[Iterator[pa.Table]]:
+    """The rows of ``parts`` as runs of about ``target`` bytes, each sorted, none overlapping another.
+
+    A sample of the keys says where to cut; only the row groups that a cut divides are read twice.
+    """
+    samples: list[tuple[str, float]] = []  # key, bytes that it stands for
+    for part in parts:
+        footer = table.footer(part)
+        for group in range(footer.num_row_groups):
+            keys = table.read(part, [group], ["key"])["key"].to_pylist()
+            keys = keys[:: -(-len(keys) // SAMPLES)]
+            samples += [(key, footer.row_group(group).total_byte_size / len(keys)) for key in keys]
+    samples.sort()
+    # Equal runs, rather than full ones and a small rest that the next compaction would take up again.
+    runs = max(1, round(sum(size for _, size in samples) / target))
+    share = sum(size for _, size in samples) / runs
+    cuts: list[str] = []
+    passed = 0.0
+    for key, size in samples:
+        if passed >= share * (len(cuts) + 1) and len(cuts) < runs - 1:
+            cuts.append(key)
+        passed += size
+    for first, end in zip([None, *cuts], [*cuts, None], strict=True):
+        yield _sorted_run(table, parts, first, end)
+
+
+def _sorted_run(table: KeyedTable, parts: Sequence[Part], first: str | None, end: str | None) -> Iterator[pa.Table]:
+    """All rows with first <= key < end in order; None is no bound."""
+    pieces = []
+    for part in parts:
+        smallest, largest = part.key_range
+        if (end is not None and smallest >= end) or (first is not None and largest < first):
+            continue
+        groups = parquet.row_groups_with(table.footer(part), first or smallest, end or largest)
+        rows = table.read(part, groups, table.layout.names)
+        if first is not None:
+            rows = rows.filter(pc.greater_equal(rows["key"], first))
+        if end is not None:
+            rows = rows.filter(pc.less(rows["key"], end))
+        pieces.append(rows)
+    merged = pa.concat_tables(pieces).combine_chunks()
+    order = pc.sort_indices(merged["key"])
+    for start in range(0, len(order), parquet.GROUP_ROWS):
+        yield merged.take(order[start : start + parquet.GROUP_ROWS])

@@ -1,0 +1,221 @@
+"""Files of an archive on a local disk or in an S3 bucket: whole puts, ranged gets, listing. Knows nothing of tables."""
+
+import os
+import re
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from compressor.errors import ArchiveError, LatentpackError
+
+# delta-rs's names, which are also the environment's, to s3fs's.
+S3FS_OPTIONS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_SESSION_TOKEN": "token",
+    "AWS_ENDPOINT_URL": "endpoint_url",
+}
+TEMPORARY = "tmp-"  # how files that are being written begin
+POOL = 64  # connections: s3fs's own 10 cap a scan at 200 ranges a second
+
+
+class Store:
+    """The folder of an archive.
+
+    Parameters
+    ----------
+    url
+        A local path, ``file://`` or ``s3://bucket/prefix``.
+    options
+        ``AWS_*`` names that take precedence over the environment's. Better none: they travel with pickles.
+    """
+
+    def __init__(self, url: str, options: dict[str, str] | None = None) -> None:
+        self.options = dict(options or {})
+        self._conditional_puts = False
+        scheme, separator, rest = str(url).partition("://")
+        self.is_s3 = bool(separator) and scheme in ("s3", "s3a")
+        if self.is_s3:
+            self.root = rest.rstrip("/")
+            self.url = f"s3://{self.root}"
+            if not self.root:
+                raise ArchiveError(f"{url}: a bucket is missing; use s3://bucket/prefix")
+        elif not separator or scheme == "file":
+            self.root = str(Path(rest if separator else url).expanduser().absolute())
+            self.url = self.root
+        else:
+            raise ArchiveError(f"{url}: archives lie in a local folder or in s3://, not in {scheme}://")
+
+    @property
+    def table_options(self) -> dict[str, str]:
+        """What delta-rs has to be told; the environment it reads by itself."""
+        if not self.is_s3:
+            return {}
+        options = dict(self.options)
+        endpoint = options.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")
+        if endpoint:
+            options["AWS_ENDPOINT_URL"] = endpoint
+        if "AWS_REGION" not in os.environ and "AWS_DEFAULT_REGION" not in os.environ:
+            options.setdefault("AWS_REGION", "us-east-1")
+        return options
+
+    @cached_property
+    def fs(self) -> Any:
+        """The fsspec filesystem; its own instance, for an instance from before a fork hangs."""
+        if not self.is_s3:
+            return fsspec.filesystem("file")
+        options = {S3FS_OPTIONS[name]: value for name, value in self.options.items() if name in S3FS_OPTIONS}
+        region = self.options.get("AWS_REGION")
+        return fsspec.filesystem(
+            "s3",
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            client_kwargs={"region_name": region} if region else {},
+            config_kwargs={"max_pool_connections": POOL, "retries": {"mode": "adaptive", "max_attempts": 8}},
+            **options,
+        )
+
+    def path(self, name: str) -> str:
+        """A file's full path, ``name`` being relative to the archive."""
+        return f"{self.root}/{name}"
+
+    def table_url(self, folder: str) -> str:
+        """A Delta table's address."""
+        return f"{self.url}/{folder}"
+
+    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Byte ranges of a file, all at once. FileNotFoundError where it is gone."""
+        path = self.path(name)
+        if not self.is_s3:
+            with open(path, "rb") as file:
+                return [os.pread(file.fileno(), end - start, start) for start, end in spans]
+        if len(spans) == 1:
+            return [self.fs.cat_file(path, start=spans[0][0], end=spans[0][1])]
+        return self.fs.cat_ranges(
+            [path] * len(spans),
+            [start for start, _ in spans],
+            [end for _, end in spans],
+            max_gap=None,
+            on_error="raise",
+        )
+
+    def get(self, name: str) -> bytes:
+        """A whole file. FileNotFoundError where there is none."""
+        return self.fs.cat_file(self.path(name))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file that appears whole or not at all, and outlives a power cut."""
+        path = self.path(name)
+        if self.is_s3:
+            self.fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=os.path.dirname(path))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. FileNotFoundError where there is none."""
+        return int(self.fs.info(self.path(name))["size"])
+
+    def names(self, folder: str = "") -> list[str]:
+        """What lies directly in ``folder``; empty where it does not exist."""
+        path = self.path(folder) if folder else self.root
+        if not self.is_s3 and os.path.isfile(path):
+            raise ArchiveError(f"{path}: a file, where an archive's folder should be")
+        try:
+            found = self.fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1]))
+
+    def delete_unfinished(self, folder: str, older_than: float) -> int:
+        """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""
+        if self.is_s3:
+            return 0  # an object appears whole
+        before = time.time() - older_than
+        left = [path for path in Path(self.path(folder)).glob(f"{TEMPORARY}*") if path.stat().st_mtime <= before]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files; those that are gone already are no error."""
+        for name in names:
+            if self.is_s3:
+                self.fs.rm_file(self.path(name))
+            else:
+                Path(self.path(name)).unlink(missing_ok=True)
+
+    def require_conditional_puts(self) -> None:
+        """Make sure, once, that two writers cannot overwrite each other's commit. ArchiveError where they could.
+
+        Delta's log needs a put that fails where the object exists. Some S3 servers (rclone's) ignore the condition and
+        answer that all went well: two runs would lose each other's rows without a word.
+        """
+        if not self.is_s3 or self._conditional_puts:
+            return
+        probe = self.path(f".latentpack-probe-{uuid.uuid4().hex}")
+        try:
+            self.fs.pipe_file(probe, b"1", mode="create")
+            try:
+                self.fs.pipe_file(probe, b"2", mode="create")
+            except FileExistsError:
+                self._conditional_puts = True
+                return
+        finally:
+            self.fs.rm_file(probe)
+        raise ArchiveError(
+            f"{self.url}: this S3 store ignores conditional puts (If-None-Match), without which two runs would lose "
+            "each other's rows; use a store that honours them (AWS S3, MinIO, Ceph, R2)"
+        )
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn what disks, buckets, Arrow and delta-rs raise into ArchiveError."""
+        try:
+            yield
+        except LatentpackError:
+            raise
+        except Exception as error:
+            if not _is_foreign(error):
+                raise
+            # delta-rs colours its messages and spreads them over lines.
+            reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+            raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether an error came from storage or a file's content, not from a mistake in this program."""
+    if isinstance(error, OSError):
+        return True
+    package = type(error).__module__.partition(".")[0]
+    if package in ("pyarrow", "deltalake", "_internal", "botocore", "aiobotocore", "aiohttp"):
+        return True
+    # delta-rs raises bare Exception for what its kernel finds wrong.
+    return type(error) is Exception and "deltalake" in sys.modules
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,365 @@
+"""The archive's Parquet files: columns, encodings, and rows to bytes and back.
+
+Not where files lie or which of them count (see ``keyed_table.py``).
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from compressor.errors import ArchiveError
+
+FINGERPRINT_BYTES = 8
+GROUP_ROWS = 1024
+GROUP_BYTES = 8 * 2**20  # of payloads: a row group is what reading one picture fetches, so originals end it early
+
+
+@dataclass(frozen=True)
+class Row:
+    """One archived picture.
+
+    ``fingerprint`` is 8 bytes, ``crc32c`` the payload's checksum as an unsigned number, ``psnr`` in dB and ``ssim`` are
+    None where the pixels are exact, ``quality`` is -1 and ``packer`` empty where the codec has no choice of them.
+    """
+
+    key: str
+    fingerprint: bytes
+    width: int
+    height: int
+    channels: int
+    source_bytes: int
+    codec: str
+    quality: int
+    packer: str
+    payload: bytes
+    crc32c: int
+    psnr: float | None
+    ssim: float | None
+
+
+@dataclass(frozen=True)
+class QuarantineRow:
+    """One picture that could not be archived: ``reason`` is a token, ``detail`` is for people, ``at`` is UTC."""
+
+    key: str
+    fingerprint: bytes
+    reason: str
+    detail: str
+    run: str
+    at: datetime
+
+    @classmethod
+    def now(cls, key: str, fingerprint: bytes, reason: str, detail: str, run: str) -> "QuarantineRow":
+        """A row stamped with the present second."""
+        return cls(key, fingerprint, reason, detail, run, datetime.now(UTC).replace(microsecond=0))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fingerprint": self.fingerprint.hex(), "at": self.at.isoformat()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "QuarantineRow":
+        return cls(
+            **{
+                **values,
+                "fingerprint": bytes.fromhex(values["fingerprint"]),
+                "at": datetime.fromisoformat(values["at"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file in a table's folder, committed or not: its name, bytes, rows, and Delta statistics as JSON."""
+
+    path: str
+    size: int
+    rows: int
+    stats: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Part":
+        return cls(**values)
+
+    @property
+    def key_range(self) -> tuple[str, str]:
+        """Smallest and largest key."""
+        stats = json.loads(self.stats)
+        return stats["minValues"]["key"], stats["maxValues"]["key"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column and how its pages are written. ``encoding`` None means a dictionary."""
+
+    name: str
+    type: pa.DataType
+    encoding: str | None
+    compression: str = "none"
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of one table, in the order in which they lie in a row group."""
+
+    columns: tuple[Column, ...]
+    row: type[Row] | type[QuarantineRow]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([pa.field(column.name, column.type, column.nullable) for column in self.columns])
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+
+# Small columns first and the payload last: metadata alone, and all columns of a row group, are one range each.
+IMAGES = Layout(
+    (
+        Column("key", pa.string(), "DELTA_BYTE_ARRAY", "zstd"),
+        Column("fingerprint", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
+        Column("width", pa.int32(), None),
+        Column("height", pa.int32(), None),
+        Column("channels", pa.int8(), None),
+        Column("source_bytes", pa.int64(), "DELTA_BINARY_PACKED", "zstd"),
+        Column("codec", pa.string(), None),
+        Column("quality", pa.int16(), None, "zstd"),
+        Column("packer", pa.string(), None),
+        Column("psnr", pa.float32(), None, "zstd", nullable=True),
+        Column("ssim", pa.float32(), None, nullable=True),
+        Column("crc32c", pa.int32(), "PLAIN"),
+        Column("payload", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
+    ),
+    Row,
+)
+
+QUARANTINE = Layout(
+    (
+        Column("key", pa.string(), "DELTA_BYTE_ARRAY", "zstd"),
+        Column("fingerprint", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
+        Column("reason", pa.string(), None),
+        Column("detail", pa.string(), "DELTA_BYTE_ARRAY", "zstd"),
+        Column("run", pa.string(), None),
+        Column("at", pa.timestamp("us", "UTC"), "DELTA_BINARY_PACKED"),
+    ),
+    QuarantineRow,
+)
+
+
+def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> pa.Table:
+    """Rows as an Arrow table, sorted by key. ArchiveError where a row cannot be stored."""
+    ordered: list[Row | QuarantineRow] = sorted(rows, key=lambda row: row.key)
+    for row, following in zip(ordered, [*ordered[1:], None], strict=True):
+        if len(row.fingerprint) != FINGERPRINT_BYTES:
+            raise ArchiveError(
+                f"{row.key!r}: its fingerprint has {len(row.fingerprint)} bytes, not {FINGERPRINT_BYTES}"
+            )
+        if following is not None and row.key == following.key:
+            raise ArchiveError(f"{row.key!r} is there twice: rows of an archive are unique by key")
+    try:
+        arrays = [pa.chunked_array([_column(ordered, column)], column.type) for column in layout.columns]
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        raise ArchiveError(f"rows from {ordered[0].key!r} to {ordered[-1].key!r} cannot be stored: {error}") from error
+    return pa.Table.from_arrays(arrays, schema=layout.schema)
+
+
+def _column(rows: Sequence[Any], column: Column) -> pa.Array:
+    values = [getattr(row, column.name) for row in rows]
+    if column.name == "crc32c":
+        # Delta has no unsigned integers, and 64 bits would cost 4 bytes a row: the same 32 bits as a signed number.
+        return pa.array(np.array(values, np.uint32).view(np.int32))
+    if column.name in ("psnr", "ssim"):
+        # Rounded to what is worth knowing, few values remain, and a dictionary's indices are small.
+        digits = 2 if column.name == "psnr" else 3
+        values = [None if value is None else round(float(value), digits) for value in values]
+    return pa.array(values, column.type)
+
+
+def from_table(table: pa.Table, layout: Layout) -> list[Any]:
+    """Rows of ``layout.row``; columns that were not read are None."""
+    columns: dict[str, list[Any]] = {}
+    for field in fields(layout.row):
+        if field.name not in table.column_names:
+            columns[field.name] = [None] * table.num_rows
+        elif field.name == "crc32c":
+            columns[field.name] = table["crc32c"].to_numpy().view(np.uint32).tolist()
+        elif field.name in ("psnr", "ssim"):
+            digits = 2 if field.name == "psnr" else 3
+            values = table[field.name].to_pylist()
+            columns[field.name] = [None if value is None else round(value, digits) for value in values]
+        else:
+            columns[field.name] = table[field.name].to_pylist()
+    return [layout.row(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def encode(tables: Iterable[pa.Table], layout: Layout) -> tuple[bytes, int, str]:
+    """One Parquet file of ``tables``, which must be sorted by key, one after another.
+
+    Returns
+    -------
+    The file's bytes, its rows, and Delta's statistics as JSON. Without rows: ``b""``, 0 and ``""``.
+    """
+    sink = io.BytesIO()
+    names = layout.names
+    writer = pq.ParquetWriter(
+        sink,
+        layout.schema,
+        compression={column.name: column.compression for column in layout.columns},
+        compression_level={column.name: 9 for column in layout.columns if column.compression == "zstd"},
+        use_dictionary=[column.name for column in layout.columns if column.encoding is None],
+        column_encoding={column.name: column.encoding for column in layout.columns if column.encoding},
+        write_statistics=["key"],
+        write_page_checksum=True,
+        store_schema=False,  # 1 KB in every file, and Delta's log has the schema
+        data_page_size=GROUP_BYTES,
+        data_page_version="1.0",
+    )
+    rows = payload_bytes = 0
+    smallest = largest = None
+    with writer:
+        for group in _row_groups(tables, "payload" in names):
+            writer.write_table(group, row_group_size=group.num_rows)
+            rows += group.num_rows
+            smallest = group["key"][0].as_py() if smallest is None else smallest
+            largest = group["key"][-1].as_py()
+            if "payload" in names:
+                payload_bytes += pc.sum(pc.binary_length(group["payload"])).as_py()
+        if "payload" in names:
+            writer.add_key_value_metadata({"payload_bytes": str(payload_bytes)})
+    if not rows:
+        return b"", 0, ""
+    return sink.getvalue(), rows, statistics(rows, smallest, largest)
+
+
+def statistics(rows: int, smallest: str | None, largest: str | None) -> str:
+    """Delta's statistics of a file: what lets a reader of one key skip it."""
+    return json.dumps(
+        {"numRecords": rows, "minValues": {"key": smallest}, "maxValues": {"key": largest}, "nullCount": {"key": 0}},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+def _row_groups(tables: Iterable[pa.Table], has_payload: bool) -> Iterator[pa.Table]:
+    """The same rows, cut where a row group is full."""
+    waiting: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        lengths = pc.binary_length(table["payload"]).to_numpy() if has_payload else np.zeros(table.num_rows, np.int64)
+        start = 0
+        for index, length in enumerate(lengths.tolist()):
+            if rows == GROUP_ROWS or (rows and size + length > GROUP_BYTES):
+                waiting.append(table.slice(start, index - start))
+                yield pa.concat_tables(waiting).combine_chunks()
+                waiting, rows, size, start = [], 0, 0, index
+            rows += 1
+            size += length
+        waiting.append(table.slice(start))
+    if rows:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+class RangeFile(io.RawIOBase):
+    """A file for Arrow's reader that fetches byte ranges: those announced all at once, others one by one.
+
+    Parameters
+    ----------
+    fetch
+        ``fetch([(start, end), ...])`` gives the bytes of each range.
+    size
+        Bytes of the file, known from the log, so that nobody has to ask.
+    """
+
+    def __init__(self, fetch: Any, size: int) -> None:
+        super().__init__()
+        self._fetch = fetch
+        self._size = size
+        self._position = 0
+        self._ready: list[tuple[int, int, bytes]] = []
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch ``ranges`` at once and serve later reads within them from memory."""
+        self._ready = [(start, end, data) for (start, end), data in zip(ranges, self._fetch(ranges), strict=True)]
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        end = self._size if size is None or size < 0 else min(start + size, self._size)
+        self._position = end
+        for first, last, data in self._ready:
+            if first <= start and end <= last:
+                return data[start - first : end - first]
+        return bytes(self._fetch([(start, end)])[0]) if end > start else b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def read_metadata(file: RangeFile) -> pq.FileMetaData:
+    """A file's footer: one range, or two where it is longer than 64 KB."""
+    return pq.read_metadata(pa.PythonFile(file, mode="r"))
+
+
+def row_groups_with(metadata: pq.FileMetaData, first: str, last: str) -> list[int]:
+    """Row groups that may hold keys from ``first`` to ``last``, both included."""
+    groups = []
+    for index in range(metadata.num_row_groups):
+        statistics = metadata.row_group(index).column(0).statistics
+        if statistics is None or not statistics.has_min_max or (statistics.min <= last and first <= statistics.max):
+            groups.append(index)
+    return groups
+
+
+def read_groups(file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Some columns of some row groups, in one round of requests. Page checksums are checked."""
+    positions = {metadata.schema.column(index).name: index for index in range(metadata.num_columns)}
+    ranges: list[tuple[int, int]] = []
+    for group in groups:
+        chunks = [metadata.row_group(group).column(positions[name]) for name in columns]
+        spans = sorted((_start(chunk), _start(chunk) + chunk.total_compressed_size) for chunk in chunks)
+        for start, end in spans:
+            # A gap of a few KB costs less than a request.
+            if ranges and start - ranges[-1][1] <= 65536 and end - ranges[-1][0] <= 4 * GROUP_BYTES:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
+    file.prefetch(ranges)
+    reader = pq.ParquetFile(
+        pa.PythonFile(file, mode="r"), metadata=metadata, page_checksum_verification=True, pre_buffer=False
+    )
+    return reader.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
+
+
+def _start(chunk: pq.ColumnChunkMetaData) -> int:
+    return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+
+
+def payload_bytes(metadata: pq.FileMetaData) -> int:
+    """Bytes of all payloads in a file, from its footer."""
+    stored = (metadata.metadata or {}).get(b"payload_bytes")
+    if stored is not None:
+        return int(stored)
+    last = metadata.num_columns - 1  # another writer's file: the column with its lengths is near enough
+    return sum(metadata.row_group(group).column(last).total_compressed_size for group in range(metadata.num_row_groups))

@@ -1,0 +1,625 @@
+"""The archive: what is committed is there once, whatever happens, and what is deleted is nowhere."""
+
+import http.client
+import http.server
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import duckdb
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from compressor import maintenance
+from compressor.archive import Archive
+from compressor.codec import ORIGINAL
+from compressor.errors import ArchiveError, CodecError
+from compressor.images import encode_picture
+from compressor.sources import SourceFile
+from compressor.table import QuarantineRow, Row
+from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+from tests.rows import commit_forever, commit_many, face_key, face_rows, original_row, picture_row
+
+spawn = multiprocessing.get_context("spawn")
+
+
+def contents(archive: Archive) -> dict[str, Row]:
+    """All rows by key, read afresh; fails where a key is there twice."""
+    rows = [row for batch in Archive.open(archive.url).scan() for row in batch]
+    assert len({row.key for row in rows}) == len(rows)
+    return {row.key: row for row in rows}
+
+
+def add(archive: Archive, rows: list[Row], **how) -> None:
+    archive.commit([archive.write_part(rows)], **how)
+
+
+def files_of(archive: Archive, folder: str = "images") -> set[str]:
+    return {name for name in os.listdir(f"{archive.url}/{folder}") if name.endswith(".parquet")}
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    return Archive.create(str(tmp_path / "archive"))
+
+
+# --- opening ---
+
+
+def test_created_filled_and_opened_again(archive):
+    rows = [picture_row(f"{name}.png", seed) for seed, name in enumerate("cab")]
+    add(archive, rows)
+    again = Archive.open(archive.url)
+    assert len(again) == 3
+    assert list(again.keys()) == ["a.png", "b.png", "c.png"]
+    assert again.read_row("c.png") == rows[0]
+    assert again.read("c.png").shape == (24, 32, 3)
+    with pytest.raises(ArchiveError, match=r"no picture 'd\.png'"):
+        again.read("d.png")
+
+
+def test_open_or_create(tmp_path):
+    url = str(tmp_path / "new" / "an archive with % and #")
+    add(Archive.open_or_create(url), [picture_row("a")])
+    assert len(Archive.open_or_create(url)) == 1
+    assert len(pickle.loads(pickle.dumps(Archive.open(url)))) == 1
+
+
+def test_an_unfinished_creation_is_finished(tmp_path):
+    archive = Archive.create(str(tmp_path / "archive"))
+    (tmp_path / "archive" / "latentpack.json").unlink()
+    with pytest.raises(ArchiveError, match="no archive"):
+        Archive.open(archive.url)
+    assert len(Archive.create(archive.url)) == 0
+
+
+def test_what_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    for url in ("missing", "pictures", "file", "file/below"):
+        with pytest.raises(ArchiveError, match="no archive here"):
+            Archive.open(str(tmp_path / url))
+    with pytest.raises(ArchiveError, match=r"not empty \(it holds 'a.png'\)"):
+        Archive.create(str(tmp_path / "pictures"))
+    with pytest.raises(ArchiveError, match="a file, where"):
+        Archive.create(str(tmp_path / "file"))
+    with pytest.raises(ArchiveError, match="cannot create an archive here"):
+        Archive.create(str(tmp_path / "file" / "below"))
+    with pytest.raises(ArchiveError, match="not in ftp://"):
+        Archive.open("ftp://host/archive")
+
+
+def test_a_newer_format_is_refused(archive):
+    with open(f"{archive.url}/latentpack.json", "w") as marker:
+        json.dump({"format": 99}, marker)
+    with pytest.raises(ArchiveError, match="format is 99.*upgrade"):
+        Archive.open(archive.url)
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing", "garbage"])
+def test_a_damaged_log_is_refused(archive, damage):
+    add(archive, [picture_row("a")])
+    log = f"{archive.url}/images/_delta_log"
+    for name in os.listdir(log):
+        if damage == "missing":
+            os.unlink(f"{log}/{name}")
+        else:
+            with open(f"{log}/{name}", "wb") as file:
+                file.write(b"" if damage == "empty" else b"{garbage")
+    with pytest.raises(ArchiveError, match="missing or damaged"):
+        Archive.open_or_create(archive.url)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_archive_reads_but_does_not_write(archive):
+    add(archive, [picture_row("a")])
+    os.chmod(f"{archive.url}/images", 0o500)
+    reader = Archive.open(archive.url)
+    assert reader.read_row("a").key == "a"
+    with pytest.raises(ArchiveError, match="cannot write a part"):
+        reader.write_part([picture_row("b")])
+
+
+def test_a_commit_that_cannot_be_written_says_so(archive):
+    part = archive.write_part([picture_row("a")])
+    os.rename(f"{archive.url}/images/_delta_log", f"{archive.url}/images/elsewhere")
+    with pytest.raises(ArchiveError):
+        archive.commit([part])
+
+
+# --- rows unique by key ---
+
+
+def test_a_changed_picture_takes_the_place_of_the_old_one(archive):
+    add(archive, [picture_row(key, 1) for key in "abcdef"])
+    version = archive.version
+    add(archive, [picture_row(key, 2) for key in "bx"], replaced=["b"])
+    assert archive.version == version + 1  # one transaction: no instant without the row, or with two
+    rows = contents(archive)
+    assert {key: row.fingerprint[0] for key, row in rows.items()} == dict(a=1, b=2, c=1, d=1, e=1, f=1, x=2)
+
+
+def test_a_key_that_is_there_stays_unless_it_is_to_be_replaced(archive):
+    add(archive, [picture_row("a", 1), picture_row("b", 1)])
+    add(archive, [picture_row("b", 2), picture_row("c", 2)])
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b=1, c=2)
+
+
+def test_replaced_keys_without_a_new_row_are_left_alone(archive):
+    add(archive, [picture_row("a", 1), picture_row("b", 1)])
+    add(archive, [picture_row("b", 2)], replaced=["a", "b", "never"])
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b=2)
+
+
+def test_a_commit_repeated_does_nothing(archive):
+    part = archive.write_part([picture_row("a")])
+    archive.commit([part], batch_id="run/1")
+    version = archive.version
+    archive.commit([part], batch_id="run/1")
+    archive.commit([part])
+    Archive.open(archive.url).commit([archive.write_part([picture_row("z")])], batch_id="run/1")
+    assert archive.version == version
+    assert list(contents(archive)) == ["a"]
+
+
+def test_parts_of_one_commit_may_hold_the_same_key(archive):
+    parts = [archive.write_part([picture_row("a", seed), picture_row(f"b{seed}", seed)]) for seed in (1, 2)]
+    archive.commit(parts)
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b1=1, b2=2)
+
+
+def test_a_part_that_has_vanished_is_not_committed(archive):
+    part = archive.write_part([picture_row("a")])
+    os.unlink(f"{archive.url}/images/{part.path}")
+    with pytest.raises(ArchiveError, match="gone or incomplete"):
+        archive.commit([part])
+    assert contents(archive) == {}
+
+
+def test_whatever_is_done_the_table_is_as_a_dict_would_be(archive):
+    """A random history against the plainest model there is."""
+    chance = random.Random(5)
+    model: dict[str, int] = {}
+    names = [face_key(number) for number in range(40)]
+    for step in range(40):
+        keys = chance.sample(names, chance.randint(1, 12))
+        action = chance.choice(["commit", "commit", "commit", "delete", "compact"])
+        if action == "commit":
+            replaced = [key for key in keys if chance.random() < 0.5]
+            add(archive, [picture_row(key, step) for key in keys], replaced=replaced)
+            model.update({key: step for key in keys if key not in model or key in replaced})
+        elif action == "delete":
+            assert archive.delete(keys) == sum(model.pop(key, None) is not None for key in keys)
+        else:
+            archive.compact()
+        assert len(archive) == len(model)
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == model
+
+
+def test_several_runs_at_once_lose_nothing_and_double_nothing(archive):
+    workers = [spawn.Process(target=commit_many, args=(archive.url, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    keys = set(contents(archive))
+    assert {key for key in keys if key.startswith("own")} == {
+        f"own-{worker}-{step}-{number}" for worker in range(3) for step in range(6) for number in range(4)
+    }
+    assert {key for key in keys if key.startswith("shared")} == {f"shared-{number}" for number in range(9)}
+
+
+def test_killed_at_any_instant_the_archive_is_whole(archive):
+    for attempt in range(3):
+        run = spawn.Process(target=commit_forever, args=(archive.url,))
+        run.start()
+        deadline = time.monotonic() + 30
+        while len(Archive.open(archive.url)) < 60 * (attempt + 1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        run.join()
+        rows = contents(archive)
+        assert sorted(rows) == [face_key(number) for number in range(len(rows))]
+    archive.vacuum(0)
+    assert files_of(archive) == {part.path for part in Archive.open(archive.url)._images.parts}
+    assert len(contents(archive)) == len(rows)
+
+
+def test_readers_see_the_old_row_or_the_new_one(archive):
+    add(archive, [picture_row(key, 0) for key in "abc"])
+    seen, stop = [], threading.Event()
+
+    def read():
+        reader = Archive.open(archive.url)
+        while not stop.is_set():
+            reader.refresh()
+            seen.append((len(reader), reader.read_row("b").fingerprint[0]))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for seed in range(1, 20):
+        add(archive, [picture_row("b", seed)], replaced=["b"])
+    stop.set()
+    thread.join()
+    assert {count for count, _ in seen} == {3}
+    assert [seed for _, seed in seen] == sorted(seed for _, seed in seen)
+
+
+# --- erasure, compaction, vacuum ---
+
+
+def test_deleted_pictures_are_in_no_file(archive):
+    secret = picture_row("secret/person.png", 77)
+    add(archive, [picture_row("a", 1), secret, picture_row("z", 2)])
+    add(archive, [picture_row("b", 3)])
+    archive.compact()
+    archive.quarantine([QuarantineRow.now("secret/person.png", b"12345678", "corrupt", "no", "run")])
+    assert archive.delete(["secret/person.png", "not there"]) == 1
+    for folder, _, names in os.walk(archive.url):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                data = file.read()
+            assert secret.payload not in data, name
+            assert b"secret" not in data, name
+    assert list(contents(archive)) == ["a", "b", "z"]
+    assert list(Archive.open(archive.url).quarantined()) == []
+
+
+def test_a_deletion_killed_before_its_bytes_were_gone_is_finished_by_the_next(archive):
+    secret = picture_row("secret.png", 77)
+    add(archive, [picture_row("a", 1), secret])
+    archive._images.delete([secret.key])
+    assert len(files_of(archive)) == 2
+    assert archive.delete([secret.key]) == 0
+    assert len(files_of(archive)) == 1
+
+
+def test_others_go_on_after_a_deletion_has_cut_the_log(archive):
+    add(archive, [picture_row(key, 1) for key in "abc"])
+    reader, writer = Archive.open(archive.url), Archive.open(archive.url)
+    for seed in range(3):
+        add(archive, [picture_row(f"d{seed}")])
+    archive.delete(["b"])
+    assert reader.read_row("a").key == "a"  # its file is gone: it looks again
+    add(writer, [picture_row("x")], batch_id="x")
+    writer.compact()
+    writer.vacuum()
+    assert sorted(contents(archive)) == ["a", "c", "d0", "d1", "d2", "x"]
+
+
+def test_compaction_makes_few_sorted_files_and_changes_no_row(archive):
+    numbers = list(range(400))
+    random.Random(1).shuffle(numbers)
+    rows = face_rows(400)
+    for start in range(0, 400, 20):
+        add(archive, [rows[number] for number in numbers[start : start + 20]])
+    before = contents(archive)
+    assert maintenance.compact(archive._images, 60_000) > 10
+    assert contents(archive) == before
+    assert list(archive.keys()) == sorted(before)
+    ranges = [part.key_range for part in archive._images.parts]
+    assert 4 <= len(ranges) <= 6  # 300 KB
+    assert max(part.size for part in archive._images.parts) < 80_000
+    assert all(previous[1] < following[0] for previous, following in zip(ranges, ranges[1:], strict=False))
+    assert maintenance.compact(archive._images, 60_000) == 0
+
+
+def test_compaction_steps_back_where_a_picture_was_replaced_meanwhile(archive, monkeypatch):
+    add(archive, [picture_row("a", 1)])
+    add(archive, [picture_row("b", 1)])
+    other = Archive.open(archive.url)
+    write = archive._images.write
+
+    def write_while_another_run_commits(tables):
+        part = write(tables)
+        add(other, [picture_row("a", 2)], replaced=["a"])
+        return part
+
+    monkeypatch.setattr(archive._images, "write", write_while_another_run_commits)
+    assert archive.compact() == 0
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=2, b=1)
+
+
+def test_vacuum_leaves_runs_in_flight_alone(archive):
+    add(archive, [picture_row("a")])
+    waiting = archive.write_part([picture_row("b")])
+    orphan = archive.write_part([picture_row("c")])
+    an_hour_ago = time.time() - 3700
+    os.utime(f"{archive.url}/images/{orphan.path}", (an_hour_ago, an_hour_ago))
+    assert archive.vacuum() == 1
+    archive.commit([waiting])
+    assert sorted(contents(archive)) == ["a", "b"]
+
+
+# --- what is known ---
+
+
+def source_file(row: Row, **changes) -> SourceFile:
+    return replace(SourceFile(row.key, row.key, row.source_bytes, row.fingerprint), **changes)
+
+
+def test_known_tells_new_changed_same_and_quarantined(archive):
+    rows = face_rows(50)
+    add(archive, rows[:30])
+    add(archive, rows[30:40])
+    archive.quarantine(
+        [
+            QuarantineRow.now("bad.png", b"12345678", "corrupt", "no", "run"),
+            QuarantineRow.now(rows[1].key, b"87654321", "corrupt", "the new version does not decode", "run"),
+        ]
+    )
+    files = [
+        source_file(rows[0]),
+        source_file(rows[35]),
+        source_file(rows[45]),
+        source_file(rows[0], fingerprint=b"00000000"),
+        source_file(rows[0], key="bad.png", fingerprint=b"12345678"),
+        source_file(rows[0], key="bad.png", fingerprint=b"mended!!"),
+        source_file(rows[1], fingerprint=b"87654321"),
+    ]
+    known = Archive.open(archive.url).known()
+    assert known.state(files) == ["same", "same", "new", "changed", "quarantined", "new", "quarantined"]
+    assert (len(known), known.nbytes) == (40, 42 * 16)
+    assert Archive.create(archive.url + "-empty").known().state(files[:2]) == ["new", "new"]
+
+
+def test_quarantine_keeps_the_latest_entry_until_it_is_cleared(archive):
+    def entry(key, reason):
+        return QuarantineRow.now(key, b"12345678", reason, "ends early", "run-1")
+
+    archive.quarantine([entry("a", "truncated"), entry("b", "corrupt")])
+    archive.quarantine([entry("a", "corrupt")])
+    assert [(row.key, row.reason) for row in archive.quarantined()] == [("a", "corrupt"), ("b", "corrupt")]
+    assert archive.info().quarantine_reasons == {"corrupt": 2}
+    assert archive.clear_quarantine(["a", "c"]) == 1
+    assert [row.key for row in Archive.open(archive.url).quarantined()] == ["b"]
+
+
+# --- reading ---
+
+
+def test_reading_one_picture_reads_one_row_group_and_is_fast(archive):
+    for start in range(0, 20_000, 5_000):
+        add(archive, face_rows(5_000, start))
+    archive = Archive.open(archive.url)
+    size = archive.info().table_bytes
+    archive = Archive.open(archive.url)
+    spans: list[tuple[int, int]] = []
+    ranges = archive._store.ranges
+    archive._store.ranges = lambda name, wanted: (spans.extend(wanted), ranges(name, wanted))[1]
+    assert archive.read_row(face_key(12_345)).key == face_key(12_345)
+    assert len(spans) <= 3  # footer, keys, row
+    assert sum(end - start for start, end in spans) < size / 15
+    started = time.perf_counter()
+    for number in range(0, 20_000, 1_000):
+        assert archive.read_row(face_key(number)).key == face_key(number)
+    assert (time.perf_counter() - started) / 20 < 0.05
+
+
+def test_scan_reads_the_columns_asked_for(archive):
+    rows = face_rows(2_500)
+    add(archive, rows)
+    batches = list(archive.scan(["key", "source_bytes"], batch_size=1_000))
+    assert [len(batch) for batch in batches] == [1_000, 1_000, 500]
+    assert batches[2][3].key == rows[2_003].key and batches[2][3].source_bytes == rows[2_003].source_bytes
+    assert batches[2][3].payload is None
+    with pytest.raises(ArchiveError, match="no column 'size'"):
+        next(archive.scan(["size"]))
+
+
+def test_an_archive_carries_its_codec(archive):
+    codec, data = tiny_codec("v5"), tiny_artifact("v5")
+    pixels = smooth_pictures(2, 32, 48)
+    archive.put_codec(codec.id, data)
+    archive.put_codec(codec.id, b"not again")
+    rows = []
+    for number, one in enumerate(codec.encode(pixels, 3)):
+        row = replace(picture_row(f"{number}"), **{name: getattr(one, name) for name in one.__dataclass_fields__})
+        rows.append(original_row(row.key, row.payload, 48, 32))
+        rows[-1] = replace(row, crc32c=rows[-1].crc32c)
+    add(archive, [*rows, picture_row("jpeg")])
+    again = Archive.open(archive.url)
+    expected = codec.decode(codec.encode(pixels, 3))
+    assert np.array_equal(again.read("1"), expected[1])
+    assert [picture.shape for picture in again.decode([again.read_row(key) for key in ("1", "jpeg", "0")])] == [
+        (32, 48, 3),
+        (24, 32, 3),
+        (32, 48, 3),
+    ]
+    assert again.verify() == []
+    assert again.info().codec_bytes == len(data)
+    with pytest.raises(ArchiveError, match="'unheard-of' is not in its codecs folder"):
+        again.codec("unheard-of")
+    os.rename(f"{archive.url}/codecs/{codec.id}.safetensors", f"{archive.url}/codecs/other.safetensors")
+    with pytest.raises(ArchiveError, match="damaged or renamed"):
+        again.codec("other")
+
+
+def test_originals_come_back_as_they_were(archive):
+    [pixels] = smooth_pictures(1, 20, 30)
+    png = encode_picture(pixels, 3, "png")
+    add(archive, [original_row("o.png", png, 30, 20)])
+    assert np.array_equal(archive.read("o.png"), pixels)
+    assert archive.read_row("o.png").payload == png
+    assert archive.info().exact == 1
+
+
+def test_others_read_the_table(archive):
+    add(archive, face_rows(100))
+    add(archive, face_rows(1, start=5, seed=9), replaced=[face_key(5)])
+    images = DeltaTable(f"{archive.url}/images").to_pyarrow_table()
+    assert images.num_rows == 100
+    assert duckdb.sql("select count(distinct key), sum(octet_length(payload)) from images").fetchall() == [
+        (100, archive.info().payload_bytes)
+    ]
+
+
+# --- verify, info, dataset ---
+
+
+def test_verify_names_every_bad_picture(archive):
+    [pixels] = smooth_pictures(1, 20, 30)
+    good = [picture_row(f"good-{seed}", seed) for seed in range(5)]
+    bad = [
+        replace(picture_row("checksum", 9), crc32c=1),
+        original_row("size", encode_picture(pixels, 3), 31, 20),
+        original_row("garbage", b"no picture at all", 30, 20),
+        replace(picture_row("codec", 9), codec="lost"),
+    ]
+    add(archive, good + bad)
+    progress = []
+    problems = {problem.key: problem.reason for problem in archive.verify(lambda *step: progress.append(step))}
+    assert progress == [(9, 9)]
+    assert set(problems) == {"checksum", "size", "garbage", "codec"}
+    assert "stored crc32c 0x00000001, computed 0x" in problems["checksum"]
+    assert "stored as 31x20, decodes to 30x20" in problems["size"]
+    assert "'lost'" in problems["codec"]
+    with pytest.raises(CodecError, match="crc32c"):
+        archive.read("checksum")
+    assert ORIGINAL in archive.info().codecs
+
+
+def test_verify_reports_damaged_and_missing_files(archive):
+    add(archive, [picture_row(f"a{seed}", seed) for seed in range(3)])
+    add(archive, [picture_row("b")])
+    parts = archive._images.parts
+    path = f"{archive.url}/images/{parts[0].path}"
+    payload = picture_row("", 1).payload
+    with open(path, "rb+") as file:
+        file.seek(file.read().index(payload) + 100)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.unlink(f"{archive.url}/images/{parts[1].path}")
+    problems = {problem.key for problem in Archive.open(archive.url).verify()}
+    assert problems == {"a0", "a1", "a2", parts[1].path}
+
+
+def test_info_counts_everything(archive):
+    rows = face_rows(500)
+    add(archive, rows)
+    info = archive.info()
+    assert (info.pictures, info.quarantined, info.exact) == (500, 0, 0)
+    assert info.source_bytes == sum(row.source_bytes for row in rows)
+    assert info.payload_bytes == sum(len(row.payload) for row in rows)
+    assert info.codecs == {"a3f09b12c45d6e78": 500}
+    assert info.sizes == {"128x128": 500}
+    assert info.psnr_mean == pytest.approx(np.mean([row.psnr for row in rows]), abs=1e-3)
+    assert info.psnr_min == min(row.psnr for row in rows)
+    assert info.psnr_percentiles["50"] == pytest.approx(np.median([row.psnr for row in rows]), abs=0.02)
+    assert sum(info.psnr_histogram.values()) == 500
+    assert info.metadata_bytes_per_picture < 24
+    json.dumps(info.to_dict())
+    json.dumps(Archive.create(archive.url + "-empty").info().to_dict())
+
+
+def test_dataset_gives_every_picture_to_a_dataloader(archive):
+    torch = pytest.importorskip("torch")
+    add(archive, [picture_row(f"{seed:03d}", seed) for seed in range(40)])
+    dataset = archive.dataset()
+    assert len(dataset) == 40
+    assert torch.equal(dataset[7], torch.from_numpy(archive.read("007").transpose(2, 0, 1).copy()))
+    assert dataset.row(7).key == "007"
+    sampler = dataset.sampler(seed=1)
+    assert sorted(sampler) == list(range(40)) and list(sampler) != list(sampler)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=16, sampler=sampler, num_workers=1)
+    assert [tuple(batch.shape) for batch in loader] == [(16, 3, 24, 32), (16, 3, 24, 32), (8, 3, 24, 32)]
+
+
+# --- S3 ---
+
+
+@pytest.fixture
+def bucket(s3_server) -> str:
+    import boto3
+
+    name = f"bucket-{random.getrandbits(40):x}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def test_the_same_on_s3(bucket):
+    archive = Archive.create(f"{bucket}/some/archive")
+    add(archive, face_rows(300), batch_id="1")
+    add(archive, face_rows(100, start=250, seed=1), replaced=[face_key(250)], batch_id="2")
+    reader = Archive.open(archive.url)
+    assert sorted(reader.keys()) == [face_key(number) for number in range(350)]
+    spans = []
+    ranges = reader._store.ranges
+    reader._store.ranges = lambda name, wanted: (spans.extend(wanted), ranges(name, wanted))[1]
+    assert reader.read_row(face_key(250)) == face_rows(100, start=250, seed=1)[0]
+    assert len(spans) < 5
+    assert archive.delete([face_key(0)]) == 1
+    archive.compact()
+    archive.vacuum(0)
+    assert reader.read_row(face_key(1)) == face_rows(300)[1]
+    assert len(pickle.loads(pickle.dumps(archive))) == 349
+    assert archive.known().state([source_file(row) for row in face_rows(2)]) == ["new", "same"]
+
+
+def test_s3_errors_are_told_plainly(bucket):
+    with pytest.raises(ArchiveError, match="no archive here"):
+        Archive.open(f"{bucket}/none")
+    with pytest.raises(ArchiveError, match="bucket does not exist"):
+        Archive.create("s3://there-is-no-such-bucket/archive")
+
+
+class ForgetsConditions(http.server.BaseHTTPRequestHandler):
+    """An S3 server in front of another that, like some, does not know the header If-None-Match."""
+
+    behind = ""
+    protocol_version = "HTTP/1.1"
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(self.behind)
+        headers = {
+            name: value for name, value in self.headers.items() if name.lower() not in ("if-none-match", "expect")
+        }
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        if self.command == "HEAD" or answer.status != 204:
+            self.send_header("Content-Length", answer.headers.get("Content-Length", str(len(content))))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_a_store_that_ignores_conditional_puts_is_refused_before_the_first_write(bucket, s3_server):
+    import boto3
+
+    sound = Archive.create(f"{bucket}/sound")
+    ForgetsConditions.behind = s3_server.removeprefix("http://")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ForgetsConditions)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    try:
+        with pytest.raises(ArchiveError, match="ignores conditional puts"):
+            Archive.create(f"{bucket}/archive", options)
+        moved = Archive.open(sound.url, options)
+        with pytest.raises(ArchiveError, match="ignores conditional puts"):
+            add(moved, [picture_row("a")])
+    finally:
+        server.shutdown()
+        server.server_close()
+    objects = boto3.client("s3").list_objects_v2(Bucket=bucket[5:])["Contents"]
+    assert all(entry["Key"].startswith("sound/") and "probe" not in entry["Key"] for entry in objects)
+    assert len(Archive.open(sound.url)) == 0
