@@ -5,11 +5,13 @@ Every try is decoded by the code that a reader uses and measured against the pix
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compressor.codec import Codec, Encoded
+from compressor.errors import CodecError
 from compressor.metrics import psnr
 
 TOLERANCE = 0.3  # dB above the target at which a try is good enough
@@ -109,13 +111,19 @@ def encode_to_target(
     return [search.best for search in searches]
 
 
-def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], lossless: Codec) -> Stored:
-    """The smallest of what standard codecs need to reach ``floor`` dB; without loss where none does."""
-    stored = [encode_to_target(codec, [pixels], floor)[0] for codec in codecs]
-    kept = [one for one in stored if one is not None]
-    if not kept:
-        kept = encode_measured(lossless, [pixels], -1)
-    return min(kept, key=lambda one: len(one.encoded.payload))
+def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], lossless: Codec) -> Stored | None:
+    """The smallest of what standard codecs need to reach ``floor`` dB; without loss where none does.
+
+    None where not even ``lossless`` takes a picture of this size.
+    """
+    kept: list[Stored | None] = []
+    for codec in (*codecs, lossless):
+        if codec is lossless and any(kept):
+            break
+        # A format has a longest side; what cannot hold the picture does not compete.
+        with suppress(CodecError):
+            kept += encode_to_target(codec, [pixels], floor)
+    return min((one for one in kept if one is not None), key=lambda one: len(one.encoded.payload), default=None)
 
 
 def as_grey(stored: Stored, pixels: np.ndarray) -> Stored:

@@ -69,6 +69,7 @@ def test_a_target_out_of_reach_gives_none() -> None:
 def test_the_fallback_holds_the_floor_whatever_the_picture(floor: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
     stored = encode_fallback(noise, floor, [STANDARD["avif"], STANDARD["jpegxl"]], STANDARD["lossless"])
+    assert stored is not None
     assert stored.psnr >= floor
     assert psnr(noise, STANDARD[stored.encoded.codec].decode([stored.encoded])[0]) == stored.psnr
 

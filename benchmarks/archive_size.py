@@ -1,0 +1,107 @@
+"""Bytes of an archive's Parquet files, all columns, per picture at equal mean PSNR, beside the standard formats.
+
+    python benchmarks/archive_size.py FOLDER [--codec faces] [--limit 200]
+
+Every figure is of files written in this run: the archive's parts, and one file a picture for the other formats
+(``payload`` leaves out what every file of a format repeats). Pictures are taken as they are; each codec runs through
+its qualities and its curve is read off at the given PSNR.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from compressor.archive import Archive
+from compressor.artifact import identify
+from compressor.baselines import STANDARD, payload_size
+from compressor.bulk import EncodeOptions, encode_batch
+from compressor.codec import artifact_bytes
+from compressor.images import decode_picture
+from compressor.metrics import bd_rate, psnr_batch
+from compressor.quality import encode_measured
+from compressor.sources import Source
+
+TARGETS = (30.0, 32.0, 34.0, 36.0)
+QUALITIES = {
+    "jpeg": range(10, 92, 6),
+    "webp": range(2, 95, 8),
+    "avif": range(20, 90, 6),
+    "jpegxl": range(20, 96, 6),
+}
+
+
+def standard_curve(name: str, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of (mean PSNR, bytes a file, bytes of payload)."""
+    rows = []
+    for quality in QUALITIES[name]:
+        stored = encode_measured(STANDARD[name], pictures, quality)
+        payloads = [one.encoded.payload for one in stored]
+        rows.append(
+            (
+                np.mean([one.psnr for one in stored]),
+                np.mean([len(payload) for payload in payloads]),
+                np.mean([payload_size(payload) for payload in payloads]),
+            )
+        )
+    return np.array(rows)
+
+
+def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str) -> np.ndarray:
+    """Rows of (mean PSNR, bytes of Parquet a picture, bytes of payload) at fixed quality steps, read back from disk."""
+    data = artifact_bytes(codec)
+    files = list(islice(source.files(), len(pictures)))
+    rows = []
+    for quality in range(8, 64, 6):
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Archive.create(f"{folder}/archive")
+            archive.put_codec(identify(data), data)
+            report = encode_batch(source, files, archive, EncodeOptions(identify(data), quality=quality), "benchmark")
+            archive.commit(report.parts)
+            read = [archive.read(file.key) for file in files]
+            psnr = [psnr_batch(a[None], b[None])[0] for a, b in zip(pictures, read, strict=True)]
+            rows.append(
+                (np.mean(psnr), sum(part.size for part in report.parts) / len(files), report.payload_bytes / len(files))
+            )
+    return np.array(rows)
+
+
+def at(curve: np.ndarray, psnr: float, column: int) -> float:
+    """Bytes on a curve at a PSNR, NaN outside it."""
+    return float(np.exp(np.interp(psnr, curve[:, 0], np.log(curve[:, column]), left=np.nan, right=np.nan)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--codec", default="faces")
+    parser.add_argument("--limit", type=int, default=200)
+    options = parser.parse_args()
+
+    source = Source.open(options.folder)
+    files = list(islice(source.files(), options.limit))
+    pictures = [decode_picture(content).pixels for content in source.read([file.path for file in files])]
+    curves = {name: standard_curve(name, pictures) for name in QUALITIES}
+    archive = archive_curve(source, pictures, options.codec)
+
+    print(f"{len(pictures)} pictures, bytes a picture at equal mean PSNR\n")
+    print("| | " + " | ".join(f"{target:.0f} dB" for target in TARGETS) + " | BD-rate of the archive against it |")
+    print("| --- | " + "--- | " * (len(TARGETS) + 1))
+    lines = [
+        (f"{name}, {kind}", curve, column)
+        for name, curve in curves.items()
+        for kind, column in (("file", 1), ("payload", 2))
+    ]
+    for title, curve, column in [*lines, ("archive, all columns", archive, 1), ("archive, payload", archive, 2)]:
+        cells = " | ".join(f"{at(curve, target, column):.0f}" for target in TARGETS)
+        saved = bd_rate(curve[:, column], curve[:, 0], archive[:, 1], archive[:, 0])
+        print(f"| {title} | {cells} | {saved:+.1f} % |")
+    for name, column, title in (("jpeg", 1, "JPEG's file"), ("avif", 1, "AVIF's file"), ("avif", 2, "AVIF's payload")):
+        ratios = [at(archive, target, 1) / at(curves[name], target, column) for target in TARGETS]
+        print(f"archive / {title}: " + ", ".join(f"{ratio:.3f}" for ratio in ratios))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a run spends outside its real work, what a second worker gives, and what the driver's memory does.
+
+    python benchmarks/pipeline.py overhead PICTURES [--count 10000] [--workers 2]
+    python benchmarks/pipeline.py workers PICTURES [--count 2000]
+    python benchmarks/pipeline.py memory [--counts 10000 100000]
+
+PICTURES is a folder; its files are linked as often as it takes to reach ``--count``. Each figure comes from
+``latentpack run --json`` in a process of its own; ``memory`` lists files against an archive that holds none of them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import cycle, islice
+from pathlib import Path
+
+STAGES = ("read", "decode", "encode", "fallback", "verify", "write")
+
+
+def linked(folder: Path, pictures: Path, count: int) -> Path:
+    """A tree of ``count`` hard links to the files of ``pictures``."""
+    files = sorted(path for path in pictures.rglob("*") if path.is_file())
+    for number, file in enumerate(islice(cycle(files), count)):
+        target = folder / f"{number // 1000:05d}" / f"{number:06d}{file.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, target)
+    return folder
+
+
+def run(source: Path, archive: Path, *options: str) -> dict:
+    """The summary of one run."""
+    command = [sys.executable, "-m", "flows.cli", "run", str(source), str(archive), "--json", *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def overhead(options: argparse.Namespace, scratch: Path) -> None:
+    source = linked(scratch / "pictures", options.pictures, options.count)
+    summary = run(source, scratch / "archive", "--workers", str(options.workers), "--target-psnr", "32")
+    work = summary["worker_seconds"]
+    seconds, archived = summary["seconds"]["encode"], summary["archived"]
+    available = seconds * summary["workers"]
+    print(f"{archived} pictures, {summary['workers']} workers, {seconds:.1f} s of encoding")
+    for stage in STAGES:
+        print(f"  {stage:9s} {work.get(stage, 0) / available:6.1%}")
+    print(f"  {'other':9s} {1 - sum(work.values()) / available:6.1%}   (Prefect, Dask, commits, idle)")
+    print(f"{archived / seconds:.1f} pictures/s; planning {summary['seconds']['plan']:.2f} s")
+
+
+def workers(options: argparse.Namespace, scratch: Path) -> None:
+    source = linked(scratch / "pictures", options.pictures, options.count)
+    rates = []
+    for count in (1, 2):
+        summary = run(source, scratch / f"archive-{count}", "--workers", str(count), "--target-psnr", "32")
+        rates.append(summary["archived"] / summary["seconds"]["encode"])
+        print(f"{count} worker(s): {rates[-1]:.1f} pictures/s")
+    print(f"the second worker gives {rates[1] / rates[0]:.2f} times one")
+
+
+def memory(options: argparse.Namespace, scratch: Path) -> None:
+    for count in options.counts:
+        folder = scratch / str(count)
+        for number in range(count):
+            target = folder / f"{number // 1000:05d}" / f"{number:06d}.png"
+            if number % 1000 == 0:
+                target.parent.mkdir(parents=True)
+            target.touch()
+        # One picture is tried, the others are listed, compared and left: the driver's part of the work alone.
+        code = (
+            "import resource, sys; from flows.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "except SystemExit: pass\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)"
+        )
+        command = [sys.executable, "-c", code, "run", str(folder), str(scratch / f"archive-{count}"), "--limit", "1"]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+        listed = json.loads(done.stdout)["listed"]
+        print(f"{listed} keys listed: driver at most {float(done.stderr.split()[-1]):.0f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function, count in (("overhead", overhead, 10_000), ("workers", workers, 2000)):
+        command = commands.add_parser(name)
+        command.add_argument("pictures", type=Path)
+        command.add_argument("--count", type=int, default=count)
+        command.add_argument("--workers", type=int, default=2)
+        command.set_defaults(run=function)
+    command = commands.add_parser("memory")
+    command.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
+    command.set_defaults(run=memory)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.pictures.parent if hasattr(options, "pictures") else None) as scratch:
+        options.run(options, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Trains the codec that ships, on one GPU or on a CPU, evaluates it and prints a table; then freezes it.
+
+    python benchmarks/train_release.py train PICTURES --eval PICTURES --out DIR --minutes 20 --batch 256 --compile
+    python benchmarks/train_release.py freeze DIR PICTURES --out compressor/weights/faces.safetensors
+
+PICTURES is a Parquet file with a column ``image`` of encoded 128x128 pictures. ``train`` needs torch, NumPy, pyarrow
+and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from compressor.networks.hyperprior import QUALITY_STEPS, Hyperprior
+from compressor.training import TrainingConfig, TrainingState, fit, pick_device
+
+HELD_OUT = 128
+CALIBRATION = 1024
+
+
+def load(path: str) -> np.ndarray:
+    """uint8 (N, 3, H, W) of a Parquet file of encoded pictures."""
+    encoded = pq.read_table(path)["image"].to_pylist()
+    pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in encoded]
+    return np.stack([picture[:, :, ::-1].transpose(2, 0, 1) for picture in pictures])
+
+
+def split(pictures_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training pictures and a fixed random part that is held out."""
+    order = np.random.default_rng(0).permutation(len(pictures_NCHW))
+    return pictures_NCHW[order[HELD_OUT:]], pictures_NCHW[order[:HELD_OUT]]
+
+
+def show(state: TrainingState, done: float) -> None:
+    row = state.history[-1]
+    rate = row["pictures"] / row["seconds"]
+    points = " ".join(f"{row[f'psnr{q}']:.2f} dB/{row[f'bytes{q}']:.0f} B" for q in (16, 28, 40, 52))
+    print(f"{done:6.1%} step {row['step']:.0f} {rate:.0f}/s loss {row['loss']:.4f} {points}", flush=True)
+
+
+@torch.no_grad()
+def evaluate(network: Hyperprior, pictures_NCHW: np.ndarray, device: torch.device) -> None:
+    """Print PSNR and estimated bytes at every eighth step: what the entropy coder will spend to within a percent."""
+    print("| step | PSNR | bytes |\n| --- | --- | --- |")
+    for quality in range(4, QUALITY_STEPS, 8):
+        psnr, size = [], []
+        for start in range(0, len(pictures_NCHW), 50):
+            x_BCHW = torch.as_tensor(pictures_NCHW[start : start + 50]).to(device).float() / 255
+            mse_B, bits_B = network.rate_distortion(x_BCHW, torch.full((len(x_BCHW),), float(quality), device=device))
+            psnr.append(10 * torch.log10(255**2 / mse_B))
+            size.append(bits_B / 8)
+        print(f"| {quality} | {torch.cat(psnr).mean():.2f} dB | {torch.cat(size).mean():.0f} |", flush=True)
+
+
+def train(options: argparse.Namespace) -> None:
+    device = pick_device()
+    pictures, held_out = split(load(options.pictures))
+    config = TrainingConfig(
+        steps=0,
+        minutes=options.minutes,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        warmup=500,
+        shift=4,
+        validate_every=options.validate_every,
+        compile=options.compile,
+    )
+    out = Path(options.out)
+    settings = json.loads(options.network)
+    network, state = fit(Hyperprior(**settings), pictures, held_out, config, out / "training.ckpt", show, device)
+    torch.save(network.state_dict(), out / "weights.pt")
+    history = {"network": settings, "device": str(device), "history": state.history, "pictures": state.pictures}
+    (out / "history.json").write_text(json.dumps(history))
+    evaluate(network, load(options.eval) if options.eval else held_out, device)
+
+
+def freeze(options: argparse.Namespace) -> None:
+    from compressor.families import freeze as freeze_codec
+
+    folder = Path(options.folder)
+    training = json.loads((folder / "history.json").read_text())
+    network = Hyperprior(**training["network"])
+    network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
+    pictures, _ = split(load(options.pictures))
+    calibration_NHWC = np.ascontiguousarray(pictures[:CALIBRATION].transpose(0, 2, 3, 1))
+    last = training["history"][-1]
+    card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": last}
+    data = freeze_codec("v5", network.eval(), calibration_NHWC, training["network"], options.title, card)
+    Path(options.out).write_bytes(data)
+    print(f"{options.out}: {len(data):,} bytes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("train")
+    training.add_argument("pictures")
+    training.add_argument("--eval")
+    training.add_argument("--out", required=True)
+    training.add_argument("--minutes", type=float, default=20)
+    training.add_argument("--batch", type=int, default=16)
+    training.add_argument("--learning-rate", type=float, default=2e-3)
+    training.add_argument("--validate-every", type=int, default=1000)
+    training.add_argument("--network", default="{}", help="options of the network as JSON")
+    training.add_argument("--compile", action="store_true")
+    training.set_defaults(run=train)
+    freezing = commands.add_parser("freeze")
+    freezing.add_argument("folder")
+    freezing.add_argument("pictures")
+    freezing.add_argument("--out", required=True)
+    freezing.add_argument("--title", default="faces")
+    freezing.set_defaults(run=freeze)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

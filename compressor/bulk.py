@@ -1,0 +1,339 @@
+"""One batch of files from bytes to Parquet parts: read, decode, encode, verify, write. Committing it is the caller's.
+
+A file's end is one of three: a row above its floor, a row that keeps the original bytes, or a quarantine entry.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import crc32c
+import numpy as np
+
+from compressor.archive import Archive, Part, QuarantineRow, Row
+from compressor.baselines import STANDARD, StandardCodec
+from compressor.codec import ORIGINAL, Codec, Encoded
+from compressor.errors import CodecError, ImageError
+from compressor.images import Limits, Picture, decode_picture, resize_picture
+from compressor.metrics import ssim
+from compressor.quality import Stored, as_grey, encode_fallback, encode_measured, encode_to_target
+from compressor.reading import bounded_chunks, read_contents
+from compressor.sources import Source, SourceFile
+
+FALLBACKS = ("avif", "jpegxl")
+LOSSLESS = "lossless"
+PART_BYTES = 256 * 2**20
+PIXELS_AT_ONCE = 2**25  # decoded before they are encoded: 100 MB, and as much again decoded from the payloads
+CODEC_PIXELS = 2**22  # a larger picture goes to the fallback: a network takes ten times as long for it as AVIF does
+SLOW_PIXELS = 2**20  # above, the fallback is AVIF at a faster speed alone
+FAST_AVIF = 6
+COSTLY_BITS = 0.75  # a pixel; a learned codec that needs more is tried against the fallback
+FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
+PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a batch is encoded.
+
+    Parameters
+    ----------
+    codec
+        Id of an artifact in the archive, or a standard format's name.
+    target_psnr
+        dB that every picture must reach, at the lowest quality step that does. Ignored where ``quality`` is given
+        or the codec has only one quality.
+    quality
+        Fixed quality step for all pictures.
+    min_psnr
+        Floor in dB: a picture below it is stored by a fallback. None: 1 dB under the target, or none without one.
+    packer
+        ``auto`` or one of the codec's.
+    resize
+        Side of a centre crop that pictures are resized to; None keeps every picture's own size.
+    limits
+        What is refused unread.
+    """
+
+    codec: str
+    target_psnr: float | None = 34.0
+    quality: int | None = None
+    min_psnr: float | None = None
+    packer: str = "auto"
+    resize: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncodeOptions":
+        return cls(**{**values, "limits": Limits(**values["limits"])})
+
+    def floor(self, codec: Codec) -> float | None:
+        """dB below which a picture goes to the fallback, with this codec."""
+        if self.min_psnr is not None:
+            return self.min_psnr
+        target = self.target(codec)
+        return None if target is None else target - FLOOR_BELOW_TARGET
+
+    def target(self, codec: Codec) -> float | None:
+        """dB to reach with this codec, or None where its quality is fixed."""
+        return None if self.quality is not None or not len(codec.qualities) else self.target_psnr
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What became of a batch: counts, bytes, seconds by stage. JSON both ways, small whatever the batch."""
+
+    parts: list[Part]
+    archived: int
+    quarantined: list[QuarantineRow]
+    source_bytes: int
+    payload_bytes: int
+    pixels: int
+    codecs: dict[str, int]
+    errors: dict[str, int]
+    psnr_sum: float
+    psnr_min: float
+    psnr_counts: list[int]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; a report without measured pictures has a ``psnr_min`` of infinity, written as null."""
+        psnr_min = None if self.psnr_min == np.inf else self.psnr_min
+        return {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "parts": [part.to_dict() for part in self.parts],
+            "quarantined": [row.to_dict() for row in self.quarantined],
+            "psnr_min": psnr_min,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BatchReport":
+        return cls(
+            **{
+                **values,
+                "parts": [Part.from_dict(part) for part in values["parts"]],
+                "quarantined": [QuarantineRow.from_dict(row) for row in values["quarantined"]],
+                "psnr_min": np.inf if values["psnr_min"] is None else values["psnr_min"],
+            }
+        )
+
+
+def encode_batch(
+    source: Source, files: Sequence[SourceFile], archive: Archive, options: EncodeOptions, run: str
+) -> BatchReport:
+    """Encode ``files`` into parts of ``archive``, not yet visible.
+
+    Parameters
+    ----------
+    run
+        Name of the run, kept with quarantine entries.
+
+    Returns
+    -------
+    Counts that add up: every file is archived or quarantined.
+    """
+    codec = archive.codec(options.codec)
+    clock = _Clock()
+    writer = _Writer(archive, clock)
+    quarantined: list[QuarantineRow] = []
+    waiting: list[tuple[SourceFile, bytes, Picture]] = []
+    pixels = held = 0
+    for chunk in bounded_chunks(files):
+        with clock("read"):
+            contents = read_contents(source, chunk, options.limits)
+        for file, content in zip(chunk, contents, strict=True):
+            try:
+                with clock("decode"):
+                    if isinstance(content, ImageError):
+                        raise content
+                    picture = _prepare(content, options)
+            except ImageError as error:
+                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, error.reason, str(error), run))
+                continue
+            waiting.append((file, content, picture))
+            held += picture.pixels[:, :, 0].size
+            if held > PIXELS_AT_ONCE:
+                writer.add(_encode_pictures(waiting, codec, options, clock))
+                pixels, held, waiting = pixels + held, 0, []
+    writer.add(_encode_pictures(waiting, codec, options, clock))
+    writer.flush()
+    measured = np.array(writer.psnr)
+    return BatchReport(
+        parts=writer.parts,
+        archived=sum(writer.codecs.values()),
+        quarantined=quarantined,
+        source_bytes=writer.source_bytes,
+        payload_bytes=writer.payload_bytes,
+        pixels=pixels + held,
+        codecs=dict(writer.codecs),
+        errors=dict(Counter(row.reason for row in quarantined)),
+        psnr_sum=float(measured.sum()),
+        psnr_min=float(measured.min(initial=np.inf)),
+        psnr_counts=[int(count) for count in np.histogram(measured, PSNR_BINS)[0]],
+        seconds=dict(clock.seconds),
+    )
+
+
+class _Writer:
+    """Rows to parts, most often one; a batch of large originals takes several, so that memory stays bounded."""
+
+    def __init__(self, archive: Archive, clock: "_Clock") -> None:
+        self.parts: list[Part] = []
+        self.codecs: Counter[str] = Counter()
+        self.psnr: list[float] = []
+        self.source_bytes = 0
+        self.payload_bytes = 0
+        self._archive = archive
+        self._clock = clock
+        self._rows: list[Row] = []
+        self._held = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.codecs[row.codec] += 1
+            self.source_bytes += row.source_bytes
+            self.payload_bytes += len(row.payload)
+            self._held += len(row.payload)
+            self._rows.append(row)
+            if row.psnr is not None:
+                self.psnr.append(row.psnr)
+            if self._held > PART_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, if any."""
+        if self._rows:
+            with self._clock("write"):
+                self.parts.append(self._archive.write_part(self._rows))
+        self._rows, self._held = [], 0
+
+
+def _prepare(content: bytes, options: EncodeOptions) -> Picture:
+    """A file's pixels, resized if asked for. ImageError where there are none."""
+    picture = decode_picture(content, options.limits)
+    if options.resize and not picture.keep:
+        picture = replace(picture, pixels=resize_picture(picture.pixels, options.resize))
+    return picture
+
+
+def _encode_pictures(
+    pictures: Sequence[tuple[SourceFile, bytes, Picture]], codec: Codec, options: EncodeOptions, clock: "_Clock"
+) -> list[Row]:
+    """Rows of pictures, in their order."""
+    stored: dict[int, Stored] = {}
+    fits = [
+        index
+        for index, (_, _, picture) in enumerate(pictures)
+        if not picture.keep and picture.pixels[:, :, 0].size <= CODEC_PIXELS
+    ]
+    with clock("encode"):
+        for index, one in zip(fits, _encode([pictures[i][2] for i in fits], codec, options), strict=True):
+            if one is not None:
+                stored[index] = one
+    floor = options.floor(codec)
+    target = options.target(codec)
+    goal = target or floor or options.target_psnr or 0.0
+    rows = []
+    for index, (file, content, picture) in enumerate(pictures):
+        one = stored.get(index)
+        if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
+            with clock("fallback"):
+                one = _fall_back(picture, goal)
+        elif one is not None and target is not None and _is_costly(one, picture):
+            with clock("fallback"):
+                rivals = [one, _fall_back(picture, goal)]
+                one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload))
+        # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
+        unchanged = options.resize is None
+        if one is None or (unchanged and len(one.encoded.payload) >= len(content)):
+            rows.append(_original_row(file, content, picture))
+        else:
+            with clock("verify"):
+                rows.append(_row(file, len(content), picture, one))
+    return rows
+
+
+def _is_costly(stored: Stored, picture: Picture) -> bool:
+    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
+    learned = stored.encoded.codec not in STANDARD
+    return learned and 8 * len(stored.encoded.payload) > COSTLY_BITS * picture.pixels[:, :, 0].size
+
+
+def _fall_back(picture: Picture, goal: float) -> Stored | None:
+    """The smallest of the standard formats at ``goal`` dB; of a large picture, what takes seconds and not minutes."""
+    if picture.pixels[:, :, 0].size > SLOW_PIXELS:
+        standard = [StandardCodec("avif", effort=FAST_AVIF)]
+    else:
+        standard = [STANDARD[name] for name in FALLBACKS]
+    one = encode_fallback(picture.pixels, goal, standard, STANDARD[LOSSLESS])
+    return as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
+
+
+def _encode(pictures: Sequence[Picture], codec: Codec, options: EncodeOptions) -> list[Stored | None]:
+    """By the codec alone: None where the target is out of its reach."""
+    pixels = [picture.pixels for picture in pictures]
+    if not pixels:
+        return []
+    target = options.target(codec)
+    stored: list[Stored | None]
+    if target is None:
+        quality = -1 if options.quality is None else options.quality
+        if len(codec.qualities) and quality not in codec.qualities:
+            raise CodecError(
+                f"quality must be from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}, "
+                f"not {quality}"
+            )
+        stored = list(encode_measured(codec, pixels, quality, options.packer))
+    else:
+        stored = encode_to_target(codec, pixels, target, options.packer)
+    return [
+        as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
+        for one, picture in zip(stored, pictures, strict=True)
+    ]
+
+
+def _row(file: SourceFile, source_bytes: int, picture: Picture, stored: Stored) -> Row:
+    encoded = stored.encoded
+    exact = stored.psnr == np.inf
+    return Row(
+        key=file.key,
+        fingerprint=file.fingerprint,
+        width=encoded.width,
+        height=encoded.height,
+        channels=encoded.channels,
+        source_bytes=source_bytes,
+        codec=encoded.codec,
+        quality=encoded.quality,
+        packer=encoded.packer,
+        payload=encoded.payload,
+        crc32c=crc32c.crc32c(encoded.payload),
+        psnr=None if exact else stored.psnr,
+        ssim=None if exact else ssim(picture.pixels, stored.pixels),
+    )
+
+
+def _original_row(file: SourceFile, content: bytes, picture: Picture) -> Row:
+    height, width = picture.pixels.shape[:2]
+    encoded = Encoded(content, width, height, picture.channels, ORIGINAL, -1, "")
+    return _row(file, len(content), picture, Stored(encoded, picture.pixels, np.inf))
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started

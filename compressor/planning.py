@@ -1,0 +1,165 @@
+"""What a run has to do: a source's listing minus what an archive holds, kept on disk in batches.
+
+Nothing is read of any picture here. A listing of any length passes through in chunks, so memory does not grow with it
+(but for 16 bytes for each picture that the archive knows).
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from compressor.known import KnownKeys
+from compressor.sources import Source, SourceFile
+
+CHUNK = 4096  # listed files that are compared with the archive together
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("fingerprint", pa.binary(8)),
+        ("changed", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Files to encode together; ``changed`` are the keys whose archived rows are out of date."""
+
+    number: int
+    files: tuple[SourceFile, ...]
+    changed: frozenset[str]
+    part: str = ""
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The same files in two batches, to narrow down which one takes its worker with it."""
+        middle = len(self.files) // 2
+        parts = ((self.files[:middle], "a"), (self.files[middle:], "b"))
+        first, second = (
+            Batch(self.number, files, self.changed & {file.key for file in files}, self.part + letter)
+            for files, letter in parts
+        )
+        return first, second
+
+    @property
+    def name(self) -> str:
+        """Unique in a run: ``0``, ``1``, ... and ``1a``, ``1b``, ``1ab``, ... for parts of one."""
+        return f"{self.number}{self.part}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of a listing and where the batches lie. JSON both ways.
+
+    ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
+    ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all.
+    """
+
+    path: str
+    batch_size: int
+    listed: int
+    pending: int
+    pending_bytes: int
+    changed: int
+    already_there: int
+    quarantined: int
+    left: int
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        return cls(**{**values, "skipped": [(name, reason) for name, reason in values["skipped"]]})
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """The pending files in order, ``batch_size`` at a time (default: as planned)."""
+        size = batch_size or self.batch_size
+        waiting: list[dict[str, Any]] = []
+        numbers = itertools.count()
+        for rows in self._rows():
+            waiting += rows
+            while len(waiting) >= size:
+                yield _batch(next(numbers), waiting[:size])
+                waiting = waiting[size:]
+        if waiting:
+            yield _batch(next(numbers), waiting)
+
+    def _rows(self) -> Iterator[list[dict[str, Any]]]:
+        with pa.OSFile(self.path) as file, pa.ipc.open_stream(file) as reader:
+            for rows in reader:
+                yield rows.to_pylist()
+
+    def even_batches(self, workers: int) -> int:
+        """Batch size that keeps ``workers`` busy to the end of a small plan, and is at most the planned one."""
+        rounds = max(1, -(-self.pending // (workers * self.batch_size)))
+        return max(1, min(self.batch_size, -(-self.pending // (workers * rounds))))
+
+
+def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: int | None = None) -> Plan:
+    """List ``source``, leave out what ``known`` says is archived or has failed as it is, and write the rest to ``path``.
+
+    Parameters
+    ----------
+    path
+        An Arrow stream, written anew. It holds keys and fingerprints, no pictures.
+    limit
+        Most files to plan for; the others are counted as ``left``.
+
+    Raises
+    ------
+    SourceError
+        The listing fails.
+    """
+    states: Counter[str] = Counter()
+    pending = pending_bytes = changed = left = 0
+    files = source.files()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        while chunk := list(itertools.islice(files, CHUNK)):
+            found = known.state(chunk)
+            states.update(found)
+            wanted = [(file, state) for file, state in zip(chunk, found, strict=True) if state in ("new", "changed")]
+            if limit is not None:
+                left += max(0, len(wanted) - (limit - pending))
+                wanted = wanted[: max(0, limit - pending)]
+            pending += len(wanted)
+            pending_bytes += sum(file.size for file, _ in wanted)
+            changed += sum(state == "changed" for _, state in wanted)
+            if wanted:
+                writer.write_batch(_record_batch(wanted))
+    return Plan(
+        path=str(path),
+        batch_size=batch_size,
+        listed=states.total(),
+        pending=pending,
+        pending_bytes=pending_bytes,
+        changed=changed,
+        already_there=states["same"],
+        quarantined=states["quarantined"],
+        left=left,
+        skipped=[(name, reason) for name, reason in source.skipped],
+    )
+
+
+def _record_batch(wanted: Sequence[tuple[SourceFile, str]]) -> pa.RecordBatch:
+    columns = [
+        [file.key for file, _ in wanted],
+        [file.path for file, _ in wanted],
+        [file.size for file, _ in wanted],
+        [file.fingerprint for file, _ in wanted],
+        [state == "changed" for _, state in wanted],
+    ]
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+
+
+def _batch(number: int, rows: Sequence[dict[str, Any]]) -> Batch:
+    files = tuple(SourceFile(row["key"], row["path"], row["size"], row["fingerprint"]) for row in rows)
+    return Batch(number, files, frozenset(row["key"] for row in rows if row["changed"]))

@@ -1,0 +1,69 @@
+"""Sample pictures without a download: tiles of the photographs in scikit-image's wheel, laid out like FFHQ's thumbnails."""
+
+from pathlib import Path
+
+import numpy as np
+
+from compressor.errors import SourceError
+from compressor.images import decode_picture, encode_picture
+
+TILE = 128  # pixels
+PHOTOGRAPHS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png", "camera.png",
+    "hubble_deep_field.jpg",
+)  # fmt: skip
+WHOLE = ("astronaut.png", "chelsea.png", "rocket.jpg")  # also kept in one piece: pictures of other sizes
+TILES_EACH = 24
+
+
+def write_samples(folder: Path) -> int:
+    """Write tiles as ``tiles/00000/00000.png`` and so on, and whole photographs below ``photographs``. Returns how many.
+
+    Files are the same at every call, but for the time they were written at: those that are there already stay.
+
+    Raises
+    ------
+    SourceError
+        scikit-image does not carry its photographs, or the folder cannot be written.
+    """
+    originals = _photographs()
+    count = number = 0
+    try:
+        for name in PHOTOGRAPHS:
+            picture = decode_picture((originals / name).read_bytes())
+            for tile in tiles(picture.pixels)[:TILES_EACH]:
+                path = folder / "tiles" / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
+                number += 1
+                count += _write(path, encode_picture(tile, picture.channels, "png"))
+        for name in WHOLE:
+            count += _write(folder / "photographs" / name, (originals / name).read_bytes())
+    except OSError as error:
+        raise SourceError(f"cannot write samples to {folder}: {error.strerror or error}; name another folder") from error
+    return count
+
+
+def tiles(pixels: np.ndarray) -> list[np.ndarray]:
+    """All whole tiles of a picture, uint8 (128, 128, 3) each, row by row."""
+    height, width = pixels.shape[:2]
+    return [
+        np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
+        for top in range(0, height - TILE + 1, TILE)
+        for left in range(0, width - TILE + 1, TILE)
+    ]
+
+
+def _photographs() -> Path:
+    """scikit-image's data folder, found without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError("scikit-image is not installed: its wheel carries the demonstration's photographs")
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _write(path: Path, data: bytes) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.stat().st_size != len(data):
+        path.write_bytes(data)
+    return 1

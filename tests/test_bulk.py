@@ -1,0 +1,121 @@
+"""One batch: every file ends as a row that reads back or as a named quarantine entry, and the counts add up."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compressor.archive import Archive
+from compressor.artifact import identify
+from compressor.bulk import BatchReport, EncodeOptions, encode_batch
+from compressor.images import Limits
+from compressor.metrics import psnr
+from compressor.sources import Source
+from tests.codecs import smooth_pictures, tiny_artifact
+
+
+def file_of(pixels: np.ndarray, format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+def archive_of(folder: Path, family: str = "v5") -> tuple[Archive, str]:
+    archive = Archive.create(str(folder / "archive"))
+    codec = identify(tiny_artifact(family))
+    archive.put_codec(codec, tiny_artifact(family))
+    return archive, codec
+
+
+def run(folder: Path, files: dict[str, bytes], family: str = "v5", **options) -> tuple[Archive, BatchReport]:
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for name, content in files.items():
+        (pictures / name).write_bytes(content)
+    archive, codec = archive_of(folder, family)
+    source = Source.open(str(pictures))
+    report = encode_batch(source, list(source.files()), archive, EncodeOptions(codec, **options), "run")
+    report = BatchReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    if report.parts:
+        archive.commit(report.parts)
+    return archive, report
+
+
+def test_every_kind_of_file_is_archived_or_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    colour = smooth_pictures(1, 40, 30)[0]
+    alpha = random.integers(0, 256, (9, 9, 4), dtype=np.uint8)
+    deep = random.integers(0, 65536, (9, 9), dtype=np.uint16)
+    files = {
+        "alpha.png": file_of(alpha),
+        "colour.png": file_of(colour),
+        "deep.png": file_of(deep),
+        "empty.png": b"",
+        "grey.png": file_of(colour[:, :, 0]),
+        "half.jpg": file_of(colour, "JPEG")[:300],
+        "text.png": b"this is no picture",
+        "wide.png": file_of(np.zeros((10, 200, 3), np.uint8)),
+    }
+    archive, report = run(tmp_path, files, target_psnr=30.0, limits=Limits(max_pixels=1999))
+    assert {row.key: row.reason for row in report.quarantined} == {
+        "empty.png": "empty",
+        "half.jpg": "truncated",
+        "text.png": "not_a_picture",
+        "wide.png": "too_large",
+    }
+    assert report.archived + len(report.quarantined) == len(files)
+    assert report.errors == {"empty": 1, "truncated": 1, "not_a_picture": 1, "too_large": 1}
+    for key in ("alpha.png", "deep.png"):
+        assert archive.read_row(key).codec == "original"
+        assert archive.read_row(key).payload == files[key]
+    grey = archive.read("grey.png")
+    assert (grey == grey[:, :, :1]).all()
+    assert archive.read_row("grey.png").channels == 1
+    assert archive.verify() == []
+
+
+def test_a_codec_that_cannot_reach_the_target_falls_back_and_none_is_below(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    files = {f"{index}.bmp": file_of(pixels, "BMP") for index, pixels in enumerate(noise)}
+    archive, report = run(tmp_path, files, target_psnr=36.0)
+    assert report.psnr_min >= 36
+    for index, pixels in enumerate(noise):
+        row = archive.read_row(f"{index}.bmp")
+        assert row.codec in ("avif", "jpegxl", "lossless", "original")
+        assert psnr(pixels, archive.read(row.key)) >= 36
+
+
+def test_a_fixed_quality_is_kept_but_for_the_floor(tmp_path: Path) -> None:
+    files = {f"{index}.png": file_of(pixels) for index, pixels in enumerate(smooth_pictures(3, 64, 64))}
+    archive, _ = run(tmp_path, files, quality=20)
+    rows = [archive.read_row(key) for key in files]
+    assert {(row.codec == "original", row.quality) for row in rows} == {(False, 20)}
+
+
+def test_single_quality_families_have_no_floor_unless_one_is_asked_for(tmp_path: Path) -> None:
+    files = {"a.bmp": file_of(smooth_pictures(1, 64, 64)[0], "BMP")}
+    archive, report = run(tmp_path, files, "v3", packer="fp16-lzma")
+    assert archive.read_row("a.bmp").packer == "fp16-lzma"
+    assert report.psnr_min < 30
+
+
+def test_what_saves_nothing_keeps_the_file(tmp_path: Path) -> None:
+    tiny = file_of(np.zeros((1, 1, 3), np.uint8), "WEBP")
+    archive, _ = run(tmp_path, {"dot.webp": tiny}, target_psnr=50.0)
+    assert len(archive.read_row("dot.webp").payload) <= len(tiny)
+
+
+def test_resizing_is_only_what_was_asked_for(tmp_path: Path) -> None:
+    files = {"a.png": file_of(smooth_pictures(1, 50, 70)[0])}
+    archive, _ = run(tmp_path, files, target_psnr=25.0, resize=32)
+    assert archive.read("a.png").shape == (32, 32, 3)
+
+
+def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
+    from compressor.errors import CodecError
+
+    with pytest.raises(CodecError, match="from 0 to 63"):
+        run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, quality=99)
