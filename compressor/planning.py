@@ -105,7 +105,7 @@ class Plan:
 
 
 def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: int | None = None) -> Plan:
-    """List ``source``, leave out what ``known`` says is archived or has failed as it is, and write the rest to ``path``.
+    """List ``source``, leave out what ``known`` has archived or failed on as it is, and write the rest to ``path``.
 
     Parameters
     ----------

@@ -54,9 +54,9 @@ class Restored:
 def safe_path(key: str) -> str:
     """A relative path for a key, with the same meaning wherever keys are ordinary.
 
-    Empty, ``.`` and ``..`` parts, control characters, backslashes, drive letters, device names and names longer than file
-    systems take are replaced; a part that was changed ends in a short hash of what it was, so that two keys never share
-    a path.
+    Empty, ``.`` and ``..`` parts, control characters, backslashes, drive letters, device names and names longer than
+    file systems take are replaced; a part that was changed ends in a short hash of what it was, so that two keys never
+    share a path.
 
     >>> safe_path("00000/00042.png")
     '00000/00042.png'
@@ -84,8 +84,8 @@ def _safe_name(name: str) -> str:
 def file_name(key: str, format: str, shared: Collection[int] = frozenset()) -> str:
     """Relative path of a picture's file: its key, with the format's extension where the key's is another's.
 
-    ``shared`` are hashes of paths that more than one key would get (see :func:`shared_paths`): there, keys whose extension
-    is changed are told apart by a short hash.
+    ``shared`` are hashes of paths that more than one key would get (see :func:`shared_paths`): there, keys whose
+    extension is changed are told apart by a short hash.
     """
     path = safe_path(key)
     stem, extension = os.path.splitext(path)
@@ -245,7 +245,7 @@ def _restore_batches(
         running: dict[Future[Restored], int] = {}
         try:
             while True:
-                while len(running) < 2 * workers and (rows := next(batches, None)):
+                while len(running) < 2 * workers and (rows := next(batches, [])):
                     running[pool.submit(_restore_in_worker, rows)] = len(rows)
                 if not running:
                     return

@@ -1,4 +1,4 @@
-"""Sample pictures without a download: tiles of the photographs in scikit-image's wheel, laid out like FFHQ's thumbnails."""
+"""Sample pictures without a download: tiles of the photographs in scikit-image's wheel, in FFHQ's layout."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TILES_EACH = 24
 
 
 def write_samples(folder: Path) -> int:
-    """Write tiles as ``tiles/00000/00000.png`` and so on, and whole photographs below ``photographs``. Returns how many.
+    """Write ``tiles/00000/00000.png`` and so on, and whole photographs below ``photographs``. Returns how many.
 
     Files are the same at every call, but for the time they were written at: those that are there already stay.
 
@@ -38,7 +38,9 @@ def write_samples(folder: Path) -> int:
         for name in WHOLE:
             count += _write(folder / "photographs" / name, (originals / name).read_bytes())
     except OSError as error:
-        raise SourceError(f"cannot write samples to {folder}: {error.strerror or error}; name another folder") from error
+        raise SourceError(
+            f"cannot write samples to {folder}: {error.strerror or error}; name another folder"
+        ) from error
     return count
 
 

@@ -47,10 +47,11 @@ class FailureBudget:
 class RunSummary:
     """One run in figures.
 
-    ``listed`` = ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` + ``not_reached``:
-    pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the limit, and given up
-    when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an older row. Bytes:
-    ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet with all columns) of this run.
+    ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
+    ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the
+    limit, and given up when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an
+    older row. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all
+    columns) of this run.
     """
 
     run: str

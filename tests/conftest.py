@@ -1,11 +1,19 @@
 """Fixtures that several test modules share: real servers, started once a session."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from hypothesis import settings
+
+from tests.prefect_api import prefect_api as prefect_api
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with a test process for each core, more threads only wait
+settings.register_profile("latentpack", deadline=None)  # a busy machine is no failure
+settings.load_profile("latentpack")
 
 
 def free_port() -> int:

@@ -1,0 +1,22 @@
+"""The benchmark: codecs against JPEG, WebP, AVIF and JPEG XL on pictures of a source, as a report."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from compressor.sources import Source
+from flows.parameters import BenchmarkParameters
+from flows.progress import on_progress
+from tasks.benchmark import benchmark as measure
+from tasks.threads import cores, pin_threads
+
+
+@flow(name="benchmark", flow_run_name="benchmark on {parameters.source}", persist_result=False)
+def benchmark(parameters: BenchmarkParameters) -> dict[str, Any]:
+    """Measure and write the report. Returns where it lies, and its summary."""
+    source = Source.open(parameters.source)
+    pin_threads(parameters.workers or cores())
+    return measure(
+        source, parameters.limit, parameters.codec, Path(parameters.report), on_progress("measuring", "encodings")
+    )

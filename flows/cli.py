@@ -1,0 +1,59 @@
+"""The command line: options from the parameter models, exit codes, no traceback unless asked for.
+
+0 done; 1 finished, but pictures are quarantined or do not verify; 2 wrong usage, or a source or archive that cannot be
+used; 130 interrupted. Nothing heavy is imported before a command is known.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from compressor.errors import LatentpackError
+from flows.options import INTERRUPTED, UNUSABLE, build_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``latentpack``."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says and return the exit code."""
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit as usage:  # argparse has said what is wrong
+        return int(usage.code or 0)
+    from pydantic import ValidationError
+
+    from flows import commands
+
+    try:
+        return int(getattr(commands, options.command.replace("-", "_"))(options))
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept: repeat the command to go on from there", file=sys.stderr)
+        return INTERRUPTED
+    except ValidationError as error:
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "options"
+            _say(f"--{where.replace('_', '-')}: {problem['msg'].lower()}, not {problem['input']!r}")
+        return UNUSABLE
+    except LatentpackError as error:
+        if options.debug:
+            raise
+        _say(str(error))
+        return UNUSABLE
+    except BrokenPipeError:
+        return UNUSABLE
+    except Exception as error:
+        if options.debug:
+            raise
+        _say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
+        return UNUSABLE
+
+
+def _say(text: str) -> None:
+    print(f"latentpack: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

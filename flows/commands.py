@@ -1,0 +1,288 @@
+"""What each command does: parameters in, a flow or an archive's own method, results out. Parsing is in cli.py."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flows.environment import PrivateServer, api_is_configured, set_defaults
+from flows.options import DONE, UNWELL, parameters_of, print_json
+from flows.parameters import (
+    BenchmarkParameters,
+    DemoParameters,
+    ExperimentsParameters,
+    PipelineParameters,
+    RestoreParameters,
+    TrainParameters,
+    VerifyParameters,
+)
+from flows.terminal import print_rows, quieten, warn, watching
+from tasks.home import home
+
+
+@contextmanager
+def prefect_api(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """A Prefect server to run flows with: the user's, or a private one. Call what is given once flows are imported."""
+    set_defaults(options.verbose)
+    server = None if api_is_configured() else PrivateServer(home() / "prefect")
+
+    def ready() -> None:
+        if not options.verbose:
+            quieten()
+        if server:
+            server.wait()
+
+    if server:
+        server.start()
+    try:
+        yield ready
+    finally:
+        if server:
+            server.stop()
+
+
+def _check_source(url: str) -> None:
+    """SourceError at once, and not after Prefect has started."""
+    from compressor.sources import Source
+
+    Source.open(url)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``latentpack run``"""
+    from tasks.codecs import check_codec
+
+    parameters = parameters_of(PipelineParameters, options, "training")
+    _check_source(parameters.source)
+    check_codec(parameters.codec, parameters.archive)
+    with prefect_api(options) as ready:
+        from flows.pipeline import pipeline
+
+        ready()
+        with watching(options.json):
+            summary = pipeline(parameters)
+    return _finish_run(options, summary)
+
+
+def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
+    from compressor.summary import describe
+
+    if options.json:
+        print_json(summary)
+    else:
+        print_rows("run", describe(summary))
+    if not summary["listed"]:
+        warn(f"there is no picture in {summary['source']}")
+    failed = summary["quarantined"] + summary["still_quarantined"]
+    if failed:
+        warn(f"{failed:,} pictures are quarantined; see them with: latentpack quarantine list {summary['archive']}")
+    if summary["skipped"]:
+        name, reason = summary["skipped"][0]
+        warn(f"{len(summary['skipped']):,} names were passed over, such as {name!r}: {reason}")
+    if summary["stopped"]:
+        warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
+    return UNWELL if failed or summary["skipped"] or summary["stopped"] else DONE
+
+
+def restore(options: argparse.Namespace) -> int:
+    """``latentpack restore``"""
+    parameters = parameters_of(RestoreParameters, options)
+    result = _read_back(options, "restore", parameters)
+    for key, reason in result["problems"]:
+        warn(f"{key}: {reason}")
+    if options.json:
+        print_json(result)
+    else:
+        renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""
+        print(f"{result['written']:,} pictures written to {parameters.destination}{renamed}")
+    return UNWELL if result["problems"] else DONE
+
+
+def verify(options: argparse.Namespace) -> int:
+    """``latentpack verify``"""
+    result = _read_back(options, "verify", parameters_of(VerifyParameters, options))
+    if options.json:
+        print_json(result)
+    else:
+        for key, reason in result["problems"]:
+            print(f"{key}\t{reason}")
+        warn(f"{result['pictures']:,} pictures verified, {len(result['problems']):,} of them bad")
+    return UNWELL if result["problems"] else DONE
+
+
+def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:
+    """Run a flow where somebody may watch it, else only its work: a private server would take longer than that."""
+    set_defaults(options.verbose)
+    with watching(options.json):
+        if api_is_configured():
+            from flows import archive
+
+            result: dict[str, Any] = getattr(archive, name)(parameters)
+            return result
+        from flows import reading
+
+        return dict(getattr(reading, name)(parameters))
+
+
+def info(options: argparse.Namespace) -> int:
+    """``latentpack info``"""
+    from compressor.archive import Archive
+    from compressor.summary import describe_archive
+
+    found = Archive.open(options.archive).info()
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print_rows("archive", describe_archive(found))
+    return DONE
+
+
+def delete(options: argparse.Namespace) -> int:
+    """``latentpack delete``"""
+    from compressor.archive import Archive
+
+    erased = Archive.open(options.archive).delete(options.key)
+    missing = len(set(options.key)) - erased
+    if options.json:
+        print_json({"erased": erased, "missing": missing})
+    else:
+        print(f"{erased:,} pictures erased" + (f", {missing:,} keys were not archived" if missing else ""))
+    return DONE
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    """``latentpack quarantine list|retry``"""
+    from compressor.archive import Archive
+
+    archive = Archive.open(options.archive)
+    rows = [row for row in archive.quarantined() if not options.key or row.key in options.key]
+    if options.action == "retry":
+        cleared = archive.clear_quarantine([row.key for row in rows])
+        if options.json:
+            print_json({"cleared": cleared})
+        else:
+            print(f"{cleared:,} pictures will be tried again by the next run")
+        return DONE
+    if options.json:
+        print_json({"quarantined": [row.to_dict() for row in rows]})
+    else:
+        for row in rows:
+            print(f"{row.key}\t{row.reason}\t{row.detail}")
+    return DONE
+
+
+def compact(options: argparse.Namespace) -> int:
+    """``latentpack compact``"""
+    from compressor.archive import Archive
+
+    fewer = Archive.open(options.archive).compact()
+    if options.json:
+        print_json({"files_fewer": fewer})
+    else:
+        print(f"{fewer:,} files fewer")
+    return DONE
+
+
+def vacuum(options: argparse.Namespace) -> int:
+    """``latentpack vacuum``"""
+    from compressor.archive import Archive
+
+    deleted = Archive.open(options.archive).vacuum(options.older_than)
+    if options.json:
+        print_json({"deleted": deleted})
+    else:
+        print(f"{deleted:,} files deleted")
+    return DONE
+
+
+def codecs(options: argparse.Namespace) -> int:
+    """``latentpack codecs``"""
+    from compressor.archive import Archive
+    from compressor.baselines import STANDARD
+    from compressor.codec import load_codec, released
+
+    rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]
+    used = Archive.open(options.archive).info().codecs if options.archive else {}
+    if options.json:
+        print_json({"codecs": dict(rows), "used": used})
+        return DONE
+    print_rows("codecs", rows)
+    if options.archive:
+        print_rows("used by the archive", [(id, f"{count:,} pictures") for id, count in used.items()])
+    return DONE
+
+
+def train(options: argparse.Namespace) -> int:
+    """``latentpack train``"""
+    parameters = parameters_of(TrainParameters, options)
+    _check_source(parameters.source)
+    with prefect_api(options) as ready:
+        from flows.train import train_flow
+
+        ready()
+        with watching(options.json):
+            result = train_flow(parameters)
+    if options.json:
+        print_json(result)
+    else:
+        rows = [
+            ("codec", result["path"]),
+            ("id", result["id"]),
+            ("trained on", f"{result['pictures']:,} pictures, {result['steps']:,} steps, {result['seconds']:,.0f} s"),
+            *((name, f"{value:.5g}") for name, value in result["validation"].items()),
+        ]
+        print_rows("trained", rows)
+    return DONE
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """``latentpack benchmark``"""
+    parameters = parameters_of(BenchmarkParameters, options)
+    _check_source(parameters.source)
+    with prefect_api(options) as ready:
+        from flows.benchmark import benchmark as flow
+
+        ready()
+        with watching(options.json):
+            result = flow(parameters)
+    if options.json:
+        print_json(result)
+    else:
+        print(result["headline"])
+        print(f"report: {result['html']}")
+    return DONE
+
+
+def experiments(options: argparse.Namespace) -> int:
+    """``latentpack experiments``"""
+    parameters = parameters_of(ExperimentsParameters, options)
+    _check_source(parameters.source)
+    with prefect_api(options) as ready:
+        from flows.experiments import experiments as flow
+
+        ready()
+        with watching(options.json):
+            result = flow(parameters)
+    if options.json:
+        print_json(result)
+    else:
+        print(result["table"])
+        print(f"report: {result['report']}")
+    return DONE
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``latentpack demo``"""
+    parameters = parameters_of(DemoParameters, options)
+    with prefect_api(options) as ready:
+        from flows.demo import demo as chain
+
+        ready()
+        with watching(options.json):
+            result = chain(parameters)
+    if options.json:
+        print_json(result)
+    else:
+        print_rows("demo", [(name, str(value)) for name, value in result["shown"]])
+        print("\n" + result["next"])
+    return DONE

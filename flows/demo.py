@@ -1,0 +1,77 @@
+"""The whole chain on sample pictures: archive, again with nothing new, verify, restore, measure. No download."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from compressor.archive import Archive
+from compressor.samples import write_samples
+from compressor.summary import size
+from flows.archive import restore, verify
+from flows.benchmark import benchmark
+from flows.parameters import (
+    BenchmarkParameters,
+    DemoParameters,
+    PipelineParameters,
+    RestoreParameters,
+    VerifyParameters,
+)
+from flows.pipeline import pipeline
+from flows.progress import listener
+
+MEASURED = 20  # pictures in the benchmark
+
+
+def demo(parameters: DemoParameters) -> dict[str, Any]:
+    """Run the chain below ``parameters.folder``. Returns each step's result, ``shown`` for people, and ``next``."""
+    started = time.monotonic()
+    folder = Path(parameters.folder)
+    source, archive, restored, report = (folder / name for name in ("pictures", "archive", "restored", "report"))
+    listener().stage("cutting sample pictures")
+    count = write_samples(source)
+    options = {"source": str(source), "archive": str(archive), "workers": parameters.workers}
+    first = pipeline(PipelineParameters(**options))
+    second = pipeline(PipelineParameters(**options))
+    checked = verify(VerifyParameters(archive=str(archive)))
+    back = restore(RestoreParameters(archive=str(archive), destination=str(restored), workers=parameters.workers))
+    measured = benchmark(
+        BenchmarkParameters(
+            source=str(source / "tiles"), report=str(report), limit=MEASURED, workers=parameters.workers
+        )
+    )
+    info = Archive.open(str(archive)).info()
+    each = info.table_bytes / max(1, info.pictures)
+    shown = [
+        ("pictures", f"{count:,} tiles and photographs, {size(info.source_bytes)}: {source}"),
+        ("archive", f"{size(info.table_bytes)}, {each:,.0f} bytes a picture: {archive}"),
+        ("ratio", f"{info.source_bytes / max(1, info.table_bytes):.1f} to 1"),
+        ("quality", f"PSNR {info.psnr_mean:.2f} dB on average, {info.psnr_min:.2f} dB at the lowest"),
+        ("archived", f"{first['archived']:,} in the first run, {second['archived']:,} in the second: nothing was new"),
+        ("verified", f"{checked['pictures']:,} pictures, {len(checked['problems'])} bad"),
+        ("restored", f"{back['written']:,} files: {restored}"),
+        ("measured", measured["headline"]),
+        ("report", measured["html"]),
+        ("took", f"{time.monotonic() - started:.0f} s"),
+    ]
+    return {
+        "run": first,
+        "second_run": second,
+        "verify": checked,
+        "restore": back,
+        "benchmark": {name: measured[name] for name in ("html", "markdown", "parquet", "headline")},
+        "info": info.to_dict(),
+        "shown": shown,
+        "next": _next(archive),
+    }
+
+
+def _next(archive: Path) -> str:
+    return "\n".join(
+        (
+            "Next:",
+            "  latentpack run ~/Pictures my-archive              archive pictures of your own",
+            f"  latentpack info {archive}".ljust(52) + "what an archive holds",
+            f"  latentpack restore {archive} out --key tiles/00000/00000.png",
+            "  latentpack train ~/Pictures --family v3 --out my-codec.safetensors",
+        )
+    )

@@ -1,0 +1,154 @@
+"""Batches to where they are worked on: this process, processes of this machine, or a Dask cluster by address.
+
+A bounded window of batches is under way at any time, so that neither futures nor batches pile up in the driver.
+"""
+
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from prefect import Task
+from prefect.settings import get_current_settings
+
+from compressor.errors import LatentpackError
+
+T = TypeVar("T")
+AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
+CONNECT_S = 30
+
+
+class Pool(Protocol):
+    """A place to run tasks."""
+
+    workers: int
+
+    def run(
+        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+    ) -> Iterator[tuple[T, Any]]:
+        """Run ``task`` on what ``take`` gives until it gives None, and yield each with its result or its exception.
+
+        ``take`` is asked again after each result, so a caller may put back what has failed.
+        """
+
+
+class ThisProcess:
+    """One batch after another, here: no start-up."""
+
+    workers = 1
+
+    def run(
+        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+    ) -> Iterator[tuple[T, Any]]:
+        """See :class:`Pool`."""
+        while (item := take()) is not None:
+            try:
+                result = task(**arguments(item))
+            except Exception as error:  # the caller knows which end the run and which only the batch
+                result = error
+            yield item, result
+
+
+class DaskPool:
+    """A Dask cluster, through Prefect's task runner.
+
+    Parameters
+    ----------
+    runner
+        A started ``DaskTaskRunner``.
+    workers
+        Threads that work.
+    tracked
+        Whether workers can reach the Prefect server. If not, they run the tasks' bodies alone, with the same retries.
+    """
+
+    def __init__(self, runner: Any, workers: int, tracked: bool) -> None:
+        self._runner = runner
+        self._tracked = tracked
+        self.workers = workers
+
+    def _submit(self, task: Task[..., Any], arguments: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
+        """The Dask future, and what gives its result or raises."""
+        if not self._tracked:
+            future = self._runner.client.submit(task.fn, **arguments, pure=False, retries=task.retries)
+            return future, future.result
+        tracked = self._runner.submit(task, arguments)
+        return tracked.wrapped_future, tracked.result
+
+    def run(
+        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+    ) -> Iterator[tuple[T, Any]]:
+        """See :class:`Pool`."""
+        finished: queue.Queue[str] = queue.Queue()
+        running: dict[str, tuple[T, Any, Callable[[], Any]]] = {}
+        try:
+            while True:
+                while len(running) < AHEAD * self.workers and (item := take()) is not None:
+                    future, result_of = self._submit(task, arguments(item))
+                    running[future.key] = item, future, result_of
+                    future.add_done_callback(lambda done: finished.put(done.key))
+                if not running:
+                    return
+                item, _, result_of = running.pop(finished.get())
+                try:
+                    result = result_of()
+                except Exception as error:  # of the task, or of Dask where a worker is lost
+                    result = error
+                yield item, result
+        finally:
+            if running:
+                self._runner.client.cancel([future for _, future, _ in running.values()], force=True)
+
+
+@contextmanager
+def dask_pool(scheduler: str | None, workers: int) -> Iterator[DaskPool]:
+    """Workers of the cluster at ``scheduler``, or ``workers`` processes of one thread each on this machine."""
+    import dask
+    from prefect_dask import DaskTaskRunner
+
+    settings = {
+        "distributed.scheduler.allowed-failures": 1,  # the flow looks for the culprit itself
+        "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
+        "distributed.worker.daemon": True,
+    }
+    if scheduler:
+        options: dict[str, Any] = {"address": scheduler}
+    else:
+        cluster = {
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "dashboard_address": "127.0.0.1:0",
+            "silence_logs": "ERROR",
+            "env": _worker_environment(),
+        }
+        options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": cluster}
+    with dask.config.set(settings), DaskTaskRunner(**options) as runner:
+        try:
+            client = runner.client
+            client.wait_for_workers(1, timeout=CONNECT_S)
+        except (OSError, TimeoutError) as error:
+            where = scheduler or "this machine"
+            raise LatentpackError(f"no Dask worker can be reached at {where} ({error}); check --scheduler") from error
+        tracked = not scheduler or _is_local(scheduler) or not _is_local(get_current_settings().api.url or "")
+        yield DaskPool(runner, sum(client.nthreads().values()) if scheduler else workers, tracked)
+
+
+def _worker_environment() -> dict[str, str]:
+    """Without a server that takes their logs, workers leave it to the flow to say what went wrong."""
+    return {} if get_current_settings().logging.to_api.enabled else {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
+
+
+def _is_local(url: str) -> bool:
+    """Whether only this machine can reach a URL."""
+    return urlsplit(url).hostname in (None, "localhost", "127.0.0.1", "::1")
+
+
+@contextmanager
+def pool(scheduler: str | None, workers: int, batches: int) -> Iterator[Pool]:
+    """The pool that suits: a cluster where one is named or there is work for several processes."""
+    if scheduler is None and (workers == 1 or batches <= 1):
+        yield ThisProcess()
+    else:
+        with dask_pool(scheduler, min(workers, batches)) as found:
+            yield found

@@ -1,0 +1,155 @@
+"""The command line's words: commands and options made from the parameter models, exit codes, JSON output."""
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Sequence
+from enum import Enum
+from typing import Any, get_args
+
+from flows.parameters import (
+    BenchmarkParameters,
+    DemoParameters,
+    ExperimentsParameters,
+    PipelineParameters,
+    RestoreParameters,
+    TrainParameters,
+    VerifyParameters,
+)
+
+DONE, UNWELL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="latentpack",
+        description="Folders and buckets of pictures into a queryable archive a fraction of the size.",
+    )
+    parser.add_argument("--version", action=_Version, help="show the version")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _from_model(commands, "run", PipelineParameters, ("source", "archive"), nested="training")
+    _from_model(commands, "restore", RestoreParameters, ("archive", "destination"))
+    _from_model(commands, "verify", VerifyParameters, ("archive",))
+    _plain(commands, "info", "Counts, bytes, ratio, quality and codecs of an archive.")
+    delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
+    delete.add_argument("--key", nargs="+", action="extend", required=True, metavar="KEY", help="keys to erase")
+    quarantine = _plain(
+        commands, "quarantine", "Pictures that could not be archived: list them, or have them tried again.", False
+    )
+    quarantine.add_argument("action", choices=("list", "retry"), help="retry: the next run tries them again")
+    quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
+    quarantine.add_argument("--key", nargs="+", action="extend", metavar="KEY", help="keys to retry (default: all)")
+    _plain(commands, "compact", "Merge an archive's small files into few large ones.")
+    vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
+    vacuum.add_argument("--older-than", type=int, default=1, metavar="HOURS", help="leave younger files (default: 1)")
+    codecs = _plain(
+        commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False
+    )
+    codecs.add_argument("archive", nargs="?", metavar="ARCHIVE", help="also list the codecs that this archive uses")
+    _from_model(commands, "train", TrainParameters, ("source",))
+    _from_model(commands, "benchmark", BenchmarkParameters, ("source",))
+    _from_model(commands, "experiments", ExperimentsParameters, ("source",))
+    _from_model(commands, "demo", DemoParameters, ())
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: reading the distribution's metadata takes longer than all other options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"latentpack {version('latentpack')}")
+        except PackageNotFoundError:
+            print("latentpack, not installed")
+        parser.exit()
+
+
+def _plain(commands: Any, name: str, description: str, archive: bool = True) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description)
+    if archive:
+        parser.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
+    _common(parser)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on stdout, nothing else"
+    )
+    output.add_argument("--verbose", action="store_true", help="show Prefect's and Dask's own messages")
+    output.add_argument("--debug", action="store_true", help="show where an error came from")
+
+
+_METAVARS = {
+    "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
+    "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "train": "FAMILY", "target_psnr": "DB",
+    "min_psnr": "DB", "max_failures": "N|P%",
+}  # fmt: skip
+
+
+def _from_model(commands: Any, name: str, model: Any, positional: Sequence[str], nested: str | None = None) -> None:
+    """A command whose options are the fields of a pydantic model; values are checked by the model, not here."""
+    description = (model.__doc__ or "").strip()
+    parser = commands.add_parser(name, help=description, description=description)
+    _add_fields(parser, model, positional, nested)
+    if nested:
+        inner = model.model_fields[nested].annotation
+        taken = set(model.model_fields)
+        group = parser.add_argument_group("training, with --train")
+        _add_fields(group, inner, (), None, taken)
+    _common(parser)
+
+
+def _add_fields(
+    parser: Any, model: Any, positional: Sequence[str], nested: str | None, taken: Collection[str] = ()
+) -> None:
+    fields = model.model_fields
+    for field in [*positional, *(name for name in fields if name not in positional)]:
+        if field == nested or field in taken:
+            continue
+        about = fields[field]
+        text = (about.description or "").replace("%", "%%")
+        metavar = _METAVARS.get(field, "N")
+        if field in positional:
+            parser.add_argument(field, metavar=metavar, help=text)
+            continue
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
+        choices = _choices(about.annotation)
+        if choices:
+            settings |= {"choices": choices, "metavar": metavar if len(choices) > 5 else "|".join(choices)}
+        if isinstance(about.default, list):
+            settings |= {"nargs": "+", "action": "extend"}
+        if about.default not in (None, []) and not about.is_required():
+            default = " ".join(about.default) if isinstance(about.default, list) else about.default
+            text += f" (default: {default})"
+        parser.add_argument("--" + field.replace("_", "-"), help=text, **settings)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Values of an enumeration, alone, optional or in a list."""
+    kinds = [annotation, *get_args(annotation)]
+    return [str(one.value) for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]
+
+
+def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = None) -> Any:
+    """The model's instance from parsed options. ValidationError where a value is out of its range."""
+    given = {name: value for name, value in vars(options).items() if name in model.model_fields}
+    if nested:
+        inner = model.model_fields[nested].annotation
+        given[nested] = {
+            name: value for name, value in vars(options).items() if name in inner.model_fields and name not in given
+        }
+    return model(**given)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """The one JSON object of ``--json``."""
+    json.dump(values, sys.stdout, ensure_ascii=False, default=str, allow_nan=False)
+    sys.stdout.write("\n")

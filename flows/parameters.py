@@ -1,0 +1,174 @@
+"""What each flow may be told: one pydantic model a flow, one field an option of the command line.
+
+Not the meaning of the options to an encoder (see compressor.bulk): here are their ranges and their words.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Family(StrEnum):
+    """Families of codecs that can be trained."""
+
+    V1 = "v1"
+    V2 = "v2"
+    V3 = "v3"
+    V4 = "v4"
+    V5 = "v5"
+
+
+class Packer(StrEnum):
+    """How latents become bytes."""
+
+    AUTO = "auto"
+    ENTROPY = "entropy"
+    LZMA = "lzma"
+    GZIP = "gzip"
+
+
+class Latents(StrEnum):
+    """Type that latents of the families v1 to v4 are stored in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class PictureFormat(StrEnum):
+    """File formats that pictures are restored to."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    TIFF = "tiff"
+    BMP = "bmp"
+    AVIF = "avif"
+
+
+SourceUrl = Annotated[
+    str,
+    Field(min_length=1, description="folder, bucket prefix, glob or file of pictures, at any URL that fsspec opens"),
+]
+ArchiveUrl = Annotated[str, Field(min_length=1, description="folder or URL of the archive")]
+Workers = Annotated[int | None, Field(ge=1, le=4096, description="processes to work with (default: one for each core)")]
+Scheduler = Annotated[
+    str | None,
+    Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
+]
+BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task and one commit")]
+Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
+
+
+class Parameters(BaseModel):
+    """Base of all parameter models: unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingParameters(Parameters):
+    """How long and how fast to train."""
+
+    steps: int = Field(0, ge=0, description="steps to train; 0: as many as fit into --minutes")
+    minutes: float | None = Field(
+        None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
+    )
+    batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
+    side: int = Field(
+        128, ge=16, le=4096, description="side in pixels that training pictures are cropped and resized to"
+    )
+    seed: int = Field(1, ge=0, description="seed of every random draw")
+
+
+class PipelineParameters(Parameters):
+    """Archive a source: ingest, preprocess, (train), encode, report."""
+
+    source: SourceUrl
+    archive: ArchiveUrl
+    codec: str = Field("faces", description="codec by name, path of an artifact, or id in the archive")
+    train: Family | None = Field(None, description="first train a codec of this family on the source, and use it")
+    target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
+    quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
+    min_psnr: float | None = Field(
+        None, ge=0, le=100, description="dB below which a picture goes to a fallback (default: 1 under the target)"
+    )
+    packer: Packer = Field(
+        Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
+    )
+    latents: Latents = Field(Latents.INT8, description="type of stored latents, families v1 to v4")
+    resize: int | None = Field(
+        None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"
+    )
+    batch_size: BatchSize = 1000
+    scheduler: Scheduler = None
+    workers: Workers = None
+    limit: Limit = None
+    max_failures: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)?%$|^\d+$",
+        description="stop when more than this many pictures fail, or this share of them, such as 1%",
+    )
+    max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
+    max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
+    training: TrainingParameters = Field(TrainingParameters(), description="for --train")
+
+
+class TrainParameters(TrainingParameters):
+    """Train a codec on a source and freeze it into one file."""
+
+    source: SourceUrl
+    family: Family = Field(Family.V3, description="family of codecs to train")
+    out: str = Field("codec.safetensors", min_length=1, description="file that the codec is written to")
+    limit: Limit = None
+    batch_size: BatchSize = 1000
+    workers: Workers = None
+
+
+class BenchmarkParameters(Parameters):
+    """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL."""
+
+    source: SourceUrl
+    report: str = Field("report", min_length=1, description="folder that the report is written to")
+    codec: list[str] = Field(["faces"], description="codecs by name or path, beside the standard ones")
+    limit: int = Field(50, ge=1, description="take at most this many pictures")
+    workers: Workers = None
+
+
+class RestoreParameters(Parameters):
+    """Pictures of an archive back as files."""
+
+    archive: ArchiveUrl
+    destination: str = Field(min_length=1, description="folder that files are written below; it is created")
+    key: list[str] = Field([], description="keys to restore (default: all)")
+    format: PictureFormat = Field(PictureFormat.PNG, description="file format; originals keep their own bytes")
+    workers: Workers = None
+
+
+class VerifyParameters(Parameters):
+    """Re-read every row of an archive: checksum, decode, dimensions."""
+
+    archive: ArchiveUrl
+
+
+class ExperimentsParameters(TrainingParameters):
+    """Train and measure the families V1 to V4 beside the figures that the experiments reported."""
+
+    source: SourceUrl
+    report: str = Field("experiments", min_length=1, description="folder that the report is written to")
+    family: list[Family] = Field(
+        [Family.V1, Family.V2, Family.V3, Family.V4], description="families to train and measure"
+    )
+    minutes: float | None = Field(2.0, gt=0, description="minutes to train each family")
+    limit: Limit = None
+    held_out: int = Field(100, ge=1, description="pictures kept from training, to measure on")
+    workers: Workers = None
+
+
+class DemoParameters(Parameters):
+    """The whole chain on bundled sample pictures."""
+
+    folder: str = Field("latentpack-demo", min_length=1, description="folder that everything is written below")
+    workers: Workers = None

@@ -1,0 +1,58 @@
+"""Where flows tell how far they are: whoever starts one may listen, and nobody has to."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Shows progress to a person."""
+
+    def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
+        """A new stage begins; ``total`` None where it is not known how much there is to do."""
+
+    def advance(self, done: int, note: str = "") -> None:
+        """``done`` of the stage's total are done."""
+
+
+class Silence:
+    """Nobody listens."""
+
+    def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
+        """See :class:`Listener`."""
+
+    def advance(self, done: int, note: str = "") -> None:
+        """See :class:`Listener`."""
+
+
+_listener: ContextVar[Listener] = ContextVar("listener", default=Silence())  # noqa: B039 - it has no state
+
+
+def listener() -> Listener:
+    """Who listens."""
+    return _listener.get()
+
+
+@contextmanager
+def listening(to: Listener) -> Iterator[None]:
+    """Have flows started within tell ``to``."""
+    token = _listener.set(to)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def on_progress(stage: str, unit: str = "pictures") -> Callable[[int, int], None]:
+    """A callback (done, total) for compressor's long calls, that tells the listener."""
+    heard = listener()
+    started: list[int] = []
+
+    def tell(done: int, total: int) -> None:
+        if not started:
+            heard.stage(stage, total, unit)
+            started.append(total)
+        heard.advance(done)
+
+    return tell

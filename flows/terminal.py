@@ -1,0 +1,118 @@
+"""What a person at a terminal sees: a progress bar with the time left, and tables. All but results goes to stderr."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+LINE_EVERY_S = 30.0
+
+
+class Terminal:
+    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere. Use as a context."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self._progress: Any = None
+        self._task: Any = None
+        self._name, self._unit = "", ""
+        self._total: int | None = None
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> "Terminal":
+        if self.console.is_terminal:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            self._progress = Progress(*columns, console=self.console, transient=True, redirect_stdout=False)
+            self._progress.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
+        """See :class:`flows.progress.Listener`."""
+        self._name, self._total, self._unit = name, total, unit
+        self._started = self._told = time.monotonic()
+        if self._progress:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(name, total=total, rate="", note="")
+
+    def advance(self, done: int, note: str = "") -> None:
+        """See :class:`flows.progress.Listener`."""
+        now = time.monotonic()
+        rate = done / max(1e-9, now - self._started)
+        told = f"{rate:,.0f}/s" if self._unit != "%" else ""
+        if self._progress:
+            self._progress.update(self._task, completed=done, rate=told, note=note)
+        elif now - self._told >= LINE_EVERY_S:
+            self._told = now
+            of = f" of {self._total:,}" if self._total else ""
+            left = f", {(self._total - done) / rate:,.0f} s left" if self._total and rate else ""
+            self.console.print(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip(), soft_wrap=True)
+
+
+class _ForPeople(logging.Filter):
+    """Passes what a person can use: errors come with a traceback, and the command line says them in its own words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for errors, and for what Prefect says of its own connections."""
+        return record.levelno < logging.ERROR and not record.name.startswith(("prefect.events", "prefect._internal"))
+
+
+def quieten() -> None:
+    """Keep Prefect's tracebacks off the console, though not from its server. Call once it is imported."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    logging.getLogger("prefect._internal.concurrency").setLevel(logging.CRITICAL)
+    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.addFilter(_ForPeople())
+
+
+def warn(text: str) -> None:
+    """A line for people, beside whatever stdout carries."""
+    print(text, file=sys.stderr)
+
+
+def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values under a title, in two columns, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console(highlight=False, markup=False)
+    # Nothing is cut off where no terminal limits the width
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[None]:
+    """Show the progress of flows run within, unless ``quiet``."""
+    if quiet:
+        yield
+        return
+    from flows.progress import listening
+
+    with Terminal() as terminal, listening(terminal):
+        yield

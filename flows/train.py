@@ -1,0 +1,133 @@
+"""Training: list, prepare shards in parallel, fit, freeze, write the codec's file."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from compressor.errors import CodecError
+from compressor.images import Limits
+from compressor.planning import Batch
+from compressor.shards import ShardConfig, ShardRecord
+from compressor.sources import Source, SourceFile
+from compressor.training import TrainingConfig, TrainingState
+from flows.dispatch import dask_pool
+from flows.parameters import PipelineParameters, TrainingParameters, TrainParameters
+from flows.progress import listener
+from tasks.caching import cached, fresh
+from tasks.home import home
+from tasks.preprocess import prepare
+from tasks.threads import cores, pin_threads
+from tasks.train import TrainingRecord, train
+
+MINUTES = 15.0  # where neither steps nor minutes are given
+VALIDATIONS = 40  # in a run of a given number of steps
+VALIDATE_EVERY = 200  # steps, where only minutes are given
+PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
+
+
+@flow(name="train", flow_run_name="train {parameters.family.value} on {parameters.source}", persist_result=False)
+def train_flow(parameters: TrainParameters) -> dict[str, Any]:
+    """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
+    out = Path(parameters.out)
+    if not out.parent.is_dir():
+        raise CodecError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+    source = Source.open(parameters.source)
+    record = train_codec(source, parameters.family, parameters, parameters)
+    shutil.copyfile(record.path, out)
+    return {**vars(record), "path": str(out)}
+
+
+def train_codec(
+    source: Source, family: str, training: TrainingParameters, work: TrainParameters | PipelineParameters
+) -> TrainingRecord:
+    """Train a codec of ``family`` on a source, or find that it has been: shards and training are remembered."""
+    files = itertools.islice(source.files(), work.limit)
+    workers = work.workers or cores()
+    return train_on(source, files, family, training, work.batch_size, workers)
+
+
+def train_on(
+    source: Source,
+    files: Iterator[SourceFile],
+    family: str,
+    training: TrainingParameters,
+    batch_size: int,
+    workers: int,
+) -> TrainingRecord:
+    """Train a codec of ``family`` on some files of a source."""
+    shards = prepare_shards(source, files, training.side, batch_size, workers)
+    pin_threads(workers)
+    config = configure(training)
+    card = {"source": source.shown, "side": training.side}
+    listener().stage(f"training {family}", 100, "%")
+
+    def tell(state: TrainingState, done: float) -> None:
+        last = state.history[-1]
+        note = f"step {state.step:,}, loss {last['loss']:.5f}" + (f", {last['psnr']:.2f} dB" if "psnr" in last else "")
+        listener().advance(round(100 * done), note)
+
+    return fresh(train, TrainingRecord, family=str(family), records=shards, config=config, card=card, on_progress=tell)
+
+
+def configure(training: TrainingParameters) -> TrainingConfig:
+    """How long to train, and how often to look, from what was asked for."""
+    minutes = training.minutes if training.minutes is not None else 0.0 if training.steps else MINUTES
+    return TrainingConfig(
+        steps=training.steps,
+        minutes=minutes,
+        patience=training.patience,
+        batch=training.batch,
+        learning_rate=training.learning_rate,
+        warmup=max(1, min(200, training.steps // 10 or 200)),
+        validate_every=max(1, training.steps // VALIDATIONS) if training.steps else VALIDATE_EVERY,
+        seed=training.seed,
+    )
+
+
+def prepare_shards(
+    source: Source, files: Iterator[SourceFile], side: int, batch_size: int, workers: int
+) -> list[ShardRecord]:
+    """Shards of ``files``, in order; those that are there already are not made again."""
+    listener().stage("preparing shards")
+    config = ShardConfig(side, Limits())
+    folder = home() / "shards"
+    batches = _batches(files, batch_size)
+    ahead = list(itertools.islice(batches, PARALLEL_FROM))
+    records: dict[str, ShardRecord] = {}
+    everything = itertools.chain(ahead, batches)
+
+    def keep(batch: Batch, values: dict[str, Any]) -> None:
+        records[batch.name] = ShardRecord(**values)
+        listener().advance(sum(record.count for record in records.values()))
+
+    def arguments(batch: Batch, threads: int) -> dict[str, Any]:
+        return {"source": source, "batch": batch, "config": config, "folder": folder, "threads": threads}
+
+    if workers == 1 or len(ahead) < PARALLEL_FROM:
+        for batch in everything:
+            keep(batch, vars(fresh(prepare, ShardRecord, **arguments(batch, workers))))
+    else:
+        lost: list[Batch] = []
+        with dask_pool(None, workers) as pool:
+            task = cached(prepare)
+            for batch, result in pool.run(task, lambda: next(everything, None), lambda b: arguments(b, 1)):
+                if isinstance(result, Exception):
+                    raise result
+                keep(batch, result)
+                if not records[batch.name].exists():
+                    lost.append(batch)
+        for batch in lost:
+            keep(batch, vars(fresh(prepare, ShardRecord, **arguments(batch, workers))))
+    return [records[name] for name in sorted(records, key=int)]
+
+
+def _batches(files: Iterator[SourceFile], size: int) -> Iterator[Batch]:
+    for number in itertools.count():
+        chunk = tuple(itertools.islice(files, size))
+        if not chunk:
+            return
+        yield Batch(number, chunk, frozenset())

@@ -1,0 +1,63 @@
+"""Benchmark: rate and distortion of codecs on pictures of a source, as a report and as an artifact."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from compressor.codec import load_codec
+from compressor.errors import ImageError, SourceError
+from compressor.images import decode_picture
+from compressor.sources import Source
+
+
+def load_pictures(source: Source, limit: int) -> dict[str, np.ndarray]:
+    """The first ``limit`` pictures of a source that plain 8-bit colour can hold: uint8 (H, W, 3) by key."""
+    pictures: dict[str, np.ndarray] = {}
+    files = source.files()
+    while len(pictures) < limit and (chunk := list(itertools.islice(files, limit))):
+        for file, content in zip(chunk, source.read([file.path for file in chunk]), strict=True):
+            try:
+                if isinstance(content, Exception):
+                    continue
+                picture = decode_picture(content)
+            except ImageError:
+                continue
+            if picture.keep is None and len(pictures) < limit:
+                pictures[file.key] = picture.pixels
+    if not pictures:
+        raise SourceError(f"{source.shown}: no picture here that can be measured")
+    return pictures
+
+
+@task(name="benchmark", cache_policy=NO_CACHE, persist_result=False)
+def benchmark(
+    source: Source,
+    limit: int,
+    codecs: Sequence[str],
+    directory: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure ``codecs`` and the standard ones. Returns where the report lies, and its summary."""
+    from compressor.report import measure, standard_codecs, write_report
+
+    pictures = load_pictures(source, limit)
+    named = {Path(name).stem: load_codec(name) for name in codecs}
+    compared = {**named, **standard_codecs()}
+    table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
+    report = write_report(table, pictures, directory, compared, list(named))
+    create_markdown_artifact(
+        report.artifact, key="benchmark", description=f"rate and distortion on {len(pictures)} pictures"
+    )
+    return {
+        "html": str(report.html),
+        "markdown": str(report.markdown),
+        "parquet": str(report.parquet),
+        "pictures": len(pictures),
+        **report.summary,
+    }

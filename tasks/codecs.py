@@ -1,0 +1,60 @@
+"""Which codec a run uses: found by name, path or id, checked, and put into the archive, from which workers fetch it."""
+
+from contextlib import suppress
+
+from compressor.archive import Archive
+from compressor.artifact import identify
+from compressor.codec import Codec, artifact_bytes, load_codec, released
+from compressor.errors import ArchiveError, CodecError
+
+
+def _is_standard(name: str) -> bool:
+    from compressor.baselines import STANDARD
+
+    return name in STANDARD
+
+
+def check_codec(name: str, archive_url: str) -> None:
+    """CodecError where no codec of that name, path or id is to be had; reads the archive's codecs last."""
+    try:
+        if not _is_standard(name):
+            artifact_bytes(name)
+    except CodecError:
+        with suppress(ArchiveError):
+            Archive.open(archive_url).codec(name)
+            return
+        raise
+
+
+def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
+    """The id of a codec that ``archive`` now carries, and the codec."""
+    if _is_standard(name):
+        return name, load_codec(name)
+    try:
+        data = artifact_bytes(name)
+    except CodecError:
+        return name, archive.codec(name)
+    codec = load_codec(data)
+    archive.put_codec(identify(data), data)
+    return codec.id, codec
+
+
+def packer_for(codec: Codec, packer: str, latents: str) -> str:
+    """The codec's own name for a packer and a type of latents. CodecError, with the choices, where it has none such."""
+    if latents != "int8":
+        wanted = f"{latents}-{'lzma' if packer == 'auto' else packer}"
+    elif packer != "auto" and any(name.startswith("int8-") for name in codec.packers):
+        wanted = f"int8-{packer}"
+    else:
+        wanted = packer
+    if wanted != "auto" and wanted not in codec.packers:
+        choices = ", ".join(("auto", *codec.packers))
+        raise CodecError(f"{codec.description} has no packer {wanted!r}: choose from {choices}")
+    return wanted
+
+
+def shipped() -> list[str]:
+    """Names of the codecs that come with the package, and of the standard ones."""
+    from compressor.baselines import STANDARD
+
+    return [*released(), *STANDARD]

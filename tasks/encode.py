@@ -1,0 +1,77 @@
+"""Encode: one batch of files into one Parquet part, and the commit that makes it visible."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from compressor.archive import Archive
+from compressor.bulk import BatchReport, EncodeOptions, encode_batch
+from compressor.planning import Batch
+from compressor.sources import Source, SourceFile
+from tasks.retries import retry_if_transient
+from tasks.threads import pin_threads
+
+
+@lru_cache(maxsize=2)
+def _archive(url: str) -> Archive:
+    """Opened once in a process: its codecs stay loaded. Parts are written without looking at the table."""
+    return Archive.open(url)
+
+
+# The archive is the checkpoint: a batch that is in it is never planned again, so there is nothing to cache. No timeout:
+# it could not interrupt a worker's thread, and every request that may hang has its own.
+@task(
+    name="encode",
+    task_run_name="encode-{name}",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=retry_if_transient,
+    tags={"latentpack-encode"},
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def encode(
+    name: str,
+    source: Source,
+    files: Sequence[SourceFile],
+    archive_url: str,
+    options: dict[str, Any],
+    run: str,
+    threads: int,
+) -> dict[str, Any]:
+    """Encode ``files`` into a part that is not visible yet. Returns a :class:`BatchReport` as JSON."""
+    pin_threads(threads)
+    return encode_batch(source, files, _archive(archive_url), EncodeOptions.from_dict(options), run).to_dict()
+
+
+# The name of the batch makes the commit idempotent: a retry whose first try did arrive changes nothing.
+@task(
+    name="commit",
+    task_run_name="commit-{batch.name}",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=retry_if_transient,
+    tags={"latentpack-commit"},
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def commit(archive: Archive, batch: Batch, report: BatchReport, run: str, once_quarantined: frozenset[str]) -> int:
+    """Make a finished batch visible, and list what failed. Returns how many rows were replaced.
+
+    ``once_quarantined`` are keys on the quarantine list; those that are archived now leave it.
+    """
+    failed = {row.key for row in report.quarantined}
+    replaced = sorted(batch.changed - failed)
+    if report.parts:
+        archive.commit(report.parts, replaced, f"{run}/{batch.name}")
+    archive.quarantine(report.quarantined)
+    healed = [file.key for file in batch.files if file.key in once_quarantined and file.key not in failed]
+    if healed:
+        archive.clear_quarantine(healed)
+    return len(replaced)

@@ -1,0 +1,47 @@
+"""Report: what a run did, as artifacts that a person opens in the Prefect UI."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from compressor.summary import RunSummary, describe
+from compressor.table import QuarantineRow
+
+TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=2)
+def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
+    """Publish a run's summary, and its quarantined pictures if there are any."""
+    create_markdown_artifact(summary_markdown(summary), key="run-summary", description=f"run {summary.run}")
+    if quarantined:
+        create_table_artifact(
+            [_flat(row) for row in quarantined[:TABLE_ROWS]],
+            key="quarantine",
+            description=f"{summary.quarantined} pictures of run {summary.run} that could not be archived",
+        )
+
+
+def _flat(row: QuarantineRow) -> dict[str, Any]:
+    return {"key": row.key, "reason": row.reason, "detail": row.detail, "at": row.at.isoformat()}
+
+
+def summary_markdown(summary: RunSummary) -> str:
+    """A run's figures, codecs and quality distribution as Markdown."""
+    lines = ["# Archive run", ""]
+    lines += _table(("", ""), [(name, value.replace("|", "\\|")) for name, value in describe(summary.to_dict())])
+    if summary.codecs:
+        lines += ["", "## Stored as", "", *_table(("codec", "pictures"), summary.codecs.most_common())]
+    if summary.measured:
+        lines += ["", "## Quality", "", *_table(("PSNR, dB", "pictures"), summary.histogram())]
+    if summary.worker_seconds:
+        spent = [(stage, f"{seconds:.1f}") for stage, seconds in summary.worker_seconds.most_common()]
+        lines += ["", "## Where the time went", "", *_table(("stage", "seconds over all workers"), spent)]
+    return "\n".join(lines)
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> list[str]:
+    return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]

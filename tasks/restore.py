@@ -1,0 +1,59 @@
+"""Restore and verify: an archive's pictures back as files, and every row read again."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from compressor.archive import Archive
+from compressor.restoring import restore
+from tasks.report import TABLE_ROWS
+from tasks.retries import retry_if_transient
+
+
+# Both may run again from the start: files are replaced whole, and reading changes nothing.
+@task(
+    name="restore",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=retry_if_transient,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def restore_pictures(
+    archive_url: str,
+    destination: Path,
+    keys: Sequence[str],
+    format: str,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Restore ``keys``, or all pictures. Returns :class:`compressor.restoring.Restored` as JSON."""
+    return restore(Archive.open(archive_url), destination, keys, format, workers, on_progress).to_dict()
+
+
+@task(
+    name="verify",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=retry_if_transient,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def verify_archive(archive_url: str, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Check every row. Returns the number of pictures and the problems found, as (key, reason)."""
+    archive = Archive.open(archive_url)
+    problems = [(problem.key, problem.reason) for problem in archive.verify(on_progress)]
+    if problems:
+        create_table_artifact(
+            [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
+            key="verify",
+            description=f"{len(problems)} pictures of {archive.url} that cannot be trusted",
+        )
+    return {"archive": archive.url, "pictures": len(archive), "problems": problems}

@@ -1,0 +1,28 @@
+"""A Prefect server for the tests that run flows: the one that the command line starts, once a session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.environment import PrivateServer, set_defaults
+
+set_defaults()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its URL; Prefect in this process uses it, and what is kept between runs lies in a folder of its own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+
+    folder: Path = tmp_path_factory.mktemp("home")
+    server = PrivateServer(folder / "prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTPACK_HOME", str(folder))
+        server.start()
+        try:
+            server.wait()
+            with temporary_settings({PREFECT_API_URL: server.url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                yield server.url
+        finally:
+            server.stop()

@@ -1,0 +1,206 @@
+"""The command line: exit codes, messages without tracebacks, one JSON object, commands on a small archive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.archive import Archive
+from compressor.images import encode_picture
+from flows.cli import run
+from tests.codecs import smooth_pictures
+
+LATENTPACK = [sys.executable, "-m", "flows.cli"]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command; no traceback in either."""
+    code = run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of pictures of mixed kinds and sizes."""
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    first, second = smooth_pictures(1, 20, 33)[0], smooth_pictures(1, 64, 48)[0]
+    (folder / "a.png").write_bytes(encode_picture(first, 3))
+    (folder / "sub" / "b.jpg").write_bytes(encode_picture(second, 3, "jpeg"))
+    (folder / "sub" / "c.webp").write_bytes(encode_picture(first[:, :, :1].repeat(3, 2), 1, "webp"))
+    (folder / "notes.txt").write_text("not listed")
+    return folder
+
+
+@pytest.fixture
+def archive(pictures: Path, tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    """An archive of ``pictures``."""
+    assert run(["run", str(pictures), str(tmp_path / "archive"), "--codec", "webp", "--workers", "1"]) == 0
+    capsys.readouterr()
+    return tmp_path / "archive"
+
+
+def test_json_is_one_object_and_nothing_else(
+    pictures: Path,
+    tmp_path: Path,
+    prefect_api: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (pictures / "bad.png").write_text("text")
+    code, out, err = said(capsys, "run", pictures, tmp_path / "archive", "--codec", "jpeg", "--json")
+    summary = json.loads(out)
+    assert code == 1
+    assert (summary["listed"], summary["archived"], summary["quarantined"]) == (4, 3, 1)
+    assert "1 pictures are quarantined" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "{missing}", "{new}"], "no source at"),
+        (["run", "{in}", "{new}", "--codec", "nope"], "there is no codec 'nope'"),
+        (["run", "{in}", "{new}", "--target-psnr", "500"], "--target-psnr"),
+        (["run", "{in}", "{new}", "--packer", "zip"], "invalid choice"),
+        (["run", "{in}", "{new}", "--max-failures", "many"], "--max-failures"),
+        (["run", "{in}", "{in}"], "not an archive, and not empty"),
+        (["run", "{in}"], "required"),
+        (["frobnicate"], "invalid choice"),
+        (["info", "{in}"], "no archive here"),
+        (["restore", "{missing}", "{new}"], "no archive here"),
+        (["train", "{in}", "--family", "v9"], "invalid choice"),
+        (["train", "{in}", "--out", "{missing}/x.safetensors"], "create it first"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_why(
+    arguments: list[str],
+    message: str,
+    pictures: Path,
+    tmp_path: Path,
+    prefect_api: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"missing": tmp_path / "missing", "new": tmp_path / "new", "in": pictures}
+    code, out, err = said(capsys, *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert message in err and not out
+
+
+def test_an_empty_folder_is_no_error_but_is_said(
+    tmp_path: Path,
+    prefect_api: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    code, _, err = said(capsys, "run", tmp_path / "in", tmp_path / "archive")
+    assert code == 0 and "no picture in" in err
+
+
+def test_restore_and_verify(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "restore", archive, tmp_path / "out")
+    assert code == 0 and "3 pictures" in out
+    names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert names == ["a.png", "sub/b.png", "sub/c.png"]
+    code, _, err = said(capsys, "restore", archive, tmp_path / "one", "--key", "a.png", "nothing.png")
+    assert code == 1 and "nothing.png" in err and (tmp_path / "one" / "a.png").exists()
+    assert said(capsys, "verify", archive)[0] == 0
+
+
+def test_verify_names_what_is_damaged(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (part,) = archive.glob("images/*.parquet")
+    payload = Archive.open(str(archive)).read_row("sub/b.jpg").payload
+    data = bytearray(part.read_bytes())
+    data[data.index(payload) + len(payload) // 2] ^= 1
+    part.write_bytes(data)
+    code, out, _ = said(capsys, "verify", archive, "--json")
+    assert code == 1
+    assert "sub/b.jpg" in {key for key, _ in json.loads(out)["problems"]}
+
+
+def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = said(capsys, "info", archive, "--json")
+    assert json.loads(out)["pictures"] == 3
+    assert "ratio" in said(capsys, "info", archive)[1]
+    assert "1 pictures erased, 1 keys" in said(capsys, "delete", archive, "--key", "a.png", "nothing.png")[1]
+    assert json.loads(said(capsys, "info", archive, "--json")[1])["pictures"] == 2
+    assert said(capsys, "compact", archive)[0] == 0
+    assert said(capsys, "vacuum", archive, "--older-than", "0")[0] == 0
+    assert said(capsys, "verify", archive)[0] == 0
+
+
+def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures / "bad.png").write_text("text")
+    assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
+    assert said(capsys, "quarantine", "list", archive)[1].startswith("bad.png\tnot_a_picture\t")
+    assert "1 pictures" in said(capsys, "quarantine", "retry", archive)[1]
+    code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
+    assert code == 1 and json.loads(out)["quarantined"] == 1
+
+
+def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "codecs", archive, "--json")
+    found = json.loads(out)
+    assert code == 0 and {"faces", "avif", "jpegxl"} <= set(found["codecs"]) and sum(found["used"].values()) == 3
+
+
+def test_an_internal_error_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import compressor.archive
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(compressor.archive.Archive, "open", broken)
+    code, _, err = said(capsys, "info", "anything")
+    assert code == 2 and "ZeroDivisionError" in err and "--debug" in err
+    with pytest.raises(ZeroDivisionError):
+        run(["info", "anything", "--debug"])
+
+
+def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path) -> None:
+    """The command as a user has it: its own server, Ctrl-C in the middle, the same command again."""
+    folder, archive = tmp_path / "in", tmp_path / "archive"
+    folder.mkdir()
+    for number, pixels in enumerate(smooth_pictures(60, 96, 96)):
+        (folder / f"{number:03d}.png").write_bytes(encode_picture(pixels, 3))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    command = [*LATENTPACK, "run", str(folder), str(archive), "--codec", "webp", "--batch-size", "3", "--workers", "1"]
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while len(list(archive.glob("images/_delta_log/*.json"))) < 3 and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130, err
+    assert "repeat the command" in err and "Traceback" not in err
+    again = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=120)
+    summary = json.loads(again.stdout)
+    assert again.returncode == 0, again.stderr
+    assert summary["listed"] == summary["archived"] + summary["already_there"] == 60
+    assert 0 < summary["already_there"] < 60
+    assert len(Archive.open(str(archive))) == 60
+
+
+def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from flows.environment import PrivateServer;"
+    code += "s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait(); print(s.url, flush=True); time.sleep(60)"
+    command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert command.stdout
+    url = command.stdout.readline().strip()
+    command.kill()
+    command.wait()
+    end = time.monotonic() + 10
+    with pytest.raises(OSError):
+        while time.monotonic() < end:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            time.sleep(0.1)

@@ -1,0 +1,184 @@
+"""Whole flows on small pictures: what is new is archived once, what fails is listed, lost workers lose nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from compressor.archive import Archive
+from compressor.errors import LatentpackError
+from compressor.images import encode_picture
+from flows.parameters import ExperimentsParameters, PipelineParameters, TrainingParameters, TrainParameters
+from tests.codecs import smooth_pictures, tiny_artifact
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(smooth_pictures(count, seed=seed)):
+        (folder / f"{number:03d}.png").write_bytes(encode_picture(pixels, 3))
+    return folder
+
+
+def archive_it(folder: Path, archive: Path, **options: Any) -> dict[str, Any]:
+    from flows.pipeline import pipeline
+
+    given = {"source": str(folder), "archive": str(archive), "codec": "webp", "workers": 1, **options}
+    return pipeline(PipelineParameters(**given))
+
+
+def test_what_is_new_or_changed_is_archived_once(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    first = archive_it(folder, archive, batch_size=4)
+    assert (first["listed"], first["archived"], first["quarantined"]) == (6, 6, 0)
+    assert first["psnr_min"] >= 34 and first["ratio"] > 0
+    again = archive_it(folder, archive)
+    assert (again["archived"], again["already_there"], again["batches"]) == (0, 6, 0)
+    before = Archive.open(str(archive)).read("003.png")
+    (folder / "003.png").write_bytes(encode_picture(smooth_pictures(1, seed=9)[0], 3))
+    changed = archive_it(folder, archive)
+    assert (changed["archived"], changed["replaced"], changed["already_there"]) == (1, 1, 5)
+    opened = Archive.open(str(archive))
+    assert len(opened) == 6 and not np.array_equal(opened.read("003.png"), before)
+
+
+def test_failures_are_listed_and_tried_again_when_they_change(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    (folder / "bad.png").write_text("not a picture")
+    (folder / "empty.jpg").touch()
+    first = archive_it(folder, archive)
+    assert first["errors"] == {"not_a_picture": 1, "empty": 1}
+    assert {row.key: row.reason for row in Archive.open(str(archive)).quarantined()} == {
+        "bad.png": "not_a_picture",
+        "empty.jpg": "empty",
+    }
+    again = archive_it(folder, archive)
+    assert (again["quarantined"], again["still_quarantined"], again["already_there"]) == (0, 2, 3)
+    (folder / "bad.png").write_bytes((folder / "000.png").read_bytes())
+    healed = archive_it(folder, archive)
+    assert (healed["archived"], healed["still_quarantined"]) == (1, 1)
+    assert [row.key for row in Archive.open(str(archive)).quarantined()] == ["empty.jpg"]
+
+
+def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 4), tmp_path / "archive"
+    for number in range(4):
+        (folder / f"00{number}a.png").write_text("not a picture")
+    stopped = archive_it(folder, archive, batch_size=2, max_failures="1")
+    assert stopped["stopped"] and stopped["not_reached"] == 4
+    assert (stopped["archived"], stopped["quarantined"]) == (2, 2)
+    done = archive_it(folder, archive)
+    assert (done["archived"], done["already_there"], done["quarantined"], done["still_quarantined"]) == (2, 2, 2, 2)
+
+
+def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 5), tmp_path / "archive"
+    assert archive_it(folder, archive, limit=2)["left"] == 3
+    assert archive_it(folder, archive, limit=2)["archived"] == 2
+    assert archive_it(folder, archive)["archived"] == 1
+
+
+def test_a_picture_that_fails_as_nothing_foresaw_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.encode
+
+    folder, archive = write_pictures(tmp_path / "in", 9), tmp_path / "archive"
+    real = tasks.encode.encode_batch
+
+    def fails(source: Any, files: Any, *rest: Any) -> Any:
+        if any(file.key == "004.png" for file in files):
+            raise RuntimeError("no code foresaw this picture")
+        return real(source, files, *rest)
+
+    monkeypatch.setattr(tasks.encode, "encode_batch", fails)
+    done = archive_it(folder, archive)
+    assert (done["archived"], done["errors"]) == (8, {"crashed": 1})
+    assert [row.key for row in Archive.open(str(archive)).quarantined()] == ["004.png"]
+
+
+def test_a_failure_of_everything_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.pipeline
+    import tasks.encode
+
+    folder = write_pictures(tmp_path / "in", 9)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("whatever the picture")
+
+    monkeypatch.setattr(tasks.encode, "encode_batch", fails)
+    monkeypatch.setattr(flows.pipeline, "MOST_LOST", 6)
+    with pytest.raises(LatentpackError, match="lost one after another"):
+        archive_it(folder, tmp_path / "archive")
+
+
+def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.pipeline, "SMALL", 0)
+    folder, archive = write_pictures(tmp_path / "in", 40), tmp_path / "archive"
+    real, killed = flows.pipeline.commit, []
+
+    def kill_a_worker_first(*arguments: Any) -> int:
+        if not killed:
+            workers = [
+                child
+                for child in psutil.Process(os.getpid()).children(True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+        return real(*arguments)
+
+    monkeypatch.setattr(flows.pipeline, "commit", kill_a_worker_first)
+    done = archive_it(folder, archive, workers=2, batch_size=5)
+    assert killed and done["workers"] == 2
+    assert (done["archived"], done["quarantined"]) == (40, 0)
+    assert sorted(Archive.open(str(archive)).keys()) == [f"{number:03d}.png" for number in range(40)]
+
+
+def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> None:
+    from flows.train import train_flow
+
+    folder, archive = write_pictures(tmp_path / "in", 12), tmp_path / "archive"
+    training = {"steps": 4, "batch": 2, "side": 32}
+    done = archive_it(folder, archive, train="v2", min_psnr=1, training=TrainingParameters(**training))
+    assert done["archived"] == 12 and "v2" in done["codec"]
+    out = tmp_path / "v2.safetensors"
+    repeated = train_flow(TrainParameters(source=str(folder), family="v2", out=str(out), workers=1, **training))
+    assert repeated["id"] in done["codecs"], "the same training was not found in the cache"
+    assert out.stat().st_size > 100_000
+
+
+def test_experiments_write_their_table(tmp_path: Path) -> None:
+    from flows.experiments import experiments
+
+    folder = write_pictures(tmp_path / "in", 10)
+    parameters = ExperimentsParameters(
+        source=str(folder),
+        report=str(tmp_path / "report"),
+        family=["v2"],
+        minutes=None,
+        steps=4,
+        batch=2,
+        side=32,
+        held_out=2,
+    )
+    result = experiments(parameters)
+    text = Path(result["report"]).read_text()
+    assert "| v2 | fp16-lzma |" in text and "5.8 KB" not in text and "13.1 KB" in text
+
+
+def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
+    from flows.archive import restore, verify
+    from flows.parameters import RestoreParameters, VerifyParameters
+
+    (tmp_path / "codec.safetensors").write_bytes(tiny_artifact("v2"))
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    archive_it(folder, archive, codec=str(tmp_path / "codec.safetensors"), min_psnr=1)
+    back = restore(RestoreParameters(archive=str(archive), destination=str(tmp_path / "out")))
+    assert back["written"] == 3 and not back["problems"]
+    checked = verify(VerifyParameters(archive=str(archive)))
+    assert checked["pictures"] == 3 and checked["problems"] == []

@@ -1,0 +1,64 @@
+"""Imports point one way: flows, tasks, compressor. And the command line starts without what it does not need yet."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "compressor": {"prefect", "prefect_dask", "dask", "distributed", "argparse", "typer", "tasks", "flows"},
+    "tasks": {"flows", "dask", "distributed", "prefect_dask", "argparse", "typer"},
+    "flows": {"tests"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_one_way(package: str) -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / package).rglob("*.py")
+        for name in set(imported(path)) & FORBIDDEN[package]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["info", "/nonexistent"]])
+def test_the_command_line_starts_without_heavy_imports(arguments: list[str]) -> None:
+    code = (
+        "import sys; from flows.cli import run; run(sys.argv[1:]);"
+        "print(*sorted({'torch', 'prefect', 'distributed', 'imagecodecs', 'matplotlib', 'skimage'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_every_field_of_a_parameter_model_says_what_it_is() -> None:
+    from flows import parameters
+
+    models = [
+        value
+        for value in vars(parameters).values()
+        if isinstance(value, type) and issubclass(value, parameters.Parameters)
+    ]
+    missing = [
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+    assert not missing

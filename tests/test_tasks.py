@@ -1,0 +1,273 @@
+"""Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.archive import Archive
+from compressor.errors import CodecError, SourceError
+from compressor.images import encode_picture
+from compressor.planning import Batch, Plan, plan
+from compressor.restoring import restore, safe_path
+from compressor.samples import write_samples
+from compressor.sources import Source, SourceFile
+from compressor.summary import FailureBudget, RunSummary, size
+from compressor.table import QuarantineRow
+from tasks.caching import stage_key
+from tasks.codecs import check_codec, packer_for, put_codec
+from tasks.encode import commit, encode
+from tasks.retries import caused_by_storage
+from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+
+
+def folder_of(path: Path, count: int, seed: int = 0) -> Source:
+    """A source of small PNG files named 000.png and so on."""
+    path.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(smooth_pictures(count, seed=seed)):
+        (path / f"{number:03d}.png").write_bytes(encode_picture(pixels, 3))
+    return Source.open(str(path))
+
+
+def encoded(source: Source, archive: Archive, files: list[SourceFile], codec: str = "jpeg"):
+    """The report of a batch, as the task gives it."""
+    from compressor.bulk import BatchReport, EncodeOptions
+
+    options = EncodeOptions(codec=codec).to_dict()
+    return BatchReport.from_dict(encode.fn("0", source, files, archive.url, options, "run", 1))
+
+
+def test_a_plan_counts_every_file_once(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", 10)
+    archive = Archive.create(str(tmp_path / "archive"))
+    files = list(source.files())
+    commit.fn(archive, Batch(0, tuple(files[:3]), frozenset()), encoded(source, archive, files[:3]), "run", frozenset())
+    archive.quarantine([QuarantineRow.now(files[3].key, files[3].fingerprint, "corrupt", "", "run")])
+    found = plan(source, archive.known(), tmp_path / "plan.arrow", 4, limit=5)
+    counts = (found.listed, found.already_there, found.quarantined, found.pending, found.left)
+    assert counts == (10, 3, 1, 5, 1)
+    assert [len(batch.files) for batch in found.batches()] == [4, 1]
+    assert [file for batch in found.batches() for file in batch.files] == files[4:9]
+    assert Plan.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize(
+    "pending, workers, expected",
+    [
+        (10, 2, 5),  # less than a batch for each worker: even shares
+        (1000, 1, 1000),  # exactly one batch
+        (2001, 2, 501),  # two rounds of equal batches, and none left over for a third
+        (100_000, 2, 1000),  # many rounds: as planned
+    ],
+)
+def test_small_plans_are_shared_evenly(pending: int, workers: int, expected: int) -> None:
+    assert Plan("", 1000, pending, pending, 0, 0, 0, 0, 0).even_batches(workers) == expected
+
+
+def test_halves_of_a_batch_are_the_batch() -> None:
+    files = tuple(SourceFile(f"{number}", "", 1, bytes(8)) for number in range(5))
+    first, second = Batch(7, files, frozenset({"0", "4"})).halves()
+    assert first.files + second.files == files
+    assert (first.changed, second.changed) == ({"0"}, {"4"})
+    assert {first.name, second.name} == {"7a", "7b"}
+
+
+def test_a_commit_that_is_repeated_changes_nothing(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", 3)
+    archive = Archive.create(str(tmp_path / "archive"))
+    batch = Batch(0, tuple(source.files()), frozenset())
+    report = encoded(source, archive, list(batch.files))
+    for _ in range(2):
+        commit.fn(archive, batch, report, "run", frozenset())
+    assert sorted(Archive.open(archive.url).keys()) == ["000.png", "001.png", "002.png"]
+    assert archive.version == 1
+
+
+def test_a_picture_that_is_archived_leaves_the_quarantine(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", 2)
+    archive = Archive.create(str(tmp_path / "archive"))
+    files = list(source.files())
+    archive.quarantine([QuarantineRow.now(file.key, bytes(8), "truncated", "", "earlier") for file in files])
+    batch = Batch(0, tuple(files[:1]), frozenset())
+    commit.fn(archive, batch, encoded(source, archive, files[:1]), "run", frozenset(file.key for file in files))
+    assert [row.key for row in archive.quarantined()] == [files[1].key]
+
+
+def test_only_storage_failures_are_retried() -> None:
+    hidden = SourceError("cannot list")
+    hidden.__cause__ = ConnectionResetError(104, "reset")
+    assert caused_by_storage(hidden)
+    assert caused_by_storage(TimeoutError())
+    assert not caused_by_storage(SourceError("no such bucket"))
+    assert not caused_by_storage(FileNotFoundError(2, "gone"))
+    assert not caused_by_storage(ValueError("damaged"))
+
+
+def test_cache_keys_differ_in_all_that_a_result_depends_on() -> None:
+    keys = {
+        stage_key(stage, version, content, configuration)
+        for stage in ("shard", "train")
+        for version in (1, 2)
+        for content in ("a", "b")
+        for configuration in ({"side": 64}, {"side": 128})
+    }
+    assert len(keys) == 16
+    assert stage_key("shard", 1, "a", {"x": 1, "y": 2}) == stage_key("shard", 1, "a", {"y": 2, "x": 1})
+
+
+def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: str) -> None:
+    from compressor.shards import ShardConfig, ShardRecord, load_shards
+    from tasks.caching import fresh
+    from tasks.preprocess import prepare
+
+    source = folder_of(tmp_path / "in", 4)
+    arguments = {
+        "source": source,
+        "batch": Batch(0, tuple(source.files()), frozenset()),
+        "config": ShardConfig(side=32),
+        "folder": tmp_path / "shards",
+        "threads": 1,
+    }
+    first = fresh(prepare, ShardRecord, **arguments)
+    written = Path(first.path).stat().st_mtime_ns
+    assert fresh(prepare, ShardRecord, **arguments) == first
+    assert Path(first.path).stat().st_mtime_ns == written, "the second call was no cache hit"
+    Path(first.path).unlink()
+    assert load_shards([fresh(prepare, ShardRecord, **arguments)]).shape == (4, 32, 32, 3)
+    (tmp_path / "in" / "000.png").write_bytes(b"changed")
+    arguments["batch"] = Batch(0, tuple(source.files()), frozenset())
+    assert fresh(prepare, ShardRecord, **arguments).count == 3
+
+
+def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    (tmp_path / "own.safetensors").write_bytes(tiny_artifact("v2"))
+    name, codec = put_codec(archive, str(tmp_path / "own.safetensors"))
+    (tmp_path / "own.safetensors").unlink()
+    check_codec(name, archive.url)
+    assert put_codec(archive, name)[0] == codec.id == name
+    assert put_codec(archive, "avif")[0] == "avif"
+    with pytest.raises(CodecError, match="there is no codec 'nope'"):
+        check_codec("nope", archive.url)
+
+
+@pytest.mark.parametrize(
+    "family, packer, latents, expected",
+    [
+        ("v2", "auto", "int8", "auto"),
+        ("v2", "lzma", "int8", "int8-lzma"),
+        ("v2", "auto", "fp16", "fp16-lzma"),
+        ("v2", "gzip", "fp32", "fp32-gzip"),
+        ("v2", "entropy", "fp16", None),  # floats have no table
+        ("v5", "entropy", "int8", "entropy"),
+        ("v5", "auto", "fp16", None),  # its latents are integers
+    ],
+)
+def test_packers_and_types_of_latents(family: str, packer: str, latents: str, expected: str | None) -> None:
+    codec = tiny_codec(family)
+    if expected is None:
+        with pytest.raises(CodecError, match="has no packer"):
+            packer_for(codec, packer, latents)
+    else:
+        assert packer_for(codec, packer, latents) == expected
+
+
+@pytest.mark.parametrize(
+    "budget, failed, tried, finished, stop",
+    [
+        (None, 50, 50, True, False),
+        ("3", 3, 10, False, False),
+        ("3", 4, 10, False, True),
+        ("10%", 5, 20, False, False),  # too few to tell
+        ("10%", 5, 20, True, True),
+        ("10%", 20, 150, False, True),
+        ("0%", 1, 100, False, True),
+    ],
+)
+def test_failure_budget(budget: str | None, failed: int, tried: int, finished: bool, stop: bool) -> None:
+    assert FailureBudget.parse(budget).exceeded(failed, tried, finished) is stop
+
+
+def test_counts_that_do_not_reconcile_are_an_error() -> None:
+    summary = RunSummary("run", "in", "out", "codec", listed=3, archived=1, already_there=1)
+    with pytest.raises(AssertionError, match="3 listed"):
+        summary.reconcile()
+    summary.quarantined = 1
+    summary.reconcile()
+
+
+def test_sizes_for_people() -> None:
+    assert [size(count) for count in (0, 999, 1500, 2_500_000, 3e15)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3000.0 TB",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../out.png",
+        "/etc/passwd",
+        "a/../../b.png",
+        "C:\\b.png",
+        "a\0b.png",
+        "a\nb.png",
+        "",
+        "x" * 1000 + ".png",
+        "con.png",
+    ],
+)
+def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Path) -> None:
+    path = safe_path(key)
+    assert (tmp_path / path).resolve().is_relative_to(tmp_path.resolve())
+    assert not path.startswith("/") and "\0" not in path and "\\" not in path
+    assert all(0 < len(part.encode()) < 256 and part not in (".", "..") for part in path.split("/"))
+    assert path != key
+
+
+def test_pictures_come_back_by_their_keys(tmp_path: Path) -> None:
+    """Originals byte for byte, others decoded; keys that would share a file are told apart; links are not followed."""
+    pictures = smooth_pictures(3)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encode_picture(pictures[0], 3))
+    (tmp_path / "in" / "a.jpg").write_bytes(encode_picture(pictures[1], 3, "jpeg"))
+    deep = tmp_path / "in" / "deep.png"
+    from PIL import Image
+
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60).save(deep)
+    source = Source.open(str(tmp_path / "in"))
+    archive = Archive.create(str(tmp_path / "archive"))
+    files = list(source.files())
+    commit.fn(archive, Batch(0, tuple(files), frozenset()), encoded(source, archive, files, "webp"), "run", frozenset())
+    out = tmp_path / "out"
+    done = restore(archive, out)
+    names = sorted(path.name for path in out.iterdir())
+    assert done.written == len(names) == 3 and not done.problems
+    assert names[1] == "a.png" and names[0].startswith("a-")
+    assert (out / "deep.png").read_bytes() == deep.read_bytes()
+    assert restore(archive, tmp_path / "one", keys=["a.png", "no such key"]).problems[0][0] == "no such key"
+
+
+def test_restoring_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in" / "sub", 1)
+    source = Source.open(str(tmp_path / "in"))
+    archive = Archive.create(str(tmp_path / "archive"))
+    files = list(source.files())
+    commit.fn(archive, Batch(0, tuple(files), frozenset()), encoded(source, archive, files), "run", frozenset())
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    out.mkdir()
+    outside.mkdir()
+    (out / "sub").symlink_to(outside)
+    done = restore(archive, out)
+    assert done.problems[0][0] == "sub/000.png" and "link" in done.problems[0][1]
+    assert not list(outside.iterdir())
+
+
+def test_samples_are_the_same_each_time(tmp_path: Path) -> None:
+    first = write_samples(tmp_path / "a")
+    assert first == write_samples(tmp_path / "b") > 100
+    one, other = (sorted((tmp_path / name).rglob("*.png")) for name in "ab")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
