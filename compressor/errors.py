@@ -25,5 +25,9 @@ class ImageError(LatentpackError):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(reason, detail)  # both, so that it survives pickling between processes
         self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail

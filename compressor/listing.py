@@ -88,9 +88,7 @@ def _entries(directory: str, after: str) -> Iterator[tuple[str, str]]:
                 yield name, "file" if not folder else "link" if entry.is_symlink() else "folder"
 
 
-def list_bucket(
-    call_s3: Callable[..., Any], root: str, prefix: str, depth: float
-) -> Iterator[tuple[str, str, Info]]:
+def list_bucket(call_s3: Callable[..., Any], root: str, prefix: str, depth: float) -> Iterator[tuple[str, str, Info]]:
     """(key, path, info) of the objects below ``root`` (``bucket/folder``) whose key begins with ``prefix``.
 
     ``call_s3("list_objects_v2", ...)`` is asked for one page at a time.
