@@ -148,7 +148,7 @@ def test_deploys_and_a_process_worker_completes_a_run(deployment_server: dict[st
     assert nightly["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert nightly["global_concurrency_limit"]["limit"] == 1
 
-    parameters = {"parameters": {"source": str(source), "archive": str(archive), "workers": 1}}
+    parameters = {"parameters": {"source": str(source), "archive": str(archive), "codec": "jpegxl"}}
     run = _ask(deployment_server, f"/deployments/{nightly['id']}/create_flow_run", {"parameters": parameters})
     command = [*PREFECT, "worker", "start", "--pool", "latentpack", "--type", "process", "--run-once"]
     with (tmp_path / "worker.log").open("wb") as log:
