@@ -14,7 +14,7 @@ import pyarrow as pa
 from compressor import maintenance
 from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
-from compressor.known import KnownKeys
+from compressor.known import KnownKeys, hash_keys
 from compressor.store import Store
 from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 
@@ -28,6 +28,7 @@ FORMAT = 1
 MARKER = "latentpack.json"
 FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
+CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
 P = ParamSpec("P")
@@ -237,7 +238,11 @@ class Archive:
     @_reopens
     def known(self) -> KnownKeys:
         """What is archived or quarantined, to compare a source with."""
-        return KnownKeys(self._images.fingerprints(), self._quarantine.fingerprints())
+        hashes, fingerprints = self._quarantine.fingerprints()
+        # What crashed a worker is tried again: the fault may have been the program's, and mended since.
+        crashed = hash_keys([row.key for row in self.quarantined() if row.reason == CRASHED])
+        failed = ~np.isin(hashes, crashed)
+        return KnownKeys(self._images.fingerprints(), (hashes[failed], fingerprints[failed]))
 
     @_reopens
     def read_row(self, key: str) -> Row:

@@ -55,6 +55,12 @@ class HyperpriorCodec:
         self._residual_tables = Tables(artifact.tensors["frequencies.residual"], -RESIDUAL_MAX)
         self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -HYPER_MAX)
         self._predictor = artifact.tensors["predictor"]
+        expected = (2 * network.analysis.enter.out_channels + len(_QUANTILES) + 4, len(_CENTRES))
+        if self._predictor.shape != expected:
+            raise CodecError(
+                f"codec {artifact.id} predicts PSNR from an array of {self._predictor.shape}, "
+                f"this version from one of {expected}: freeze it again"
+            )
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:

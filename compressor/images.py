@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,9 @@ import numpy as np
 from compressor import picture_files
 from compressor.errors import ImageError
 from compressor.picture_files import Header
+
+# A remark on one picture among millions helps nobody; what matters is an ImageError.
+logging.getLogger("imagecodecs").setLevel(logging.ERROR)
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "jpeg2000", "gif")
 

@@ -201,6 +201,8 @@ class Store:
                 raise
             # delta-rs colours its messages and spreads them over lines.
             reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+            if system := re.search(r"Os \{ code: (\d+)", reason):  # as delta-rs prints what the system refused
+                reason = os.strerror(int(system[1])).lower()
             raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error
 
 

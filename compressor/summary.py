@@ -229,7 +229,10 @@ def describe_archive(info: ArchiveInfo) -> list[tuple[str, str]]:
         each = info.table_bytes / info.pictures
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
-            ("ratio", f"{info.ratio:.1f} to 1, codecs included"),
+            (
+                "ratio",
+                f"{info.source_bytes / info.table_bytes:.1f} to 1, {info.ratio:.1f} to 1 with the codecs it carries",
+            ),
             ("codecs", _counts(info.codecs)[2:]),
             ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
             ("exact", f"{info.exact:,} pictures"),

@@ -12,7 +12,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from compressor.archive import Archive
+from compressor.archive import CRASHED, Archive
 from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
 from compressor.errors import LatentpackError
 from compressor.images import Limits
@@ -167,7 +167,7 @@ def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
     """The report of a batch of one picture that ended its worker, or that failed as nothing foresaw."""
     (file,) = batch.files
     detail = f"{type(error).__name__}: {error}"
-    row = QuarantineRow.now(file.key, file.fingerprint, "crashed", detail, run)
+    row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, detail, run)
     return BatchReport(
         parts=[],
         archived=0,

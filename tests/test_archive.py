@@ -18,7 +18,7 @@ import pytest
 from deltalake import DeltaTable
 
 from compressor import maintenance
-from compressor.archive import Archive
+from compressor.archive import CRASHED, Archive
 from compressor.codec import ORIGINAL
 from compressor.errors import ArchiveError, CodecError
 from compressor.images import encode_picture
@@ -370,6 +370,13 @@ def test_known_tells_new_changed_same_and_quarantined(archive):
     assert known.state(files) == ["same", "same", "new", "changed", "quarantined", "new", "quarantined"]
     assert (len(known), known.nbytes) == (40, 42 * 16)
     assert Archive.create(archive.url + "-empty").known().state(files[:2]) == ["new", "new"]
+
+
+def test_what_crashed_a_worker_is_tried_again(archive):
+    rows = [QuarantineRow.now(key, bytes(8), reason, "", "run") for key, reason in (("a", CRASHED), ("b", "corrupt"))]
+    archive.quarantine(rows)
+    files = [SourceFile(key, key, 1, bytes(8)) for key in "ab"]
+    assert archive.known().state(files) == ["new", "quarantined"]
 
 
 def test_quarantine_keeps_the_latest_entry_until_it_is_cleared(archive):
