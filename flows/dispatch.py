@@ -17,6 +17,7 @@ from compressor.errors import LatentpackError
 T = TypeVar("T")
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
 CONNECT_S = 30
+KEPT_BYTES = 2**28  # of freed memory that a worker keeps for itself
 
 
 class Pool(Protocol):
@@ -111,6 +112,14 @@ def dask_pool(scheduler: str | None, workers: int) -> Iterator[DaskPool]:
         "distributed.scheduler.allowed-failures": 1,  # the flow looks for the culprit itself
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.worker.daemon": True,
+        # Dask has workers give memory back at once. A network asks for the same megabytes again and again, and the
+        # page faults cost more than its arithmetic: three times as long for two workers as for one without them.
+        "distributed.nanny.pre-spawn-environ": {
+            **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
+            "MALLOC_ARENA_MAX": 1,
+            "MALLOC_MMAP_THRESHOLD_": KEPT_BYTES,
+            "MALLOC_TRIM_THRESHOLD_": KEPT_BYTES,
+        },
     }
     if scheduler:
         options: dict[str, Any] = {"address": scheduler}

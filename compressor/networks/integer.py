@@ -41,10 +41,16 @@ class IntegerConv(nn.Module):
         weight = self.integer_weight().to(x_BCHW.dtype)
         if self.training:
             return F.conv2d(x_BCHW, weight, padding=self.kernel // 2)
-        # A plain matrix product: a library may choose Winograd or FFT for a convolution, and those are not exact.
+        # Plain matrix products: a library may choose Winograd or FFT for a convolution, and those are not exact.
         batch, _, height, width = x_BCHW.shape
-        columns = F.unfold(x_BCHW, self.kernel, padding=self.kernel // 2)
-        return (weight.flatten(1) @ columns).view(batch, -1, height, width)
+        margin = self.kernel // 2
+        x_BHWC = F.pad(x_BCHW, (margin, margin, margin, margin)).permute(0, 2, 3, 1)
+        total = x_BCHW.new_zeros(batch * height * width, len(weight))
+        for row in range(self.kernel):
+            for column in range(self.kernel):
+                patch = x_BHWC[:, row : row + height, column : column + width].flatten(0, 2)
+                total.addmm_(patch, weight[:, :, row, column].T)
+        return total.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def worst_case(self, input_max: int) -> int:
         """Largest magnitude that an accumulator can reach for inputs in [-input_max, input_max]."""
