@@ -5,7 +5,7 @@ A file's end is one of three: a row above its floor, a row that keeps the origin
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +26,7 @@ from compressor.sources import Source, SourceFile
 FALLBACKS = ("avif", "jpegxl")
 LOSSLESS = "lossless"
 PART_BYTES = 256 * 2**20
-PIXELS_AT_ONCE = 2**25  # decoded before they are encoded: 100 MB, and as much again decoded from the payloads
+PIXELS_AT_ONCE = 2**21  # decoded before they are encoded: four passes through a network
 CODEC_PIXELS = 2**22  # a larger picture goes to the fallback: a network takes ten times as long for it as AVIF does
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF at a faster speed alone
 FAST_AVIF = 6
@@ -125,7 +125,12 @@ class BatchReport:
 
 
 def encode_batch(
-    source: Source, files: Sequence[SourceFile], archive: Archive, options: EncodeOptions, run: str
+    source: Source,
+    files: Sequence[SourceFile],
+    archive: Archive,
+    options: EncodeOptions,
+    run: str,
+    on_progress: Callable[[int], None] | None = None,
 ) -> BatchReport:
     """Encode ``files`` into parts of ``archive``, not yet visible.
 
@@ -133,6 +138,8 @@ def encode_batch(
     ----------
     run
         Name of the run, kept with quarantine entries.
+    on_progress
+        Told now and then how many of ``files`` are done.
 
     Returns
     -------
@@ -161,6 +168,8 @@ def encode_batch(
             if held > PIXELS_AT_ONCE:
                 writer.add(_encode_pictures(waiting, codec, options, clock))
                 pixels, held, waiting = pixels + held, 0, []
+                if on_progress:
+                    on_progress(sum(writer.codecs.values()) + len(quarantined))
     writer.add(_encode_pictures(waiting, codec, options, clock))
     writer.flush()
     measured = np.array(writer.psnr)

@@ -4,7 +4,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compressor.planning import Batch, Plan
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
 from compressor.table import QuarantineRow
-from flows.dispatch import pool
+from flows.dispatch import ThisProcess, pool
 from flows.parameters import PipelineParameters
 from flows.progress import listener
 from tasks.codecs import check_codec, packer_for, put_codec
@@ -127,6 +127,8 @@ def _encode_all(
                 "options": options.to_dict(),
                 "run": summary.run,
                 "threads": 1,
+                # In this process a batch can tell how far it is; from a worker only its end is heard of.
+                "on_progress": progress.within(summary) if isinstance(found, ThisProcess) else None,
             }
 
         for batch, result in found.run(encode, take, arguments):
@@ -192,6 +194,11 @@ class _Progress:
         self._shown = time.monotonic()
         self._artifact = create_progress_artifact(0.0, key="run-progress", description=f"{total} pictures to archive")
         listener().stage("encoding", total)
+
+    def within(self, summary: RunSummary) -> Callable[[int], None]:
+        """A callback for the batch that is under way: pictures of it that are done."""
+        heard, before = listener(), summary.tried
+        return lambda done: heard.advance(before + done)
 
     def show(self, summary: RunSummary) -> None:
         """Show how far a run is."""

@@ -1,6 +1,6 @@
 """Encode: one batch of files into one Parquet part, and the commit that makes it visible."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,10 +43,13 @@ def encode(
     options: dict[str, Any],
     run: str,
     threads: int,
+    on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Encode ``files`` into a part that is not visible yet. Returns a :class:`BatchReport` as JSON."""
     pin_threads(threads)
-    return encode_batch(source, files, _archive(archive_url), EncodeOptions.from_dict(options), run).to_dict()
+    return encode_batch(
+        source, files, _archive(archive_url), EncodeOptions.from_dict(options), run, on_progress
+    ).to_dict()
 
 
 # The name of the batch makes the commit idempotent: a retry whose first try did arrive changes nothing.
