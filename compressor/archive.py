@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from compressor import maintenance
+from compressor import maintenance, verifying
 from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
-from compressor.store import Store
+from compressor.store import TEMPORARY, Store
 from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Archive:
             if MARKER in names:
                 raise ArchiveError(f"{store.url}: there is an archive here already")
             # The marker comes last: these may be left from a run that was killed before it.
-            strangers = [name for name in names if name not in FOLDERS and not name.startswith(".")]
+            strangers = [name for name in names if name not in FOLDERS and not name.startswith((".", TEMPORARY))]
             if strangers:
                 raise ArchiveError(
                     f"{store.url}: not an archive, and not empty (it holds {strangers[0]!r}); name a folder of its own"
@@ -226,7 +226,7 @@ class Archive:
         Number of files deleted.
         """
         with self._store.errors("vacuum"):
-            unfinished = self._store.delete_unfinished("codecs", hours * 3600)
+            unfinished = sum(self._store.delete_unfinished(folder, hours * 3600) for folder in ("", "codecs"))
             return unfinished + self._images.vacuum(hours) + self._quarantine.vacuum(hours)
 
     # --- reading ---
@@ -265,7 +265,7 @@ class Archive:
         pixels: dict[int, np.ndarray] = {}
         by_codec: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
-            maintenance.check_crc(row)
+            verifying.check_crc(row)
             by_codec.setdefault(row.codec, []).append(index)
         for codec, indices in by_codec.items():
             if codec == ORIGINAL:
@@ -299,7 +299,7 @@ class Archive:
         names = self._column_names(columns)
         with self._store.errors("read it to the end, for another run has compacted or vacuumed it; read it again"):
             for part, group in self._images.groups():
-                yield self._images.read(part, [group], names)
+                yield self._images.read(part, [group], names, salvage=True)
 
     def keys(self) -> Iterator[str]:
         """All keys."""
@@ -317,8 +317,8 @@ class Archive:
         """Counts, bytes and quality of all that is archived; reads no payload."""
         return maintenance.info(self, self._images, self._store, FORMAT)
 
-    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[maintenance.Problem]:
-        """Read and decode every picture.
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[verifying.Problem]:
+        """Check log, codecs and files against their checksums, and read and decode every picture.
 
         Parameters
         ----------
@@ -327,9 +327,10 @@ class Archive:
 
         Returns
         -------
-        What is wrong, one entry for each bad picture (or unreadable row group); empty where all is well.
+        What is wrong, one entry for each bad picture or damaged file; empty where all is well.
         """
-        return maintenance.verify(self, self._images, on_progress)
+        with self._store.errors("verify it"):
+            return verifying.verify(self, self._images, self._quarantine, on_progress)
 
     def dataset(self) -> "ArchiveDataset":
         """The pictures as a ``torch.utils.data.Dataset``."""

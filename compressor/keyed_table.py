@@ -5,8 +5,8 @@ Every change is one commit against the version it was planned on (compare and sw
 """
 
 import random
+import re
 import time
-import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from compressor import integrity
 from compressor import table as parquet
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
@@ -34,6 +35,10 @@ CONFIGURATION = {
     "delta.logRetentionDuration": "interval 7 days",
     "delta.setTransactionRetentionDuration": "interval 30 days",  # how long a batch_id is remembered
 }
+
+
+_DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
+_CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class KeyedTable:
         self._largest: list[str] = []
         self._footers: dict[str, pq.FileMetaData] = {}
         self._hashes: dict[str, np.ndarray] = {}
+        self._checked = -1  # the version whose state is known to be what its commit says
         self._lock = Lock()
 
     # --- the log ---
@@ -116,6 +122,45 @@ class KeyedTable:
         self._footers = {path: footer for path, footer in self._footers.items() if path in live}
         self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in live}
 
+    def check_state(self) -> None:
+        """ArchiveError where the log does not lead to the state that its newest commit was made with.
+
+        One small file of the log, read once for each version that another process has committed.
+        """
+        if self._checked == self.version:
+            return
+        stored = self._stored_digest()
+        if stored is not None and stored != (computed := self._digest(self.parts)):
+            raise ArchiveError(
+                f"{self.store.url}: the log of its table {self.folder!r} is damaged: version {self.version} was "
+                f"committed with state {stored or 'unknown'}, its log says {computed}; run 'latentpack repair' on it"
+            )
+        self._checked = self.version
+
+    def _digest(self, parts: Sequence[Part]) -> str:
+        """Of a state with these live files."""
+        metadata, protocol = self._delta.metadata(), self._delta.protocol()
+        fields = [(field.name, str(field.type), field.nullable) for field in self._delta.schema().fields]
+        versions = (protocol.min_reader_version, protocol.min_writer_version)
+        about = (sorted(metadata.configuration.items()), list(metadata.partition_columns), fields, versions)
+        return integrity.state_digest([(p.path, p.size, p.rows, *p.key_range) for p in parts], about)
+
+    def _stored_digest(self) -> str | None:
+        """What the newest commit that changed anything says; empty if that is nothing, None if nobody can know.
+
+        Files of a version before latentpack named them by checksum were committed without a digest.
+        """
+        for version in range(self.version, -1, -1):
+            try:
+                text = self.store.get(f"{self.folder}/_delta_log/{version:020}.json").decode(errors="replace")
+            except FileNotFoundError:  # cut off behind a checkpoint
+                return None
+            if found := _DIGEST.search(text):
+                return found[1]
+            if _CHANGES.search(text):
+                break
+        return "" if any(integrity.has_checksums(part.path) for part in self.parts) else None
+
     @property
     def version(self) -> int:
         """Version of the table that is seen."""
@@ -136,18 +181,18 @@ class KeyedTable:
         """A file's Parquet metadata, fetched once."""
         footer = self._footers.get(part.path)
         if footer is None:
-            footer = parquet.read_metadata(self._file(part))
+            footer = parquet.read_metadata(self._file(part), part.path)
             with self._lock:
                 while len(self._footers) >= FOOTERS:
                     self._footers.pop(next(iter(self._footers)))
                 self._footers[part.path] = footer
         return footer
 
-    def read(self, part: Part, groups: Sequence[int] | None, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a file's row groups (None: of all)."""
+    def read(self, part: Part, groups: Sequence[int] | None, columns: Sequence[str], salvage: bool = False) -> pa.Table:
+        """Some columns of row groups (None: of all); ``salvage`` as in :func:`compressor.table.read_groups`."""
         footer = self.footer(part)
         groups = range(footer.num_row_groups) if groups is None else groups
-        return parquet.read_groups(self._file(part), footer, groups, columns)
+        return parquet.read_groups(self._file(part), footer, groups, columns, salvage)
 
     def find(self, key: str, columns: Sequence[str]) -> pa.Table | None:
         """The row of ``key``, or None: reads the one row group that can hold it (of each file that can)."""
@@ -156,7 +201,7 @@ class KeyedTable:
                 keys = self.read(part, [group], ["key"])["key"]
                 at = pc.index(keys, key).as_py()
                 if at >= 0:
-                    return self.read(part, [group], columns).slice(at, 1)
+                    return self.read(part, [group], columns, salvage=True).slice(at, 1)
         return None
 
     def groups(self) -> Iterator[tuple[Part, int]]:
@@ -200,7 +245,7 @@ class KeyedTable:
         data, rows, stats = parquet.encode(tables, self.layout)
         if not rows:
             return None
-        path = f"part-{uuid.uuid4().hex}.parquet"
+        path = integrity.part_name(data)
         self.store.put(f"{self.folder}/{path}", data)
         return Part(path, len(data), rows, stats)
 
@@ -308,6 +353,7 @@ class KeyedTable:
             self.refresh(anew=attempt > 0)
             planned_on = self.version
             change = None
+            self.check_state()
             try:
                 change = plan()
                 if change is None or not (change.add or change.remove):
@@ -319,12 +365,18 @@ class KeyedTable:
                 ]
                 actions += [RemoveAction(old.path, different, now, old.size, {}) for old in change.remove]
                 transactions = [Transaction(batch_id, 1, now)] if batch_id is not None else None
+                gone = {old.path for old in change.remove}
+                after = [*(part for part in self.parts if part.path not in gone), *change.add]
                 # Without retries of delta-rs's own, which would append whatever another run has committed meanwhile.
                 self._delta.create_write_transaction(
                     actions,
                     "append",
                     self.layout.schema,
-                    commit_properties=CommitProperties(max_commit_retries=0, app_transactions=transactions),
+                    commit_properties=CommitProperties(
+                        custom_metadata={integrity.STATE: self._digest(after)},
+                        max_commit_retries=0,
+                        app_transactions=transactions,
+                    ),
                 )
             except (DeltaError, FileNotFoundError) as error:  # lost the race, or files to rewrite went in it
                 reason: Exception = error
@@ -350,8 +402,13 @@ class KeyedTable:
     def vacuum(self, hours: int) -> int:
         """Delete files that were replaced, or written and never committed, ``hours`` ago. Returns how many."""
         self.refresh(anew=True)
-        deleted = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=False, full=True)
-        return len(deleted)
+        return self._delete_unneeded(hours, full=True)
+
+    def _delete_unneeded(self, hours: int, full: bool) -> int:
+        """Without the two commits that delta-rs writes of it: nothing that a reader sees has changed."""
+        found = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+        self.store.delete([f"{self.folder}/{name}" for name in found])
+        return len(found)
 
     def forget(self) -> None:
         """Delete the files of earlier versions, and from the log what it said of them (smallest and largest keys).
@@ -359,8 +416,7 @@ class KeyedTable:
         The log starts anew from a checkpoint of the present version, which other writers pick up by themselves.
         """
         self.refresh(anew=True)
-        self._delta.vacuum(0, enforce_retention_duration=False, dry_run=False)
-        self.refresh()
+        self._delete_unneeded(0, full=False)
         self._delta.create_checkpoint()
         log = f"{self.folder}/_delta_log"
         version = self.version

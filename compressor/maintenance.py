@@ -1,37 +1,26 @@
-"""What keeps an archive trustworthy and small: verify, info, compact. Called through ``Archive``."""
+"""An archive in figures, and small files merged into large ones. Called through ``Archive``."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from compressor import table as parquet
-from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import Change, KeyedTable
 from compressor.store import Store
-from compressor.table import IMAGES, Part, Row, from_table
+from compressor.table import Part
 
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
-DECODE_ROWS = 64
 SAMPLES = 16  # keys of a row group that say where to cut
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A picture that cannot be trusted, or a row group that cannot be read (``key`` is then its file's name)."""
-
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -129,67 +118,6 @@ def _percentiles(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
         return {}
     reached = np.cumsum(weights) / weights.sum() * 100
     return {str(p): round(float(values[np.searchsorted(reached, p)]), 2) for p in PERCENTILES}
-
-
-def check_crc(row: Row) -> None:
-    """CodecError where a payload is not what was written."""
-    computed = crc32c.crc32c(row.payload)
-    if computed != row.crc32c:
-        raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
-
-
-def verify(
-    archive: "Archive", images: KeyedTable, on_progress: Callable[[int, int], None] | None = None
-) -> list[Problem]:
-    """Every row's checksum, and that it decodes to a picture of the size that the row says."""
-    problems: list[Problem] = []
-    checked = 0
-    total = images.rows
-    for part in images.parts:
-        try:
-            footer = images.footer(part)
-        except (OSError, pa.ArrowException) as error:
-            problems.append(Problem(part.path, f"file with {part.rows} pictures is unreadable: {error}"))
-            checked += part.rows
-            continue
-        for group in range(footer.num_row_groups):
-            count = footer.row_group(group).num_rows
-            try:
-                rows = from_table(images.read(part, [group], IMAGES.names), IMAGES)
-            except (OSError, pa.ArrowException) as error:
-                problems += _unreadable(images, part, group, count, error)
-            else:
-                for start in range(0, len(rows), DECODE_ROWS):
-                    problems += _check(archive, rows[start : start + DECODE_ROWS])
-            checked += count
-            if on_progress:
-                on_progress(checked, total)
-    return problems
-
-
-def _unreadable(images: KeyedTable, part: Part, group: int, count: int, error: Exception) -> list[Problem]:
-    reason = f"row group {group} of {part.path} is unreadable: {error}"
-    try:
-        keys = images.read(part, [group], ["key"])["key"].to_pylist()
-    except (OSError, pa.ArrowException):
-        return [Problem(part.path, f"{reason} ({count} pictures)")]
-    return [Problem(key, reason) for key in keys]
-
-
-def _check(archive: "Archive", rows: Sequence[Row]) -> list[Problem]:
-    """Decode together what is sound, and one by one if something is not."""
-    try:
-        pictures = archive.decode(rows)
-    except (CodecError, ArchiveError) as error:
-        if len(rows) == 1:
-            return [Problem(rows[0].key, str(error))]
-        return [problem for row in rows for problem in _check(archive, [row])]
-    problems = []
-    for row, pixels in zip(rows, pictures, strict=True):
-        if pixels.shape != (row.height, row.width, 3):
-            height, width = pixels.shape[:2]
-            problems.append(Problem(row.key, f"stored as {row.width}x{row.height}, decodes to {width}x{height}"))
-    return problems
 
 
 def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:

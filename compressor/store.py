@@ -153,7 +153,8 @@ class Store:
         if self.is_s3:
             return 0  # an object appears whole
         before = time.time() - older_than
-        left = [path for path in Path(self.path(folder)).glob(f"{TEMPORARY}*") if path.stat().st_mtime <= before]
+        where = Path(self.path(folder) if folder else self.root)
+        left = [path for path in where.glob(f"{TEMPORARY}*") if path.stat().st_mtime <= before]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from compressor import integrity
 from compressor.errors import ArchiveError
 
 FINGERPRINT_BYTES = 8
 GROUP_ROWS = 1024
+FOOTER_GUESS = 65536  # bytes: what is fetched of a file's end before the length of its footer is known
 GROUP_BYTES = 8 * 2**20  # of payloads: a row group is what reading one picture fetches, so originals end it early
 
 
@@ -317,9 +319,21 @@ class RangeFile(io.RawIOBase):
         return True
 
 
-def read_metadata(file: RangeFile) -> pq.FileMetaData:
-    """A file's footer: one range, or two where it is longer than 64 KB."""
-    return pq.read_metadata(pa.PythonFile(file, mode="r"))
+def read_metadata(file: RangeFile, name: str = "") -> pq.FileMetaData:
+    """A file's footer: one range, or two where it is longer than 64 KB. ArchiveError where ``name`` is not its."""
+    size = file.seek(0, io.SEEK_END)
+    tail = _read_at(file, max(0, size - FOOTER_GUESS), size)
+    length = int.from_bytes(tail[-integrity.FOOTER_TAIL : -4], "little") + integrity.FOOTER_TAIL
+    if len(tail) < length <= size:
+        tail = _read_at(file, size - length, size - len(tail)) + tail
+    footer = integrity.footer_of(tail)
+    integrity.check_footer(name, footer)
+    return pq.read_metadata(pa.BufferReader(footer))
+
+
+def _read_at(file: RangeFile, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
 
 
 def row_groups_with(metadata: pq.FileMetaData, first: str, last: str) -> list[int]:
@@ -332,8 +346,14 @@ def row_groups_with(metadata: pq.FileMetaData, first: str, last: str) -> list[in
     return groups
 
 
-def read_groups(file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Some columns of some row groups, in one round of requests. Page checksums are checked."""
+def read_groups(
+    file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], salvage: bool = False
+) -> pa.Table:
+    """Some columns of some row groups, in one round of requests. Page checksums are checked.
+
+    With ``salvage`` a damaged page of payloads is read all the same: each has a checksum of its own, which whoever
+    decodes it checks, so that one flipped bit costs one picture and not its row group.
+    """
     positions = {metadata.schema.column(index).name: index for index in range(metadata.num_columns)}
     ranges: list[tuple[int, int]] = []
     for group in groups:
@@ -346,8 +366,23 @@ def read_groups(file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int
             else:
                 ranges.append((start, end))
     file.prefetch(ranges)
+    try:
+        return _read(file, metadata, groups, columns, verified=True)
+    except OSError:
+        if not salvage or "payload" not in columns:
+            raise
+    table = _read(file, metadata, groups, [name for name in columns if name != "payload"], verified=True)
+    payloads = _read(file, metadata, groups, ["payload"], verified=False)
+    if len(payloads) != len(table):
+        raise ArchiveError(f"{len(payloads)} payloads for {len(table)} pictures")
+    return table.append_column("payload", payloads["payload"]).select(list(columns))
+
+
+def _read(
+    file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], verified: bool
+) -> pa.Table:
     reader = pq.ParquetFile(
-        pa.PythonFile(file, mode="r"), metadata=metadata, page_checksum_verification=True, pre_buffer=False
+        pa.PythonFile(file, mode="r"), metadata=metadata, page_checksum_verification=verified, pre_buffer=False
     )
     return reader.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
 

@@ -508,7 +508,7 @@ def test_verify_reports_damaged_and_missing_files(archive):
         file.write(bytes([byte ^ 1]))
     os.unlink(f"{archive.url}/images/{parts[1].path}")
     problems = {problem.key for problem in Archive.open(archive.url).verify()}
-    assert problems == {"a0", "a1", "a2", parts[1].path}
+    assert problems == {"a1", parts[1].path}  # its neighbours in the page have checksums of their own
 
 
 def test_info_counts_everything(archive):

@@ -1,0 +1,234 @@
+"""What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import crc32c
+import numpy as np
+import pyarrow as pa
+
+from compressor import integrity
+from compressor.artifact import identify
+from compressor.errors import ArchiveError, CodecError
+from compressor.keyed_table import KeyedTable
+from compressor.known import hash_keys
+from compressor.store import Store
+from compressor.table import IMAGES, Part, Row, from_table
+
+if TYPE_CHECKING:
+    from compressor.archive import Archive
+
+DECODE_ROWS = 64
+READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
+DAMAGE = (OSError, pa.ArrowException, ArchiveError)  # what reading a damaged file raises
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A picture that cannot be trusted, or a file of the archive, if what is wrong has no key (``key`` is its name)."""
+
+    key: str
+    reason: str
+
+
+@dataclass
+class Findings:
+    """What reading one file of pictures gave.
+
+    Parameters
+    ----------
+    part
+        The file.
+    bad
+        Keys of rows that cannot be trusted, with reasons.
+    unreadable
+        Reasons about row groups, or the whole file, of which not even the keys can be read.
+    unread
+        Keys of rows that cannot be read whole, out of ``bad``.
+    mismatch
+        Why the file as a whole is not what was written, although every row may be sound; else empty.
+    keys
+        Of all rows whose key can be read.
+    """
+
+    part: Part
+    bad: dict[str, str] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+    mismatch: str = ""
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.bad or self.unreadable or self.mismatch)
+
+    def problems(self) -> list[Problem]:
+        """As a user is told of them: keys where they are known."""
+        found = [Problem(key, reason) for key, reason in self.bad.items()]
+        found += [Problem(self.part.path, reason) for reason in self.unreadable]
+        if self.mismatch and not found:
+            found.append(Problem(self.part.path, self.mismatch))
+        return found
+
+
+def check_crc(row: Row) -> None:
+    """CodecError where a payload is not what was written."""
+    computed = crc32c.crc32c(row.payload)
+    if computed != row.crc32c:
+        raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
+
+
+def verify(
+    archive: "Archive",
+    images: KeyedTable,
+    quarantine: KeyedTable,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says."""
+    problems = [*_check_logs(images, quarantine), *check_codecs(images.store)]
+    hashes = []
+    checked = 0
+    for part in images.parts:
+
+        def advance(rows: int, before: int = checked) -> None:
+            if on_progress:
+                on_progress(before + rows, images.rows)
+
+        found = inspect(archive, images, part, advance)
+        problems += found.problems()
+        hashes.append(hash_keys(found.keys))
+        checked += part.rows
+    for part in quarantine.parts:
+        try:
+            quarantine.read(part, None, quarantine.layout.names)
+            check_whole(quarantine, part)
+        except DAMAGE as error:
+            problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
+    return problems + _twice(images, hashes)
+
+
+def _check_logs(*tables: KeyedTable) -> list[Problem]:
+    problems = []
+    for table in tables:
+        try:
+            table.check_state()
+        except DAMAGE:
+            try:  # it may have been cut by a run that erases while it was read
+                table.refresh(anew=True)
+                table.check_state()
+            except DAMAGE as error:
+                problems.append(Problem(f"{table.folder}/_delta_log", str(error)))
+    return problems
+
+
+def check_codecs(store: Store) -> list[Problem]:
+    """Artifacts that are not what their names say."""
+    problems = []
+    for name in store.names("codecs"):
+        stem, dot, _ = name.partition(".safetensors")
+        if dot and (found := identify(store.get(f"codecs/{name}"))) != stem:
+            reason = f"the codec is damaged: stored as {stem}, its bytes hash to {found}; no picture by it can be read"
+            problems.append(Problem(f"codecs/{name}", reason))
+    return problems
+
+
+def check_whole(table: KeyedTable, part: Part) -> None:
+    """ArchiveError where a file's bytes are not those that it was named for, OSError where they cannot be read."""
+    name = f"{table.folder}/{part.path}"
+    if table.store.size(name) != part.size:
+        raise ArchiveError(f"{part.path} has {table.store.size(name)} bytes, the log says {part.size}")
+    computed = 0
+    for start in range(0, part.size, READ_BYTES):
+        [data] = table.store.ranges(name, [(start, min(start + READ_BYTES, part.size))])
+        computed = crc32c.crc32c(data, computed)
+    integrity.check_file(part.path, computed)
+
+
+def inspect(
+    archive: "Archive", images: KeyedTable, part: Part, on_progress: Callable[[int], None] | None = None
+) -> Findings:
+    """Read and decode every row of a file. ``on_progress`` is told rows of it that are done."""
+    found = Findings(part)
+    try:
+        check_whole(images, part)
+    except DAMAGE as error:
+        found.mismatch = str(error)
+    try:
+        footer = images.footer(part)
+    except DAMAGE as error:
+        found.unreadable.append(f"file with {part.rows} pictures is unreadable: {error}")
+        return found
+    done = 0
+    for group in range(footer.num_row_groups):
+        count = footer.row_group(group).num_rows
+        try:
+            rows = from_table(images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
+        except DAMAGE as error:
+            _unreadable(images, group, count, error, found)
+        else:
+            found.keys += [row.key for row in rows]
+            for start in range(0, len(rows), DECODE_ROWS):
+                _decode(archive, rows[start : start + DECODE_ROWS], found)
+        done += count
+        if on_progress:
+            on_progress(done)
+    _check_statistics(found)
+    return found
+
+
+def _unreadable(images: KeyedTable, group: int, count: int, error: Exception, found: Findings) -> None:
+    reason = f"row group {group} of {found.part.path} is unreadable: {error}"
+    try:
+        keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
+    except DAMAGE:
+        found.unreadable.append(f"{reason} ({count} pictures)")
+        return
+    found.keys += keys
+    found.unread.update(keys)
+    found.bad.update(dict.fromkeys(keys, reason))
+
+
+def _decode(archive: "Archive", rows: Sequence[Row], found: Findings) -> None:
+    """Decode together what is sound, and one by one if something is not."""
+    try:
+        pictures = archive.decode(rows)
+    except (CodecError, ArchiveError) as error:
+        if len(rows) == 1:
+            found.bad[rows[0].key] = str(error)
+            return
+        for row in rows:
+            _decode(archive, [row], found)
+        return
+    for row, pixels in zip(rows, pictures, strict=True):
+        if pixels.shape != (row.height, row.width, 3):
+            height, width = pixels.shape[:2]
+            found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"
+
+
+def _check_statistics(found: Findings) -> None:
+    """That the log says of a file what it holds: a reader finds pictures by it."""
+    part = found.part
+    if found.unreadable or found.mismatch:
+        return
+    smallest, largest = (found.keys[0], found.keys[-1]) if found.keys else ("", "")
+    if (len(found.keys), smallest, largest) != (part.rows, *part.key_range):
+        found.mismatch = f"the log says that {part.path} holds {part.rows} pictures, from {part.key_range[0]!r} to " + (
+            f"{part.key_range[1]!r}; it holds {len(found.keys)}, from {smallest!r} to {largest!r}"
+        )
+
+
+def _twice(images: KeyedTable, hashes: Sequence[np.ndarray]) -> list[Problem]:
+    """Keys that are there more than once."""
+    values, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True)
+    double = values[counts > 1]
+    if not len(double):
+        return []
+    keys: set[str] = set()
+    for part in images.parts:
+        try:
+            there = images.read(part, None, ["key"])["key"].to_pylist()
+        except DAMAGE:
+            continue
+        keys.update(key for key, hash in zip(there, hash_keys(there), strict=True) if hash in double)
+    return [Problem(key, "there is more than one row of this key: the log is damaged") for key in sorted(keys)]
