@@ -29,6 +29,7 @@ MARKER = "latentpack.json"
 FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
+DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
 P = ParamSpec("P")
@@ -132,6 +133,11 @@ class Archive:
     def url(self) -> str:
         """Absolute path or ``s3://`` address."""
         return self._store.url
+
+    @property
+    def tables(self) -> tuple[KeyedTable, KeyedTable]:
+        """The tables of pictures and of quarantined files, for repair."""
+        return self._images, self._quarantine
 
     @property
     def version(self) -> int:
@@ -239,9 +245,10 @@ class Archive:
     def known(self) -> KnownKeys:
         """What is archived or quarantined, to compare a source with."""
         hashes, fingerprints = self._quarantine.fingerprints()
-        # What crashed a worker is tried again: the fault may have been the program's, and mended since.
-        crashed = hash_keys([row.key for row in self.quarantined() if row.reason == CRASHED])
-        failed = ~np.isin(hashes, crashed)
+        # What crashed a worker is tried again: the fault may have been the program's, and mended since. What was
+        # damaged here never was the file's fault.
+        again = hash_keys([row.key for row in self.quarantined() if row.reason in (CRASHED, DAMAGED)])
+        failed = ~np.isin(hashes, again)
         return KnownKeys(self._images.fingerprints(), (hashes[failed], fingerprints[failed]))
 
     @_reopens
@@ -352,13 +359,16 @@ class Archive:
 
     # --- codecs ---
 
-    def put_codec(self, id: str, data: bytes) -> None:
-        """Store a codec's artifact, unless it is there: an archive carries all that reading it needs."""
+    def put_codec(self, id: str, data: bytes, replace: bool = False) -> None:
+        """Store a codec's artifact, unless it is there: an archive carries all that reading it needs.
+
+        ``replace`` writes it in any case, over one that is damaged.
+        """
         if not re.fullmatch(r"[0-9A-Za-z_-]+", id):
             raise ArchiveError(f"{id!r} is no codec id: letters, digits, '-' and '_' only")
         name = f"codecs/{id}.safetensors"
         with self._store.errors("store a codec"):
-            if not self._store.exists(name):
+            if replace or not self._store.exists(name):
                 self._store.put(name, data)
 
     def codec(self, id: str) -> "Codec":

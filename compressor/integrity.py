@@ -56,9 +56,10 @@ def state_digest(parts: Iterable[tuple[object, ...]], description: object) -> st
 
     A sum modulo 2^64 of 8-byte BLAKE2b hashes: a file more or less changes it, and one can be added to it.
     """
-    total = sum(_hash(part) for part in parts) + _hash(description)
+    total = sum(hash_of(part) for part in parts) + hash_of(description)
     return f"{total % 2**64:016x}"
 
 
-def _hash(value: object) -> int:
+def hash_of(value: object) -> int:
+    """What one file, or the description, adds to the digest."""
     return int.from_bytes(blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -129,23 +129,27 @@ class KeyedTable:
         """
         if self._checked == self.version:
             return
-        stored = self._stored_digest()
-        if stored is not None and stored != (computed := self._digest(self.parts)):
+        stored = self.stored_digest()
+        if stored is not None and stored != (computed := self.digest(self.parts)):
             raise ArchiveError(
                 f"{self.store.url}: the log of its table {self.folder!r} is damaged: version {self.version} was "
                 f"committed with state {stored or 'unknown'}, its log says {computed}; run 'latentpack repair' on it"
             )
         self._checked = self.version
 
-    def _digest(self, parts: Sequence[Part]) -> str:
-        """Of a state with these live files."""
+    def accept_state(self) -> None:
+        """Take the present state for right, so that it can be mended by a commit."""
+        self._checked = self.version
+
+    def digest(self, parts: Sequence[Part]) -> str:
+        """Of the state with these live files; see :func:`compressor.integrity.state_digest`."""
         metadata, protocol = self._delta.metadata(), self._delta.protocol()
         fields = [(field.name, str(field.type), field.nullable) for field in self._delta.schema().fields]
         versions = (protocol.min_reader_version, protocol.min_writer_version)
         about = (sorted(metadata.configuration.items()), list(metadata.partition_columns), fields, versions)
-        return integrity.state_digest([(p.path, p.size, p.rows, *p.key_range) for p in parts], about)
+        return integrity.state_digest([part.identity for part in parts], about)
 
-    def _stored_digest(self) -> str | None:
+    def stored_digest(self) -> str | None:
         """What the newest commit that changed anything says; empty if that is nothing, None if nobody can know.
 
         Files of a version before latentpack named them by checksum were committed without a digest.
@@ -160,6 +164,10 @@ class KeyedTable:
             if _CHANGES.search(text):
                 break
         return "" if any(integrity.has_checksums(part.path) for part in self.parts) else None
+
+    def unneeded(self, hours: int, full: bool) -> list[str]:
+        """Files that no row of the present version is in, of ``hours`` ago; ``full`` with those never committed."""
+        return self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
 
     @property
     def version(self) -> int:
@@ -365,7 +373,7 @@ class KeyedTable:
                 ]
                 actions += [RemoveAction(old.path, different, now, old.size, {}) for old in change.remove]
                 transactions = [Transaction(batch_id, 1, now)] if batch_id is not None else None
-                gone = {old.path for old in change.remove}
+                gone = {part.path for part in [*change.remove, *change.add]}  # a file may be named anew
                 after = [*(part for part in self.parts if part.path not in gone), *change.add]
                 # Without retries of delta-rs's own, which would append whatever another run has committed meanwhile.
                 self._delta.create_write_transaction(
@@ -373,7 +381,7 @@ class KeyedTable:
                     "append",
                     self.layout.schema,
                     commit_properties=CommitProperties(
-                        custom_metadata={integrity.STATE: self._digest(after)},
+                        custom_metadata={integrity.STATE: self.digest(after)},
                         max_commit_retries=0,
                         app_transactions=transactions,
                     ),
@@ -406,7 +414,7 @@ class KeyedTable:
 
     def _delete_unneeded(self, hours: int, full: bool) -> int:
         """Without the two commits that delta-rs writes of it: nothing that a reader sees has changed."""
-        found = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+        found = self.unneeded(hours, full)
         self.store.delete([f"{self.folder}/{name}" for name in found])
         return len(found)
 

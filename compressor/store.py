@@ -197,7 +197,7 @@ class Store:
             yield
         except LatentpackError:
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of delta-rs, met where a checkpoint is damaged, is no Exception
             if not _is_foreign(error):
                 raise
             # delta-rs colours its messages and spreads them over lines.
@@ -207,9 +207,11 @@ class Store:
             raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error
 
 
-def _is_foreign(error: Exception) -> bool:
+def _is_foreign(error: BaseException) -> bool:
     """Whether an error came from storage or a file's content, not from a mistake in this program."""
     if isinstance(error, OSError):
+        return True
+    if type(error).__name__ == "PanicException":
         return True
     package = type(error).__module__.partition(".")[0]
     if package in ("pyarrow", "deltalake", "_internal", "botocore", "aiobotocore", "aiohttp"):

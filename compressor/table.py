@@ -99,6 +99,11 @@ class Part:
         stats = json.loads(self.stats)
         return stats["minValues"]["key"], stats["maxValues"]["key"]
 
+    @property
+    def identity(self) -> tuple[str, int, int, str, str]:
+        """All that the log says of it."""
+        return self.path, self.size, self.rows, *self.key_range
+
 
 @dataclass(frozen=True)
 class Column:
@@ -375,7 +380,7 @@ def read_groups(
     payloads = _read(file, metadata, groups, ["payload"], verified=False)
     if len(payloads) != len(table):
         raise ArchiveError(f"{len(payloads)} payloads for {len(table)} pictures")
-    return table.append_column("payload", payloads["payload"]).select(list(columns))
+    return table.append_column(payloads.schema.field("payload"), payloads["payload"]).select(list(columns))
 
 
 def _read(

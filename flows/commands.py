@@ -12,6 +12,7 @@ from flows.parameters import (
     DemoParameters,
     ExperimentsParameters,
     PipelineParameters,
+    RepairParameters,
     RestoreParameters,
     TrainParameters,
     VerifyParameters,
@@ -108,6 +109,36 @@ def verify(options: argparse.Namespace) -> int:
             print(f"{key}\t{reason}")
         warn(f"{result['pictures']:,} pictures verified, {len(result['problems']):,} of them bad")
     return UNWELL if result["problems"] else DONE
+
+
+def repair(options: argparse.Namespace) -> int:
+    """``latentpack repair``"""
+    from flows.reading import repair as mend
+
+    set_defaults(options.verbose)
+    with watching(options.json):
+        result = mend(parameters_of(RepairParameters, options))
+    if options.json:
+        print_json(result)
+        return DONE if result["whole"] else UNWELL
+    for name, reason in result["left"]:
+        print(f"{name}\t{reason}")
+    for key in result["taken_out"]:
+        print(f"{key}\ttaken out: it cannot be read, and was not encoded again")
+    mended = [
+        *(f"file {name} put right" for name in result["files"]),
+        *(f"{name} put back" for name in result["codecs"]),
+        *result["log"],
+    ]
+    for text in mended:
+        warn(text)
+    warn(
+        f"{len(result['regained']):,} pictures encoded again, {len(result['taken_out']):,} taken out, "
+        f"{len(result['left']):,} left as they are"
+    )
+    if result["unnamed"]:
+        warn(f"{result['unnamed']:,} pictures were in files that name them no more: the next run archives them again")
+    return DONE if result["whole"] else UNWELL
 
 
 def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from flows.parameters import (
     DemoParameters,
     ExperimentsParameters,
     PipelineParameters,
+    RepairParameters,
     RestoreParameters,
     TrainParameters,
     VerifyParameters,
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _from_model(commands, "run", PipelineParameters, ("source", "archive"), nested="training")
     _from_model(commands, "restore", RestoreParameters, ("archive", "destination"))
     _from_model(commands, "verify", VerifyParameters, ("archive",))
+    _from_model(commands, "repair", RepairParameters, ("archive", "source"))
     _plain(commands, "info", "Counts, bytes, ratio, quality and codecs of an archive.")
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     delete.add_argument("--key", nargs="+", action="extend", required=True, metavar="KEY", help="keys to erase")
@@ -118,7 +120,11 @@ def _add_fields(
         text = (about.description or "").replace("%", "%%")
         metavar = _METAVARS.get(field, "N")
         if field in positional:
-            parser.add_argument(field, metavar=metavar, help=text)
+            optional: dict[str, Any] = {} if about.is_required() else {"nargs": "?"}
+            parser.add_argument(field, metavar=metavar, help=text, **optional)
+            continue
+        if about.annotation is bool:
+            parser.add_argument("--" + field.replace("_", "-"), action="store_true", help=text)
             continue
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
         choices = _choices(about.annotation)

@@ -153,6 +153,20 @@ class VerifyParameters(Parameters):
     archive: ArchiveUrl
 
 
+class RepairParameters(Parameters):
+    """Mend what verify finds: from the archive itself, and from the source where that still has the picture."""
+
+    archive: ArchiveUrl
+    source: str | None = Field(None, min_length=1, description="where the pictures came from; they are encoded again")
+    codec: str = Field("faces", description="codec by name, path of an artifact, or id in the archive")
+    target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
+    quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
+    resize: int | None = Field(
+        None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"
+    )
+    drop: bool = Field(False, description="take out bad rows that the source does not have, too")
+
+
 class ExperimentsParameters(TrainingParameters):
     """Train and measure the families V1 to V4 beside the figures that the experiments reported."""
 

@@ -1,11 +1,11 @@
-"""Restore and verify without Prefect: what the command line does where nobody could watch a flow."""
+"""Restore, verify and repair without Prefect: what the command line does where nobody could watch a flow."""
 
 from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
 from compressor.restoring import restore as restore_pictures
-from flows.parameters import RestoreParameters, VerifyParameters
+from flows.parameters import RepairParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
 from tasks.threads import cores
 
@@ -24,3 +24,24 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
     archive = Archive.open(parameters.archive)
     problems = [(problem.key, problem.reason) for problem in archive.verify(on_progress("verifying"))]
     return {"archive": archive.url, "pictures": len(archive), "problems": problems}
+
+
+def repair(parameters: RepairParameters) -> dict[str, Any]:
+    """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
+    from compressor.bulk import EncodeOptions
+    from compressor.repairing import repair as mend
+    from compressor.sources import Source
+    from tasks.codecs import put_codec
+    from tasks.threads import pin_threads
+
+    archive = Archive.open(parameters.archive)
+    source = Source.open(parameters.source) if parameters.source else None
+    options = None
+    if source:
+        pin_threads(cores())
+        codec, _ = put_codec(archive, parameters.codec)
+        options = EncodeOptions(
+            codec, target_psnr=parameters.target_psnr, quality=parameters.quality, resize=parameters.resize
+        )
+    done = mend(archive, source, options, parameters.drop, (parameters.codec,), on_progress("checking"))
+    return {"archive": archive.url, **done.to_dict(), "whole": done.is_whole}

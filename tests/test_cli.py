@@ -204,3 +204,19 @@ def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
         while time.monotonic() < end:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             time.sleep(0.1)
+
+
+def test_repair_encodes_again_what_verify_names(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (part,) = archive.glob("images/*.parquet")
+    payload = Archive.open(str(archive)).read_row("sub/b.jpg").payload
+    data = bytearray(part.read_bytes())
+    data[data.index(payload) + len(payload) // 2] ^= 1
+    part.write_bytes(data)
+    code, out, _ = said(capsys, "repair", archive)
+    assert code == 1 and "sub/b.jpg\t" in out
+    code, _, err = said(capsys, "repair", archive, pictures, "--codec", "webp")
+    assert code == 0 and "1 pictures encoded again" in err
+    assert said(capsys, "verify", archive)[0] == 0
+    assert json.loads(said(capsys, "repair", archive, "--json")[1])["whole"] is True

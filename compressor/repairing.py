@@ -1,0 +1,313 @@
+"""Damage in an archive mended: from the damaged file itself, from the source, or by taking out what cannot be read.
+
+What is damaged is told by verifying.py. Nothing is deleted here: files that were replaced stay until ``vacuum``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from compressor import integrity
+from compressor import table as parquet
+from compressor.archive import DAMAGED, Archive
+from compressor.artifact import identify
+from compressor.bulk import EncodeOptions, encode_batch
+from compressor.codec import artifact_bytes, released
+from compressor.errors import CodecError
+from compressor.keyed_table import Change, KeyedTable
+from compressor.known import hash_keys
+from compressor.sources import Source, SourceFile
+from compressor.table import FINGERPRINT_BYTES, Part, QuarantineRow
+from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, inspect
+
+BATCH = 1000  # pictures encoded and written together
+
+
+@dataclass
+class Repaired:
+    """What was mended and what was not. JSON-able by ``to_dict``.
+
+    ``files`` were put right from what they hold, ``codecs`` from another copy, ``log`` says what was done about it;
+    ``regained`` keys were encoded again from the source; ``taken_out`` keys are no longer archived, and on the
+    quarantine list until a run meets their files again; ``left`` are bad still. ``unnamed`` pictures were in files of
+    which not even the keys can be read: a run archives them again.
+    """
+
+    files: list[str] = field(default_factory=list)
+    codecs: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    regained: list[str] = field(default_factory=list)
+    taken_out: list[str] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    unnamed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was damaged is as it was."""
+        return not (self.taken_out or self.left or self.unnamed)
+
+
+def repair(
+    archive: Archive,
+    source: Source | None = None,
+    options: EncodeOptions | None = None,
+    drop: bool = False,
+    at_hand: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Repaired:
+    """Mend what can be mended.
+
+    Parameters
+    ----------
+    source
+        Where the pictures came from. None: only what the archive can mend from itself.
+    options
+        How pictures are encoded again; its codec must be in the archive.
+    drop
+        Take out bad rows that cannot be regained, too. Otherwise they stay, and verify goes on naming them. What cannot
+        be read as a row is taken out in any case: it would stand in the way of every commit.
+    at_hand
+        Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged one.
+    on_progress
+        Told (rows checked, rows in all).
+    """
+    done = Repaired()
+    images, quarantine = archive.tables
+    for table in (images, quarantine):
+        _mend_log(table, done)
+    _mend_codecs(archive, at_hand, done)
+    found = []
+    checked = 0
+    for part in list(images.parts):
+
+        def advance(rows: int, before: int = checked) -> None:
+            if on_progress:
+                on_progress(before + rows, images.rows)
+
+        found.append(inspect(archive, images, part, advance))
+        checked += part.rows
+    damaged = [one for one in found if not one.is_sound and not _put_right(images, one, done)]
+    _mend_quarantine(quarantine, done)
+    if not damaged:
+        return done
+    parts, regained, failed = _regain(archive, source, options, damaged, found)
+    keys = set(regained)
+    for one in damaged:
+        _take_out(archive, images, one, keys, drop, done)
+    archive.commit(parts)
+    archive.clear_quarantine(regained)
+    archive.quarantine(failed)
+    done.regained += sorted(regained)
+    return done
+
+
+def _mend_log(table: KeyedTable, done: Repaired) -> None:
+    """Bring back the state that the newest commit was made with, as far as one file more, less or other explains it."""
+    table.refresh(anew=True)
+    stored, computed = table.stored_digest(), table.digest(table.parts)
+    if stored is None or stored == computed:
+        return
+    missing = (int(stored or "0", 16) - int(computed, 16)) % 2**64
+    add, remove = _explanation(table, missing)
+    table.accept_state()
+    what = f"the log of {table.folder!r}: "
+    if add or remove:
+        what += f"{len(add)} files named again, {len(remove)} no longer"
+    elif table.parts:
+        what += "taken as it is; what it has lost is archived again by the next run"
+        add = [table.parts[0]]
+    else:
+        done.left.append((f"{table.folder}/_delta_log", "the log names no file, and none explains why"))
+        return
+    changes = iter([Change(add, remove, moves_only=True)])
+    table.transact(lambda: next(changes, None))
+    done.log.append(what)
+
+
+def _explanation(table: KeyedTable, missing: int) -> tuple[list[Part], list[Part]]:
+    """A file to name and one no longer to name, that change the digest by ``missing``; either may do alone."""
+    there: dict[int, Part | None] = {0: None}
+    for name in [*(part.path for part in table.parts), *table.unneeded(0, full=True)]:
+        with suppress(*DAMAGE):
+            part = _part_of(table, name)
+            there[integrity.hash_of(part.identity)] = part
+    for gone in [None, *table.parts]:
+        wanted = (missing + (integrity.hash_of(gone.identity) if gone else 0)) % 2**64
+        if wanted in there:
+            add, remove = there[wanted], gone
+            renewed = add is not None and remove is not None and add.path == remove.path
+            return [add] if add else [], [remove] if remove and not renewed else []
+    return [], []
+
+
+def _part_of(table: KeyedTable, name: str) -> Part:
+    """What the log should say of a file, from its content."""
+    part = Part(name, table.store.size(f"{table.folder}/{name}"), 0, "")
+    keys = table.read(part, None, ["key"])["key"]
+    return Part(name, part.size, len(keys), parquet.statistics(len(keys), keys[0].as_py(), keys[-1].as_py()))
+
+
+def _mend_codecs(archive: Archive, at_hand: Sequence[str], done: Repaired) -> None:
+    """Replace damaged artifacts by shipped ones or by those at hand."""
+    bad = {problem.key: problem for problem in check_codecs(archive.tables[0].store)}
+    for name, problem in bad.items():
+        for copy in [*released(), *at_hand]:
+            try:
+                data = artifact_bytes(copy)
+            except CodecError:
+                continue
+            if f"codecs/{identify(data)}.safetensors" == name:
+                archive.put_codec(identify(data), data, replace=True)
+                done.codecs.append(name)
+                break
+        else:
+            done.left.append((problem.key, problem.reason))
+
+
+def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:
+    """Write a file again whose rows are all sound, if that gives the very bytes that were written at first."""
+    if found.bad or found.unreadable:
+        return False
+    part = found.part
+    try:
+        if _put_back(table, part):
+            done.files.append(part.path)
+            return True
+        right = _part_of(table, part.path)
+    except DAMAGE:
+        return False
+    if integrity.has_checksums(part.path) or right.identity == part.identity:
+        return False
+    table.transact(lambda: Change([right], [], moves_only=True) if part in table.parts else None)
+    done.log.append(f"what the log says of {part.path}")
+    return True
+
+
+def _put_back(table: KeyedTable, part: Part) -> bool:
+    """Replace a file by what its rows are encoded to, if the checksum in its name says that this is what it was."""
+    groups = range(table.footer(part).num_row_groups)
+    data, rows, _ = parquet.encode((table.read(part, [group], table.layout.names) for group in groups), table.layout)
+    if rows != part.rows or not integrity.has_checksums(part.path):
+        return False
+    try:
+        integrity.check_file(part.path, crc32c.crc32c(data))
+    except DAMAGE:
+        return False
+    table.store.put(f"{table.folder}/{part.path}", data)
+    return True
+
+
+def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
+    """A list that cannot be put right is taken out: its pictures are tried again by the next run."""
+    for part in list(table.parts):
+        found = Findings(part)
+        try:
+            for group in range(table.footer(part).num_row_groups):
+                found.keys += table.read(part, [group], table.layout.names)["key"].to_pylist()
+            data = table.store.ranges(f"{table.folder}/{part.path}", [(0, part.size)])[0]
+            integrity.check_file(part.path, crc32c.crc32c(data))
+        except DAMAGE as error:
+            found.mismatch = str(error)
+            if not _put_right(table, found, done):
+                removed = iter([Change([], [part])])
+                table.transact(lambda removed=removed: next(removed, None))  # type: ignore[misc]
+                done.log.append(f"a list of {part.rows} quarantined pictures taken out: they are tried again")
+
+
+def _regain(
+    archive: Archive,
+    source: Source | None,
+    options: EncodeOptions | None,
+    damaged: Sequence[Findings],
+    found: Sequence[Findings],
+) -> tuple[list[Part], list[str], list[QuarantineRow]]:
+    """Encode anew what the source still has: parts that nobody sees yet, their keys, and what failed."""
+    if source is None or options is None:
+        return [], [], []
+    parts: list[Part] = []
+    keys: list[str] = []
+    failed: list[QuarantineRow] = []
+    for files in _batches(_wanted(source, damaged, found)):
+        report = encode_batch(source, files, archive, options, "repair")
+        refused = {row.key for row in report.quarantined}
+        parts += report.parts
+        failed += report.quarantined
+        keys += [file.key for file in files if file.key not in refused]
+    return parts, keys, failed
+
+
+def _wanted(source: Source, damaged: Sequence[Findings], found: Sequence[Findings]) -> Iterator[SourceFile]:
+    """Files of bad rows; where keys cannot be read, files between the smallest and largest that no sound row has."""
+    # Where a file is not what was written and no row is to blame, every row of it is under suspicion.
+    bad = {key for one in damaged for key in (one.bad or one.keys)}
+    ranges = [one.part.key_range for one in damaged if one.unreadable]
+    readable = np.concatenate([np.zeros(0, np.uint64), *(hash_keys(one.keys) for one in found)])
+    for file in source.files():
+        between = any(first <= file.key <= last for first, last in ranges)
+        if file.key in bad or (between and hash_keys([file.key])[0] not in readable):
+            yield file
+
+
+def _batches(files: Iterator[SourceFile]) -> Iterator[list[SourceFile]]:
+    batch: list[SourceFile] = []
+    for file in files:
+        batch.append(file)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _take_out(
+    archive: Archive, images: KeyedTable, found: Findings, regained: set[str], drop: bool, done: Repaired
+) -> None:
+    """Replace a damaged file by one of its rows that stay."""
+    part = found.part
+    if not found.bad and not found.unreadable:
+        if not regained.issuperset(found.keys):
+            done.left.append((part.path, found.mismatch))  # which row it is cannot be told
+            return
+        found.bad = dict.fromkeys(found.keys, found.mismatch)
+    gone = [key for key in found.bad if key not in regained and (drop or key in found.unread)]
+    stay = [Problem(key, found.bad[key]) for key in found.bad if key not in regained and key not in set(gone)]
+    done.left += [(problem.key, problem.reason) for problem in stay]
+    leaving = (set(found.bad) & regained) | set(gone)
+    if not leaving and not found.unreadable:
+        return
+    archive.quarantine([_damaged(key, found.bad[key]) for key in gone])
+    rest = images.write(_rows(images, part, leaving))
+    written = [rest] if rest else []
+    images.transact(lambda: Change(written, [part], written) if part in images.parts else None)
+    done.taken_out += sorted(gone)
+    if found.unreadable:
+        between = sum(part.key_range[0] <= key <= part.key_range[1] for key in regained - set(found.bad))
+        done.unnamed += max(0, part.rows - len(found.keys) - between)
+
+
+def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
+    """What can be read of a file, without some keys."""
+    unwanted = pa.array(sorted(leaving), pa.string())
+    try:
+        groups = range(images.footer(part).num_row_groups)
+    except DAMAGE:
+        return
+    for group in groups:
+        try:
+            rows = images.read(part, [group], images.layout.names, salvage=True)
+        except DAMAGE:
+            continue
+        yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
+
+
+def _damaged(key: str, reason: str) -> QuarantineRow:
+    return QuarantineRow.now(key, bytes(FINGERPRINT_BYTES), DAMAGED, f"damaged in the archive: {reason}", "repair")

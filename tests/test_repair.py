@@ -1,0 +1,210 @@
+"""Damage of every kind: verify names it, repair mends it from the archive or the source, or says that it cannot."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from compressor.archive import DAMAGED, Archive
+from compressor.bulk import EncodeOptions, encode_batch
+from compressor.errors import ArchiveError, LatentpackError
+from compressor.images import encode_picture
+from compressor.repairing import Repaired, repair
+from compressor.sources import Source
+from compressor.table import QuarantineRow
+from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+
+OPTIONS = EncodeOptions("webp", target_psnr=30)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, pixels in enumerate(smooth_pictures(6, 24, 32)):
+        (folder / f"{number}.png").write_bytes(encode_picture(pixels, 3))
+    return Source.open(str(folder))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, source: Source) -> Archive:
+    """Two files of three pictures each, and a list of one that failed."""
+    archive = Archive.create(str(tmp_path / "archive"))
+    files = list(source.files())
+    for batch in (files[::2], files[1::2]):
+        archive.commit(encode_batch(source, batch, archive, OPTIONS, "run").parts)
+    archive.quarantine([QuarantineRow.now("bad.png", b"12345678", "corrupt", "no picture", "run")])
+    assert archive.verify() == []
+    return archive
+
+
+def pictures(archive: Archive) -> dict[str, bytes]:
+    return {row.key: row.payload for rows in Archive.open(archive.url).scan() for row in rows}
+
+
+def files_of(archive: Archive, pattern: str = "images/*.parquet") -> list[Path]:
+    live = {part.path for table in Archive.open(archive.url).tables for part in table.parts}
+    return [path for path in Path(archive.url).glob(pattern) if path.suffix != ".parquet" or path.name in live]
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def flip_payload(archive: Archive, key: str) -> Path:
+    """Damage one picture. Returns the file that it is in."""
+    payload = archive.read_row(key).payload
+    [path] = [path for path in files_of(archive) if payload in path.read_bytes()]
+    flip(path, path.read_bytes().index(payload) + len(payload) // 2)
+    return path
+
+
+def mended(archive: Archive, source: Source | None = None, **how: bool) -> Repaired:
+    return repair(Archive.open(archive.url), source, OPTIONS if source else None, **how)
+
+
+def test_a_damaged_picture_is_encoded_again_and_is_as_it_was(archive: Archive, source: Source) -> None:
+    before = pictures(archive)
+    flip_payload(archive, "2.png")
+    opened = Archive.open(archive.url)
+    assert [problem.key for problem in opened.verify()] == ["2.png"]
+    assert opened.read("0.png").shape == (24, 32, 3), "its neighbours in the page are read all the same"
+    done = mended(archive, source)
+    assert (done.regained, done.is_whole) == (["2.png"], True)
+    assert pictures(archive) == before and Archive.open(archive.url).verify() == []
+
+
+def test_without_the_source_a_bad_row_stays_named_until_it_is_dropped(archive: Archive, source: Source) -> None:
+    flip_payload(archive, "2.png")
+    done = mended(archive)
+    assert [key for key, _ in done.left] == ["2.png"] and not done.is_whole
+    assert [problem.key for problem in Archive.open(archive.url).verify()] == ["2.png"]
+    os.unlink(f"{source.url}/2.png")
+    assert mended(archive, source).left, "the source does not have it either"
+    assert mended(archive, source, drop=True).taken_out == ["2.png"]
+    opened = Archive.open(archive.url)
+    assert opened.verify() == [] and sorted(opened.keys()) == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    assert {(row.key, row.reason) for row in opened.quarantined()} == {("bad.png", "corrupt"), ("2.png", DAMAGED)}
+    assert mended(archive, source).is_whole
+
+
+@pytest.mark.parametrize("damage", ["footer", "truncated", "gone", "keys"])
+def test_an_unreadable_file_is_replaced_from_the_source(archive: Archive, source: Source, damage: str) -> None:
+    before = pictures(archive)
+    path = files_of(archive)[0]
+    if damage == "footer":
+        flip(path, -40)
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        flip(path, 60)  # in the page of the keys
+    assert any(path.name in problem.key for problem in Archive.open(archive.url).verify())
+    done = mended(archive, source)
+    assert len(done.regained) == 3 and done.is_whole
+    assert pictures(archive) == before and Archive.open(archive.url).verify() == []
+
+
+def test_an_unreadable_file_without_the_source_no_longer_stands_in_the_way(archive: Archive, source: Source) -> None:
+    before = pictures(archive)
+    files_of(archive)[0].unlink()
+    with pytest.raises(LatentpackError):
+        Archive.open(archive.url).known()
+    done = mended(archive)
+    assert done.unnamed == 3 and not done.is_whole
+    opened = Archive.open(archive.url)
+    states = opened.known().state(list(source.files()))
+    assert sorted(states) == ["new"] * 3 + ["same"] * 3
+    missing = [file for file, state in zip(source.files(), states, strict=True) if state == "new"]
+    opened.commit(encode_batch(source, missing, opened, OPTIONS, "next").parts)
+    assert pictures(archive) == before and opened.verify() == []
+
+
+def test_a_file_whose_rows_are_sound_is_put_right_from_itself(archive: Archive) -> None:
+    path = files_of(archive)[0]
+    whole = path.read_bytes()
+    flip(path, 0)  # Parquet's magic number, which nothing reads
+    assert [problem.key for problem in Archive.open(archive.url).verify()] == [path.name]
+    assert mended(archive).files == [path.name]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["lost", "renamed", "resurrected", "statistics"])
+def test_the_log_is_mended(archive: Archive, damage: str) -> None:
+    before = pictures(archive)
+    if damage == "resurrected":
+        archive.commit([archive.write_part([archive.read_row("3.png")])], ["3.png"])
+    before = pictures(archive)
+    log = sorted(Path(archive.url, "images", "_delta_log").glob("*.json"))[-1]
+    text = log.read_text()
+    change = {
+        "lost": ('{"add"', '{"aed"'),
+        "renamed": ('"path":"part', '"path":"qart'),
+        "resurrected": ('{"remove"', '{"remnve"'),
+        "statistics": ('\\"minValues\\":{\\"key\\":\\"1', '\\"minValues\\":{\\"key\\":\\"3'),
+    }[damage]
+    assert change[0] in text
+    log.write_text(text.replace(*change, 1))
+    opened = Archive.open(archive.url)
+    assert any("log" in problem.key or "log" in problem.reason for problem in opened.verify())
+    with pytest.raises(ArchiveError, match="repair"):
+        opened.delete(["5.png"])
+    done = mended(archive)
+    assert done.log and done.is_whole
+    assert pictures(archive) == before and Archive.open(archive.url).verify() == []
+
+
+def test_a_shipped_or_given_codec_is_put_back(archive: Archive, source: Source, tmp_path: Path) -> None:
+    codec, copy = tiny_codec("v5"), tmp_path / "copy.safetensors"
+    copy.write_bytes(tiny_artifact("v5"))
+    archive.put_codec(codec.id, copy.read_bytes())
+    path = Path(archive.url, "codecs", f"{codec.id}.safetensors")
+    flip(path, 5000)
+    [problem] = Archive.open(archive.url).verify()
+    assert codec.id in problem.key and "damaged" in problem.reason
+    assert not mended(archive).is_whole
+    assert repair(Archive.open(archive.url), at_hand=[str(copy)]).codecs == [f"codecs/{path.name}"]
+    assert Archive.open(archive.url).verify() == []
+
+
+def test_a_damaged_quarantine_list_is_put_right_or_taken_out(archive: Archive) -> None:
+    [path] = files_of(archive, "quarantine/*.parquet")
+    whole = path.read_bytes()
+    flip(path, 0)
+    assert mended(archive).files == [path.name] and path.read_bytes() == whole
+    path.write_bytes(whole[:50])
+    assert [problem.key for problem in Archive.open(archive.url).verify()] == [path.name]
+    assert "tried again" in mended(archive).log[0]
+    opened = Archive.open(archive.url)
+    assert opened.verify() == [] and list(opened.quarantined()) == []
+
+
+def test_a_sound_archive_is_left_alone(archive: Archive, source: Source) -> None:
+    version = Archive.open(archive.url).version
+    done = mended(archive, source)
+    assert done == Repaired() and Archive.open(archive.url).version == version
+
+
+def test_any_flipped_bit_is_found_or_changes_nothing(archive: Archive) -> None:
+    """A fast one of ``benchmarks/promise.py flips``."""
+    choose = random.Random(1)
+    truth = {key: archive.read(key).tobytes() for key in sorted(archive.keys())}
+    paths = [path for path in Path(archive.url).rglob("*") if path.is_file()]
+    for _ in range(150):
+        path = choose.choice(paths)
+        offset, bit = choose.randrange(path.stat().st_size), choose.randrange(8)
+        flip(path, offset, bit)
+        what = f"bit {bit} of byte {offset} of {path.name}"
+        try:
+            opened = Archive.open(archive.url)
+            if not opened.verify():
+                assert {key: opened.read(key).tobytes() for key in sorted(opened.keys())} == truth, what
+        except LatentpackError:
+            pass
+        finally:
+            flip(path, offset, bit)
+    assert Archive.open(archive.url).verify() == []
