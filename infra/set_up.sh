@@ -1,0 +1,20 @@
+#!/bin/sh
+# Make what a new server needs: bucket (where LATENTPACK_BUCKET names one), work pool, queue of writers, deployments.
+# Run again after each upgrade: what is there already is kept or replaced.
+set -eu
+POOL_TYPE=${LATENTPACK_POOL_TYPE:-process}
+if [ -n "${LATENTPACK_BUCKET:-}" ]; then
+    python -c "
+import os, s3fs
+store, bucket = s3fs.S3FileSystem(), os.environ['LATENTPACK_BUCKET']
+store.exists(bucket) or store.mkdir(bucket)"
+fi
+if [ -n "${LATENTPACK_JOB_TEMPLATE:-}" ]; then
+    prefect --no-prompt work-pool create latentpack --type "$POOL_TYPE" --overwrite \
+        --base-job-template "$LATENTPACK_JOB_TEMPLATE"
+else
+    prefect --no-prompt work-pool create latentpack --type "$POOL_TYPE" --overwrite
+fi
+prefect --no-prompt work-queue create writers --pool latentpack --limit 1 ||
+    prefect --no-prompt work-queue set-concurrency-limit writers 1 --pool latentpack
+prefect --no-prompt deploy --all

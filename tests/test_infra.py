@@ -1,0 +1,296 @@
+"""infra: each file is valid by the schema that its tool publishes, and keeps what infra/README.md promises of it."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import prefect.server.api.collections_data as collections
+import pytest
+import yaml
+from prefect.utilities.templating import apply_values
+
+ROOT = Path(__file__).parent.parent
+INFRA = ROOT / "infra"
+BIN = Path(sys.executable).parent
+KUSTOMIZATIONS = ["base", "overlays/gpu", "overlays/external-database", "overlays/aws-role"]
+KUBERNETES = "1.34"
+SECRET = re.compile(r"(PASSWORD|SECRET|AUTH_STRING|TOKEN|ACCESS_KEY|ROOT_USER)(?!.*_(FILE|NAME|KEY)$)")
+
+
+def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+
+
+# ---- images
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"^#.*\n", "", (INFRA / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path: Path):
+    linted = _run(BIN / "hadolint", INFRA / "Dockerfile")
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    bad = tmp_path / "Dockerfile"
+    bad.write_text(
+        (INFRA / "Dockerfile").read_text().replace("python:3.11.14-slim-bookworm AS wheel", "python AS wheel")
+    )
+    assert _run(BIN / "hadolint", bad).returncode == 1, "the check itself works"
+
+
+def test_images_are_pinned_unprivileged_and_of_two_builds_of_one_torch():
+    instructions = _instructions()
+    stages = [words for name, words in instructions if name == "FROM"]
+    names = {words.split(" AS ")[1] for words in stages}
+    outside = {words.split(" AS ")[0] for words in stages} - names
+    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", image) for image in outside), outside
+    assert {"cpu", "gpu"} <= names and stages[-1].endswith(" AS cpu"), "cpu is what is built where no target is named"
+    assert [words for name, words in instructions if name == "USER"] == ["10001:10001"]
+    assert any(name == "HEALTHCHECK" for name, _ in instructions)
+    installs = [words for name, words in instructions if name == "RUN" and "pip install" in words]
+    assert all("--constraint /tmp/constraints.txt" in words or "==" in words for words in installs)
+    assert sum("whl/cpu" in words for words in installs) == 1
+    assert re.search(r"^torch==\d", (ROOT / "constraints.txt").read_text(), re.M)
+
+
+def test_the_build_context_holds_what_is_copied_and_no_more():
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in ignore if line.startswith("!")}
+    assert "*" in ignore
+    copied = {
+        source
+        for name, words in _instructions()
+        if name == "COPY" and "--from" not in words
+        for source in words.split()[:-1]
+    }
+    assert {source.removeprefix("./") for source in copied} == kept
+    assert all((ROOT / path).exists() for path in kept)
+
+
+@pytest.mark.parametrize("script", sorted(INFRA.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_executable_and_parse(script: Path):
+    assert script.stat().st_mode & 0o111
+    assert _run("sh", "-n", script).returncode == 0
+
+
+def test_the_entrypoint_reads_secrets_from_files_and_keeps_arguments(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("admin:a b$c")
+    code = "import os, sys; print(os.environ['PREFECT_API_AUTH_STRING'], sys.argv[1:], 'F' in os.environ)"
+    told = subprocess.run(
+        [INFRA / "entrypoint.sh", sys.executable, "-c", code, "one two"],
+        env={"PATH": "/usr/bin:/bin", "PREFECT_API_AUTH_STRING_FILE": str(secret)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == "admin:a b$c ['one two'] False\n", told.stderr
+    missing = subprocess.run(
+        [INFRA / "entrypoint.sh", "true"],
+        env={"PATH": "/usr/bin:/bin", "PREFECT_API_AUTH_STRING_FILE": str(tmp_path / "none")},
+        capture_output=True,
+    )
+    assert missing.returncode != 0, "a service must not start without its secret"
+
+
+def test_secrets_are_made_once_and_differ(tmp_path: Path):
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        script = shutil.copy(INFRA / "make_secrets.sh", tmp_path / name)
+        assert _run("sh", script).returncode == 0
+        made.append({path.name: path.read_text() for path in (tmp_path / name / "secrets").iterdir()})
+        assert _run("sh", script).returncode == 0
+        assert {path.name: path.read_text() for path in (tmp_path / name / "secrets").iterdir()} == made[-1]
+    assert (tmp_path / "one" / "secrets").stat().st_mode & 0o777 == 0o700
+    assert made[0].keys() == set(_compose()["secrets"]) and all(made[0][name] != made[1][name] for name in made[0])
+    assert "/infra/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+# ---- compose
+
+
+def _compose() -> dict[str, Any]:
+    return yaml.safe_load((INFRA / "compose.yaml").read_text())
+
+
+def test_compose_takes_the_file_as_valid(tmp_path: Path):
+    good = _run(BIN / "docker-compose", "--file", INFRA / "compose.yaml", "--profile", "gpu", "config", "--quiet")
+    assert good.returncode == 0, good.stderr
+    bad = tmp_path / "compose.yaml"
+    bad.write_text((INFRA / "compose.yaml").read_text().replace("healthcheck:", "healthchek:"))
+    assert _run(BIN / "docker-compose", "--file", bad, "config", "--quiet").returncode != 0, "the check itself works"
+
+
+def test_compose_listens_on_loopback_holds_no_credential_and_limits_everything():
+    compose = _compose()
+    services = compose["services"]
+    assert set(services) == {"postgres", "prefect", "scheduler", "dask", "dask-gpu", "s3", "init", "worker"}
+    for name, one in services.items():
+        assert ":" in one["image"] and not one["image"].endswith(":latest"), name
+        assert all(port.startswith("127.0.0.1:") for port in one.get("ports", [])), name
+        assert one["cap_drop"] == ["ALL"] and one["security_opt"] == ["no-new-privileges:true"], name
+        limits = one["deploy"]["resources"]["limits"]
+        assert {"cpus", "memory"} <= set(limits), name
+        if one["image"].startswith("latentpack:"):
+            assert one["read_only"] is True, name
+        assert not [variable for variable in one.get("environment", {}) if SECRET.search(variable)], name
+        assert set(one.get("secrets", [])) <= set(compose["secrets"]), name
+        files = [value for value in one.get("environment", {}).values() if value.startswith("/run/secrets/")]
+        assert {value.rsplit("/", 1)[1] for value in files} == set(one.get("secrets", [])), name
+    # What runs for long says whether it is well: by its own check, or by the image's, which asks HEALTH_URL
+    for name, one in services.items():
+        assert name == "init" or "healthcheck" in one or "HEALTH_URL" in one["environment"], name
+    assert all(set(one) == {"file"} for one in compose["secrets"].values())
+    assert "postgresql" in services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_DRIVER"]
+    assert services["worker"]["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+
+
+# ---- Kubernetes
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[str, list[dict[str, Any]]]:
+    """What each kustomization makes."""
+    built = {}
+    for name in KUSTOMIZATIONS:
+        made = _run(BIN / "kubectl", "kustomize", INFRA / "kubernetes" / name)
+        assert made.returncode == 0, made.stderr
+        built[name] = list(yaml.safe_load_all(made.stdout))
+    return built
+
+
+def _job(template: dict[str, Any]) -> dict[str, Any]:
+    """The Job that Prefect's worker makes of the template where a deployment says nothing."""
+    variables = template["variables"]["properties"]
+    values = {name: field["default"] for name, field in variables.items() if "default" in field}
+    values |= {"name": "run", "command": ["prefect", "flow-run", "execute"], "labels": {}}
+    job = apply_values(template["job_configuration"], values, remove_notset=True)["job_manifest"]
+    for container in job["spec"]["template"]["spec"]["containers"]:  # the worker turns the mapping into a list, too
+        container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
+    return job
+
+
+def _template() -> dict[str, Any]:
+    return json.loads((INFRA / "kubernetes" / "base" / "job_template.json").read_text())
+
+
+def _pods(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and pod template of each workload, its claims among the volumes."""
+    for one in documents:
+        if "template" in one.get("spec", {}):
+            claims = [claim["metadata"] for claim in one["spec"].get("volumeClaimTemplates", [])]
+            one["spec"]["template"]["spec"].setdefault("volumes", []).extend(claims)
+            yield one["metadata"].get("name", "job"), one["spec"]["template"]
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_manifests_are_valid_by_the_published_schemas(manifests: dict[str, list[dict[str, Any]]], name: str):
+    assert len(manifests[name]) > 15
+    for one in manifests[name]:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+        if one["kind"] not in ("Namespace",):
+            assert one["metadata"]["namespace"] == "latentpack", one["metadata"]["name"]
+        assert one["kind"] != "Secret", "secrets are made by a person, not by a file"
+
+
+def test_a_misspelt_field_is_refused(manifests: dict[str, list[dict[str, Any]]]):
+    bad = json.loads(json.dumps(next(one for one in manifests["base"] if one["kind"] == "Deployment")))
+    bad["spec"]["template"]["spec"]["containers"][0]["resorces"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(bad, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_pods_are_unprivileged_limited_and_probed(manifests: dict[str, list[dict[str, Any]]], name: str):
+    pods = dict(_pods(copy.deepcopy([*manifests[name], _job(_template())])))
+    assert len(pods) >= 5
+    for pod, template in pods.items():
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0, pod
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, pod
+        assert spec["automountServiceAccountToken"] is (pod == "prefect-worker"), pod
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], pod
+            assert security["capabilities"] == {"drop": ["ALL"]}, pod
+            assert re.search(r":[\w.-]+$", container["image"]) and not container["image"].endswith(":latest"), pod
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), pod
+            assert "memory" in container["resources"]["limits"], pod
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, pod
+            assert not [
+                entry["name"]
+                for entry in container.get("env", [])
+                if SECRET.search(entry["name"]) and "value" in entry and not entry["value"].startswith("/run/secrets/")
+            ], pod
+        if pod != "job":
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(spec["containers"][0]), pod
+
+
+def test_selectors_and_network_policies_name_pods_that_exist(manifests: dict[str, list[dict[str, Any]]]):
+    documents = manifests["overlays/gpu"]
+    labels = [template["metadata"]["labels"] for _, template in _pods([*documents, _job(_template())])]
+
+    def finds(selector: dict[str, Any]) -> bool:
+        wanted = selector.get("matchLabels", {}).items()
+        expressions = selector.get("matchExpressions", [])
+        return any(
+            wanted <= one.items() and all(one.get(rule["key"]) in rule["values"] for rule in expressions)
+            for one in labels
+        )
+
+    policies = [one["spec"] for one in documents if one["kind"] == "NetworkPolicy"]
+    assert any(not spec["podSelector"] and "ingress" not in spec and "egress" not in spec for spec in policies)
+    for spec in policies:
+        peers = [peer for rule in spec.get("ingress", []) for peer in rule["from"]]
+        peers += [peer for rule in spec.get("egress", []) for peer in rule.get("to", [])]
+        selectors = [spec["podSelector"], *(peer["podSelector"] for peer in peers if "podSelector" in peer)]
+        assert all(finds(selector) for selector in selectors), spec
+    for one in documents:
+        if one["kind"] == "Service":
+            assert finds({"matchLabels": one["spec"]["selector"]}), one["metadata"]["name"]
+    workloads = {one["metadata"]["name"]: one["spec"] for one in documents if one["kind"] == "Deployment"}
+    cpu, gpu = workloads["dask-worker"], workloads["dask-worker-gpu"]
+    chosen = cpu["selector"]["matchLabels"].items()
+    assert not chosen <= gpu["template"]["metadata"]["labels"].items(), "each Deployment counts its own pods"
+    (container,) = gpu["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"] == "latentpack:0.1.0-gpu"
+    assert "GPU=1" in container["args"]
+
+
+def test_the_worker_may_make_jobs_and_nothing_else(manifests: dict[str, list[dict[str, Any]]]):
+    kinds = {one["kind"] for one in manifests["base"]}
+    assert not kinds & {"ClusterRole", "ClusterRoleBinding"}
+    (role,) = [one for one in manifests["base"] if one["kind"] == "Role"]
+    rights = {(group, kind, verb) for r in role["rules"] for group in r["apiGroups"] for kind in r["resources"]
+              for verb in r["verbs"]}  # fmt: skip
+    assert not [right for right in rights if "*" in right]
+    changes = {right for right in rights if right[2] not in ("get", "list", "watch")}
+    assert changes == {("batch", "jobs", "create"), ("batch", "jobs", "delete")}
+    bound = [one["subjects"][0]["name"] for one in manifests["base"] if one["kind"] == "RoleBinding"]
+    assert bound == ["latentpack-worker"], "runs have no rights in Kubernetes"
+
+
+def test_the_job_template_is_one_that_prefects_worker_takes():
+    template = _template()
+    (metadata,) = Path(collections.__path__[0]).rglob("aggregate-worker-metadata.json")
+    worker = json.loads(metadata.read_text())["prefect-kubernetes"]["kubernetes"]["default_base_job_configuration"]
+    assert set(template["job_configuration"]) <= set(worker["job_configuration"])
+    named = set(re.findall(r"{{ (\w+) }}", json.dumps(template["job_configuration"])))
+    assert named == set(template["variables"]["properties"])
+    kubernetes_validate.validate(_job(template), KUBERNETES, strict=True)
+
+
+def test_overlays_change_what_they_say(manifests: dict[str, list[dict[str, Any]]]):
+    names = {one["metadata"]["name"] for one in manifests["overlays/external-database"] if one["kind"] != "Deployment"}
+    assert "postgres" not in names
+    for name, template in _pods(manifests["overlays/aws-role"]):
+        assert "latentpack-s3" not in json.dumps(template), f"{name} takes its credentials from the role"
