@@ -1,7 +1,8 @@
 """A picture file's bytes to upright 8-bit sRGB pixels, or a named refusal; and pixels back to a file.
 
 Not here: where the bytes come from (sources.py) and the structure of the files (picture_files.py).
-imagecodecs decodes PNG, JPEG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), Pillow the rest.
+imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), simplejpeg JPEG (it tells
+what libjpeg remarks on, with the same pixels), Pillow the rest.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import functools
 import io
 import itertools
 import logging
+import os
+import re
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +28,9 @@ from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
+
+GAMUT_LEVELS = 6  # of 255: what a colour may be off after the way to sRGB and back; rounding alone is off by 3
+GAMUT_SHARE = 0.001  # of the pixels that may be off by more, before the file itself is kept
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "jpeg2000", "gif")
 
@@ -49,8 +57,9 @@ class Picture:
         One of :data:`FORMATS`.
     keep
         None if ``pixels`` are all there is to the picture. Otherwise why only its bytes are faithful: ``alpha``,
-        ``16-bit`` (any depth over 8), ``float``, ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut``; ``pixels``
-        are then a preview: composed on white, rounded to 8 bits, the first frame. An alpha channel that is opaque
+        ``16-bit`` (any depth over 8), ``float``, ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut`` (colours that
+        sRGB does not have), ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a
+        preview: composed on white, rounded to 8 bits, the first frame. An alpha channel that is opaque
         everywhere is dropped and no reason.
     """
 
@@ -63,8 +72,8 @@ class Picture:
 def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: B008 - frozen
     """Decode a picture file; its format is told from its bytes, not its name.
 
-    Sizes are checked against ``limits`` before any pixel is decoded. Files that stop early are refused. Damage inside
-    a JPEG's scans that leaves its markers intact cannot be told from a picture and is not.
+    Sizes are checked against ``limits`` before any pixel is decoded. Files that stop early are refused. A JPEG's scans
+    have no checksum: damage in them is told where the decoder runs out of data or meets a code that is none.
 
     A 128 x 128 portrait takes about 0.4 ms as PNG and 0.15 ms as JPEG, on one core.
 
@@ -91,7 +100,8 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
             header = picture_files.read_jpeg(data)
             _check_size(header.width, header.height, limits)
             if header.keep != "cmyk":
-                return _finish(_jpeg(data), header, upright=False)
+                samples, why = _jpeg(data, header)
+                return _finish(samples, replace(header, keep=header.keep or why), upright=False)
         return _decode_by_pillow(data, name, limits)
     except ImageError:
         raise
@@ -154,10 +164,25 @@ def _png(data: bytes) -> np.ndarray:
     return imagecodecs.png_decode(data)
 
 
-def _jpeg(data: bytes) -> np.ndarray:
+def _jpeg(data: bytes, header: Header) -> tuple[np.ndarray, str | None]:
+    """Samples, and why they may be less than the file. ImageError where libjpeg had to make some of them up."""
     import imagecodecs
+    import simplejpeg
 
-    return imagecodecs.jpeg8_decode(data)
+    why = None
+    if header.keep is None:
+        try:
+            grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
+            return simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", strict=True), None
+        except ValueError as error:
+            if _MADE_UP.search(str(error)):
+                raise ImageError("corrupt", f"the jpeg file is damaged ({error}): copy or download it again") from error
+            # Some cameras leave bytes between segments, and what TurboJPEG does not take other decoders do
+            why = "irregular" if "extraneous bytes" in str(error) else None
+    return imagecodecs.jpeg8_decode(data), why
+
+
+_MADE_UP = re.compile("premature end|bad huffman|bad arithmetic|inconsistent progression", re.IGNORECASE)
 
 
 def _refusal(name: str, error: Exception) -> ImageError:
@@ -191,7 +216,8 @@ def _finish(samples: np.ndarray, header: Header, upright: bool) -> Picture:
         samples = _upright(samples, header.exif)
     channels = samples.shape[2]
     if header.icc:
-        samples = _to_srgb(samples, header.icc)
+        samples, all_there = _to_srgb(samples, header.icc)
+        keep = keep or (None if all_there else "wide-gamut")
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
     return Picture(np.ascontiguousarray(samples), channels, header.format, keep)
@@ -230,36 +256,46 @@ def _upright(samples: np.ndarray, exif: bytes) -> np.ndarray:
     return _TURNS.get(orientation, lambda x: x)(samples)
 
 
-def _to_srgb(samples: np.ndarray, icc: bytes) -> np.ndarray:
-    """Grey (H, W, 1) or RGB samples through their profile to sRGB; unchanged if that is what they are in."""
+def _to_srgb(samples: np.ndarray, icc: bytes) -> tuple[np.ndarray, bool]:
+    """Grey (H, W, 1) or RGB samples through their profile to sRGB, and whether sRGB has all of their colours.
+
+    Unchanged if sRGB is what they are in.
+    """
     from PIL import Image
 
     grey = samples.shape[2] == 1
     transform = _transform(icc, "L" if grey else "RGB")
     if transform is None:
-        return samples
+        return samples, True
     picture = Image.fromarray(np.ascontiguousarray(samples[..., 0] if grey else samples))
-    converted = np.asarray(transform.apply(picture))
-    return converted[..., 1:2] if grey else converted
+    converted = transform.apply(picture)
+    if grey:
+        return np.asarray(converted)[..., 1:2], True
+    back = _transform(icc, "RGB", back=True)
+    if back is None:
+        return np.asarray(converted), False  # nobody can tell
+    change = np.abs(np.asarray(back.apply(converted)).astype(np.int16) - samples).max(axis=2)
+    return np.asarray(converted), bool((change > GAMUT_LEVELS).mean() <= GAMUT_SHARE)
 
 
-@functools.lru_cache(maxsize=32)
-def _transform(icc: bytes, mode: str) -> Any:
-    """From a profile to sRGB; None if it would change nothing, is broken, or is for other samples than ``mode``."""
+@functools.lru_cache(maxsize=64)
+def _transform(icc: bytes, mode: str, back: bool = False) -> Any:
+    """From a profile to sRGB, or ``back``; None if it would change nothing, is broken, or is for other samples."""
     from PIL import Image, ImageCms
 
     try:
+        profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
         transform = ImageCms.buildTransform(
-            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
-            ImageCms.createProfile("sRGB"),
-            mode,
-            "RGB",
+            srgb if back else profile,
+            profile if back else srgb,
+            "RGB" if back else mode,
+            mode if back else "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION,  # the cache is not safe among threads
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None  # as browsers do: a broken profile is no profile
-    if mode == "CMYK":
+    if mode == "CMYK" or back:
         return transform
     steps = np.arange(0, 256, 17, dtype=np.uint8)
     probe = np.array(list(itertools.product(steps, repeat=3)) if mode == "RGB" else steps, np.uint8)[None]
@@ -309,11 +345,32 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     header = Header(name, width, height, icc=picture.info.get("icc_profile"), keep=keep)
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
-        picture = ImageOps.exif_transpose(picture)
-        samples, why = _samples(picture, header.icc)
+        with _quiet(name == "tiff"):
+            picture = ImageOps.exif_transpose(picture)
+            samples, why = _samples(picture, header.icc)
     if picture.mode == "CMYK":
         header = replace(header, icc=None)  # used already
     return _finish(samples, replace(header, keep=header.keep or why), upright=True)
+
+
+_stderr = threading.Lock()
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Have what libtiff writes of damage, past Python, go nowhere: an ImageError says it."""
+    if not wanted:
+        yield
+        return
+    with _stderr:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _check_tiff(picture: Any, data: bytes) -> str | None:

@@ -211,9 +211,14 @@ def test_truncated(format, share):
     assert refusal(data[: int(len(data) * share)]) == "truncated"
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "group4", "lzma"])
-def test_damaged_tiff_is_quiet(compression):
-    data = file_of(GREY.convert("1") if compression == "group4" else RGB, "tiff", compression=compression)
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "P", "F"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "group4", "lzma", "tiff_adobe_deflate"])
+def test_damaged_tiff_is_quiet(compression, mode):
+    data = file_of(
+        GREY.convert("1") if compression == "group4" else RGB.convert(mode if mode != "F" else "L").convert(mode),
+        "tiff",
+        compression=compression,
+    )
     middle = len(data) // 3
     try:
         decode_picture(data[:middle] + b"\xff\x13" * 40 + data[middle + 80 :])
@@ -227,6 +232,60 @@ def test_damaged_png_names_both_sums():
     with pytest.raises(ImageError, match="stored crc32 0x.*computed 0x") as caught:
         decode_picture(bytes(data))
     assert caught.value.reason == "corrupt"
+
+
+def noisy_jpeg(**settings):
+    noise = np.random.default_rng(0).normal(0, 12, PIXELS.shape)
+    return file_of(Image.fromarray((PIXELS + noise).clip(0, 255).astype(np.uint8)), "jpeg", quality=90, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_that_lost_a_block_is_refused_or_kept_as_it_is(settings):
+    data = noisy_jpeg(**settings)
+    scan = data.index(b"\xff\xda") + 14
+    missing = data[: scan + 300] + data[scan + 812 :]
+    zeroed = data[: scan + 300] + bytes(512) + data[scan + 812 :]
+    for damaged in (missing, zeroed):
+        try:
+            assert decode_picture(damaged).keep == "irregular"
+        except ImageError as error:
+            assert error.reason == "corrupt"
+
+
+def test_bytes_that_a_camera_left_behind_the_scan_keep_the_file():
+    data = file_of(RGB, "jpeg", quality=95)
+    picture = decode_picture(data[:-2] + bytes(9) + data[-2:])
+    assert picture.keep == "irregular" and close(picture.pixels, PIXELS)
+
+
+def test_grey_and_odd_jpegs_have_the_same_pixels_as_ever():
+    for data in (
+        file_of(GREY, "jpeg"),
+        file_of(RGB, "jpeg", keep_rgb=True),
+        noisy_jpeg(),
+        noisy_jpeg(progressive=True),
+    ):
+        samples = imagecodecs.jpeg8_decode(data)
+        expected = samples if samples.ndim == 3 else np.repeat(samples[..., None], 3, axis=2)
+        assert (decode_picture(data).pixels == expected).all()
+
+
+def wide(profile):
+    """sRGB's profile with primaries of its own so saturated that sRGB lacks many of their colours."""
+    out = bytearray(profile)
+    for name, column in ((b"rXYZ", (0.61, 0.31, 0.02)), (b"gXYZ", (0.2, 0.63, 0.07)), (b"bXYZ", (0.15, 0.06, 0.73))):
+        at = int.from_bytes(profile[profile.index(name) + 4 :][:4], "big")
+        out[at + 8 : at + 20] = struct.pack(">3i", *(round(value * 65536) for value in column))
+    return bytes(out)
+
+
+def test_colours_that_srgb_lacks_keep_the_file():
+    profile = wide(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    muted = Image.fromarray(PIXELS // 8 + 96)
+    picture = decode_picture(file_of(muted, icc_profile=profile))
+    assert picture.keep is None and not close(picture.pixels, PIXELS // 8 + 96, 1)
+    vivid = Image.fromarray(np.where(PIXELS > 128, 255, 0).astype(np.uint8))
+    assert decode_picture(file_of(vivid, icc_profile=profile)).keep == "wide-gamut"
 
 
 def test_limits_before_decoding():
