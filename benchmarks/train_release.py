@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import torch
 
 from compressor.networks.hyperprior import QUALITY_STEPS, Hyperprior
+from compressor.networks.transformer import transformer_hyperprior
 from compressor.training import TrainingConfig, TrainingState, fit, pick_device
 
+NETWORKS = {"v5": Hyperprior, "v6": transformer_hyperprior}
 HELD_OUT = 128
-CALIBRATION = 1024
+CALIBRATION = 3072
 
 
 def load(path: str) -> np.ndarray:
@@ -65,16 +67,24 @@ def train(options: argparse.Namespace) -> None:
         minutes=options.minutes,
         batch=options.batch,
         learning_rate=options.learning_rate,
-        warmup=500,
+        warmup=300,
         shift=4,
+        optimizer=options.optimizer,
         validate_every=options.validate_every,
         compile=options.compile,
     )
     out = Path(options.out)
     settings = json.loads(options.network)
-    network, state = fit(Hyperprior(**settings), pictures, held_out, config, out / "training.ckpt", show, device)
+    untrained = NETWORKS[options.family](**settings)
+    network, state = fit(untrained, pictures, held_out, config, out / "training.ckpt", show, device)
     torch.save(network.state_dict(), out / "weights.pt")
-    history = {"network": settings, "device": str(device), "history": state.history, "pictures": state.pictures}
+    history = {
+        "family": options.family,
+        "network": settings,
+        "device": str(device),
+        "history": state.history,
+        "pictures": state.pictures,
+    }
     (out / "history.json").write_text(json.dumps(history))
     evaluate(network, load(options.eval) if options.eval else held_out, device)
 
@@ -84,13 +94,13 @@ def freeze(options: argparse.Namespace) -> None:
 
     folder = Path(options.folder)
     training = json.loads((folder / "history.json").read_text())
-    network = Hyperprior(**training["network"])
+    network = NETWORKS[training["family"]](**training["network"])
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
     pictures, _ = split(load(options.pictures))
     calibration_NHWC = np.ascontiguousarray(pictures[:CALIBRATION].transpose(0, 2, 3, 1))
     last = training["history"][-1]
     card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": last}
-    data = freeze_codec("v5", network.eval(), calibration_NHWC, training["network"], options.title, card)
+    data = freeze_codec(training["family"], network.eval(), calibration_NHWC, training["network"], options.title, card)
     Path(options.out).write_bytes(data)
     print(f"{options.out}: {len(data):,} bytes")
 
@@ -104,7 +114,9 @@ def main() -> None:
     training.add_argument("--out", required=True)
     training.add_argument("--minutes", type=float, default=20)
     training.add_argument("--batch", type=int, default=16)
-    training.add_argument("--learning-rate", type=float, default=2e-3)
+    training.add_argument("--family", choices=NETWORKS, default="v5")
+    training.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    training.add_argument("--learning-rate", type=float, default=3e-3)
     training.add_argument("--validate-every", type=int, default=1000)
     training.add_argument("--network", default="{}", help="options of the network as JSON")
     training.add_argument("--compile", action="store_true")

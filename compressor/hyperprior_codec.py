@@ -4,6 +4,7 @@ Reading takes two passes. The first turns bytes into integers and is integer ari
 machine reads the same. The second turns integers into pixels in floating point.
 """
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -145,10 +146,10 @@ class HyperpriorCodec:
             ]
         )
         quality_B = self._quality([one.quality for one in encoded])
-        features = self._network.scales.features(torch.from_numpy(z_BCHW).to(self.device, torch.float64), quality_B)
+        features = self._network.scales.features(torch.from_numpy(z_BCHW).to(self.device, torch.float32), quality_B)
         r_BN = np.zeros((len(encoded), int(np.prod(r_shape))), np.int32)
         for step, index in enumerate(_step_indices(r_shape)):
-            known = torch.from_numpy(r_BN).to(self.device, torch.float64).view(-1, *r_shape)
+            known = torch.from_numpy(r_BN).to(self.device, torch.float32).view(-1, *r_shape)
             levels = self._network.scales(step, features, known, quality_B)
             level_BN = levels.to(torch.int32).flatten(1)[:, torch.from_numpy(index).to(self.device)].cpu().numpy()
             for row, (coder, level_N) in enumerate(zip(coders, level_BN, strict=True)):
@@ -173,12 +174,13 @@ class HyperpriorCodec:
             candidates.append((coder.finish(), ENTROPY))
         if packer != ENTROPY:
             data = z.astype(np.int8).tobytes() + r.astype(np.int8).tobytes()
-            names = [packer] if packer != "auto" else ["gzip"]
+            names = [packer]
+            if packer == "auto":
+                # Either takes as long as a network: tried only where the fastest deflate comes near the entropy
+                # coder, which on pictures like those it was trained on has not been seen.
+                near = len(zlib.compress(data, 1)) < 1.5 * len(candidates[0][0])
+                names = ["gzip", "lzma"] if near else []
             candidates += [(packers.pack(data, name, 1), name) for name in names]
-            # LZMA takes as long as all the rest: tried only where deflate comes near the entropy coder, which on
-            # pictures like those it was trained on has not been seen.
-            if packer == "auto" and len(candidates[1][0]) < 1.2 * len(candidates[0][0]):
-                candidates.append((packers.pack(data, "lzma", 1), "lzma"))
         return min(candidates, key=lambda candidate: len(candidate[0]))
 
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,9 @@ class TrainingConfig:
     patience
         Stop after this many validations without improvement; 0: never.
     batch, learning_rate, warmup, weight_decay, clip
-        AdamW: pictures a step, peak rate, steps of linear warm-up, decay (not on vectors), gradient norm.
+        Pictures a step, peak rate, steps of linear warm-up, decay (not on vectors), gradient norm.
+    optimizer
+        ``adamw``, or ``muon`` for the matrices of convolutions with AdamW for the rest.
     ema
         Decay of the exponential moving average of the weights, which is what is validated and kept.
     validate_every
@@ -67,11 +69,14 @@ class TrainingConfig:
     flip: bool = True
     shift: int = 0
     seed: int = 1
+    optimizer: str = "adamw"
     compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.minutes <= 0:
             raise ValueError("training needs an end: give steps or minutes above 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"there is no optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
         if self.batch <= 0:
             raise ValueError(f"batch must be at least 1, not {self.batch}")
 
@@ -121,7 +126,7 @@ def fit(
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval().requires_grad_(False)
     best = copy.deepcopy(average.state_dict())
-    optimizer = torch.optim.AdamW(_parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+    optimizer = OPTIMIZERS[config.optimizer](network, config)
     state = TrainingState()
     fingerprint = _fingerprint(network, config)
     if checkpoint and checkpoint.exists():
@@ -218,10 +223,65 @@ def _learning_rate(step: int, done: float, config: TrainingConfig) -> float:
     return config.learning_rate * warm * max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _parameter_groups(network: nn.Module, decay: float) -> Iterator[dict[str, Any]]:
-    """Matrices decay; biases, gains and quality curves do not."""
-    yield {"params": [p for p in network.parameters() if p.ndim == 4], "weight_decay": decay}
-    yield {"params": [p for p in network.parameters() if p.ndim != 4], "weight_decay": 0.0}
+def _adamw(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Weights decay; biases, gains and quality curves do not."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 4], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim != 4], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+class Muon:
+    """Orthogonalised momentum (Jordan et al., 2024) for the matrices of convolutions, AdamW for everything else.
+
+    PyTorch's Muon takes matrices alone; a convolution's weight (out, in, h, w) lies in memory as the matrix
+    (out, h * w * in) once its format is channels_last, so both see the same numbers. Updates have AdamW's size.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
+        # Not depthwise ones, which have no matrix, and not integer ones, whose rounding AdamW serves better.
+        self.convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        self.matrices = [nn.Parameter(_as_matrix(p.data)) for p in self.convolutions]
+        chosen = {id(p) for p in self.convolutions}
+        self.rest = _adamw([p for p in network.parameters() if id(p) not in chosen], config)
+        self.muon = torch.optim.Muon(
+            self.matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.param_groups = self.muon.param_groups + self.rest.param_groups
+
+    def step(self) -> None:
+        for matrix, weight in zip(self.matrices, self.convolutions, strict=True):
+            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
+        self.muon.step()
+        self.rest.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for weight in self.convolutions:
+            weight.grad = None
+        self.rest.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "rest": self.rest.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.rest.load_state_dict(state["rest"])
+        self.param_groups = self.muon.param_groups + self.rest.param_groups
+
+
+def _as_matrix(weight_OIHW: Tensor) -> Tensor:
+    """(out, in, h, w) -> (out, h * w * in), without a copy for a channels_last weight."""
+    return weight_OIHW.permute(0, 2, 3, 1).flatten(1)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingConfig], Any]] = {
+    "adamw": lambda network, config: _adamw(list(network.parameters()), config),
+    "muon": Muon,
+}
 
 
 def has_fast_bf16(device: torch.device) -> bool:

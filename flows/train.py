@@ -81,6 +81,7 @@ def configure(training: TrainingParameters) -> TrainingConfig:
         minutes=minutes,
         patience=training.patience,
         batch=training.batch,
+        optimizer=training.optimizer.value,
         learning_rate=training.learning_rate,
         warmup=max(1, min(200, training.steps // 10 or 200)),
         validate_every=max(1, training.steps // VALIDATIONS) if training.steps else VALIDATE_EVERY,

@@ -1,14 +1,13 @@
 """Small codecs of every family, made in a second: networks without training, frozen on smooth random pictures."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from compressor.codec import Codec, load_codec
-from compressor.families import freeze
-from compressor.networks.autoencoders import Autoencoder
-from compressor.networks.hyperprior import Hyperprior
+from compressor.families import FAMILIES, freeze
 
 TINY_HYPERPRIOR = {
     "trunk": 8,
@@ -19,6 +18,11 @@ TINY_HYPERPRIOR = {
     "scale_features": 8,
     "deep_blocks": 1,
     "blocks": 1,
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"widths": [8, 8, 4], "strides": [2, 2, 2]},
+    "v5": TINY_HYPERPRIOR,
+    "v6": {**TINY_HYPERPRIOR, "heads": 2},
 }
 
 
@@ -38,12 +42,9 @@ def tiny_artifact(family: str) -> bytes:
     """Artifact bytes of an untrained codec of a family."""
     torch.manual_seed(0)
     calibration = np.stack(smooth_pictures(16, seed=1))
-    if family == "v5":
-        return freeze("v5", Hyperprior(**TINY_HYPERPRIOR).eval(), calibration, TINY_HYPERPRIOR)
-    from compressor.families import FAMILIES
-
-    network: Autoencoder = FAMILIES[family].build()
-    return freeze(family, network.eval(), calibration)
+    options = _OPTIONS.get(family, {})
+    network = FAMILIES[family].build(**options)
+    return freeze(family, network.eval(), calibration, options)
 
 
 def tiny_codec(family: str) -> Codec:

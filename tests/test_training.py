@@ -1,6 +1,7 @@
 """Training: learns, repeats exactly from a seed, and goes on after a kill as if nothing had happened."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
-from compressor.training import TrainingConfig, TrainingState, fit
+from compressor.training import OPTIMIZERS, TrainingConfig, TrainingState, fit
 from tests.codecs import TINY_HYPERPRIOR
 
 CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)
@@ -35,9 +36,11 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.flatten() for p in network.parameters()])
 
 
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("build", [autoencoder, lambda: Hyperprior(**TINY_HYPERPRIOR)])
-def test_loss_falls(build: Callable[[], torch.nn.Module]) -> None:
-    config = TrainingConfig(steps=120, batch=8, validate_every=20, warmup=5, learning_rate=5e-3, ema=0.9, shift=2)
+def test_loss_falls(build: Callable[[], torch.nn.Module], optimizer: str) -> None:
+    config = replace(CONFIG, steps=120, batch=8, validate_every=20, learning_rate=5e-3, ema=0.9, shift=2)
+    config = replace(config, optimizer=optimizer)
     _, state = fit(build(), gradients(32), gradients(8), config)
     assert state.history[-1]["loss"] < 0.7 * state.history[0]["loss"]
     assert state.pictures == 960
@@ -49,8 +52,10 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert torch.equal(weights(first), weights(second))
 
 
-def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path) -> None:
-    whole, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path, optimizer: str) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    whole, _ = fit(autoencoder(), gradients(16), gradients(4), config)
 
     def kill_at_ten(state: TrainingState, done: float) -> None:
         if state.step == 10:
@@ -58,10 +63,10 @@ def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path) -> None:
 
     checkpoint = tmp_path / "training.ckpt"
     with pytest.raises(Killed):
-        fit(autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint, kill_at_ten)
+        fit(autoencoder(), gradients(16), gradients(4), config, checkpoint, kill_at_ten)
     steps = []
     resumed, state = fit(
-        autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint, lambda state, done: steps.append(state.step)
+        autoencoder(), gradients(16), gradients(4), config, checkpoint, lambda state, done: steps.append(state.step)
     )
     assert steps == [15, 20]
     assert [row["step"] for row in state.history] == [5, 10, 15, 20]

@@ -30,9 +30,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(channels, channels, 1)
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.leave = _faint(nn.Conv2d(channels, channels, 1))
+        self.leave = faint(nn.Conv2d(channels, channels, 1))
         self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.contract = _faint(nn.Conv2d(2 * channels, channels, 1))
+        self.contract = faint(nn.Conv2d(2 * channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1)))
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 @torch.no_grad()
-def _faint(layer: nn.Conv2d) -> nn.Conv2d:
+def faint(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer at a tenth of its usual scale, without bias."""
     layer.weight.mul_(0.1)
     if layer.bias is not None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, round_ste
-from compressor.networks.integer import OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
+from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
 
 QUALITY_STEPS = 64
 LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.2  # bits per pixel that one unit of squared error (0..255) is worth
@@ -56,17 +56,20 @@ def step_masks(shape: Sequence[int], device: torch.device) -> Tensor:
     return step[None] == torch.arange(STEPS, device=device)[:, None, None, None]
 
 
+Block = Callable[[int], nn.Module]
+
+
 class Analysis(nn.Module):
     """Picture (B, 3, H, W) in [0, 1] -> latents (B, M, H/16, W/16)."""
 
-    def __init__(self, trunk: int, deep: int, latents: int) -> None:
+    def __init__(self, trunk: int, deep: int, latents: int, deep_block: Block) -> None:
         super().__init__()
         self.enter = nn.Conv2d(3 * 64, trunk, 1)
         self.first = ResidualBlock(trunk)
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
         self.rest = nn.Sequential(ResidualBlock(trunk), ResidualBlock(trunk))
         self.down = nn.Conv2d(4 * trunk, deep, 1)
-        self.deep = ResidualBlock(deep)
+        self.deep = deep_block(deep)
         self.leave = nn.Conv2d(deep, latents, 1)
 
     def first_features(self, x_BCHW: Tensor) -> Tensor:
@@ -81,10 +84,10 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """Latents (B, M, H/16, W/16) -> picture (B, 3, H, W), nominally in [0, 1]."""
 
-    def __init__(self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int) -> None:
+    def __init__(self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block) -> None:
         super().__init__()
         self.enter = nn.Conv2d(latents, deep, 1)
-        self.deep = nn.Sequential(*(ResidualBlock(deep) for _ in range(deep_blocks)))
+        self.deep = nn.Sequential(*(deep_block(deep) for _ in range(deep_blocks)))
         self.up = nn.Conv2d(deep, 4 * trunk, 1)
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
         self.blocks = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks)))
@@ -145,20 +148,20 @@ class ScaleNetwork(nn.Module):
 
     def __init__(self, latents: int, hyper: int, features: int) -> None:
         super().__init__()
-        self.enter = IntegerConv(hyper, features, 3)
+        self.enter = IntegerConv(hyper, features, 3, HYPER_MAX)
         self.quality = QualityCurve(features, QUALITY_STEPS, -1.0, 1.0)
-        self.up = IntegerConv(features, 4 * features, 1)
-        self.hyper = nn.ModuleList(IntegerConv(features, features, 1) for _ in range(STEPS))
-        self.context = nn.ModuleList(IntegerConv(latents, features, 3) for _ in range(STEPS - 1))
-        self.leave = nn.ModuleList(IntegerConv(features, latents, 1) for _ in range(STEPS))
+        self.up = IntegerConv(features, 4 * features, 1, ACTIVATION_MAX)
+        self.hyper = nn.ModuleList(IntegerConv(features, features, 1, ACTIVATION_MAX) for _ in range(STEPS))
+        self.context = nn.ModuleList(IntegerConv(latents, features, 3, CONTEXT_MAX) for _ in range(STEPS - 1))
+        self.leave = nn.ModuleList(IntegerConv(features, latents, 1, ACTIVATION_MAX) for _ in range(STEPS))
         self.level = QualityCurve(latents, QUALITY_STEPS, 1.0, 4.0)
 
     def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """Integer activations (B, F, 2H, 2W) from integer hyperlatents (B, Z, H, W)."""
         accumulator = self.enter(z_BCHW)
-        bias = self.quality.integers(quality_B, OVER_INTEGERS).to(z_BCHW.dtype)
-        x = activate(accumulator + bias, OVER_INTEGERS)
-        return activate(F.pixel_shuffle(self.up(x), 2), OVER_ACTIVATIONS)
+        bias = self.quality.integers(quality_B, OVER_INTEGERS).to(accumulator.dtype)
+        x = activate(accumulator + bias, OVER_INTEGERS).to(z_BCHW.dtype)
+        return activate(F.pixel_shuffle(self.up(x), 2), OVER_ACTIVATIONS).to(z_BCHW.dtype)
 
     def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """Levels 0..63 (B, M, H, W) as integers in a float tensor; ``known_BCHW`` are residuals decoded so far."""
@@ -167,10 +170,10 @@ class ScaleNetwork(nn.Module):
             magnitude = known_BCHW.abs().clamp(max=CONTEXT_MAX)
             context = self.context[step - 1](magnitude)
             accumulator = accumulator + context * (OVER_ACTIVATIONS // OVER_INTEGERS)
-        x = activate(accumulator, OVER_ACTIVATIONS)
-        bias = self.level.integers(quality_B, OVER_ACTIVATIONS).to(features_BCHW.dtype)
-        level = floor_ste((self.leave[step](x) + bias) * (LEVELS_PER_UNIT / OVER_ACTIVATIONS))
-        return level.clamp(0, SCALE_LEVELS - 1)
+        accumulator = self.leave[step](activate(accumulator, OVER_ACTIVATIONS).to(features_BCHW.dtype))
+        bias = self.level.integers(quality_B, OVER_ACTIVATIONS).to(accumulator.dtype)
+        level = floor_ste((accumulator + bias) * (LEVELS_PER_UNIT / OVER_ACTIVATIONS))
+        return level.clamp(0, SCALE_LEVELS - 1).to(features_BCHW.dtype)
 
 
 class HyperlatentPrior(nn.Module):
@@ -202,7 +205,7 @@ def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
 
 
 class Hyperprior(nn.Module):
-    """The V5 network.
+    """The network of V5, and of V6 by another ``deep_block``.
 
     Parameters
     ----------
@@ -213,7 +216,9 @@ class Hyperprior(nn.Module):
     features, scale_features
         Channels inside the mean network and inside the integer scale network.
     deep_blocks, blocks
-        Residual blocks of the synthesis at 1/16 and at 1/8.
+        Blocks of the synthesis at 1/16 and at 1/8.
+    deep_block
+        What the blocks at 1/16 are, made from a number of channels.
     """
 
     multiple = 32
@@ -228,11 +233,12 @@ class Hyperprior(nn.Module):
         scale_features: int = 64,
         deep_blocks: int = 3,
         blocks: int = 4,
+        deep_block: Block = ResidualBlock,
     ) -> None:
         super().__init__()
         self.latents, self.hyper = latents, hyper
-        self.analysis = Analysis(trunk, deep, latents)
-        self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks)
+        self.analysis = Analysis(trunk, deep, latents, deep_block)
+        self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks, deep_block)
         self.hyper_analysis = HyperAnalysis(latents, hyper)
         self.hyper_prior = HyperlatentPrior(hyper)
         self.means = MeanNetwork(latents, hyper, features)
@@ -320,11 +326,11 @@ class Hyperprior(nn.Module):
         y, z = y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
         gain = self.gain(quality_B).exp()
         mean_features = self.means.features(z, quality_B)
-        scale_features = self.scales.features(z.double(), quality_B)
+        scale_features = self.scales.features(z, quality_B)
         y_hat, r_hat, levels = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
         for step, mask in enumerate(step_masks(y.shape[1:], y.device)):
             mean = self.means(step, mean_features, y_hat)
-            level = self.scales(step, scale_features, r_hat.double(), quality_B).float()
+            level = self.scales(step, scale_features, r_hat, quality_B)
             rounded = ((y - mean) * gain).clamp(-RESIDUAL_MAX, RESIDUAL_MAX).round() * (level >= SKIP_LEVEL)
             r_hat = torch.where(mask, rounded, r_hat)
             levels = torch.where(mask, level, levels)

@@ -20,17 +20,25 @@ OVER_INTEGERS = WEIGHT_STEPS  # units of the accumulator of a convolution over p
 OVER_ACTIVATIONS = WEIGHT_STEPS * ACTIVATION_STEPS  # and of one over activations
 ACTIVATION_MAX = 127
 WEIGHT_MAX = 127
+FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
 
 
 class IntegerConv(nn.Module):
-    """Convolution with int8 weights and integer input; returns the integer accumulator.
+    """Convolution with int8 weights and integer input; returns the integer accumulator, in use as float64.
 
     Parameters keep real values and are rounded on the way (straight-through), in training and in use alike.
+
+    Parameters
+    ----------
+    input_max
+        Largest magnitude of an input. Where no sum of products can pass 2^24 with it, whatever the weights, float32
+        holds every partial sum and the products are taken in it, three times as fast as in float64.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, input_max: int) -> None:
         super().__init__()
         self.kernel = kernel
+        self.fits_float32 = in_channels * kernel**2 * WEIGHT_MAX * input_max <= FLOAT32_INTEGERS
         bound = (in_channels * kernel * kernel) ** -0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
 
@@ -38,23 +46,20 @@ class IntegerConv(nn.Module):
         return round_ste((self.weight * WEIGHT_STEPS).clamp(-WEIGHT_MAX, WEIGHT_MAX))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        weight = self.integer_weight().to(x_BCHW.dtype)
         if self.training:
-            return F.conv2d(x_BCHW, weight, padding=self.kernel // 2)
+            return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
         # Plain matrix products: a library may choose Winograd or FFT for a convolution, and those are not exact.
         batch, _, height, width = x_BCHW.shape
         margin = self.kernel // 2
-        x_BHWC = F.pad(x_BCHW, (margin, margin, margin, margin)).permute(0, 2, 3, 1)
-        total = x_BCHW.new_zeros(batch * height * width, len(weight))
+        work = torch.float32 if self.fits_float32 else torch.float64
+        weight = self.integer_weight().to(work)
+        x_BHWC = F.pad(x_BCHW.to(work), (margin, margin, margin, margin)).permute(0, 2, 3, 1)
+        total = x_BHWC.new_zeros(batch * height * width, len(weight))
         for row in range(self.kernel):
             for column in range(self.kernel):
                 patch = x_BHWC[:, row : row + height, column : column + width].flatten(0, 2)
                 total.addmm_(patch, weight[:, :, row, column].T)
-        return total.view(batch, height, width, -1).permute(0, 3, 1, 2)
-
-    def worst_case(self, input_max: int) -> int:
-        """Largest magnitude that an accumulator can reach for inputs in [-input_max, input_max]."""
-        return int(self.integer_weight().detach().double().abs().sum(dim=(1, 2, 3)).max() * input_max)
+        return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
 
 
 def activate(accumulator: Tensor, steps: int) -> Tensor:
