@@ -23,14 +23,14 @@ from compressor.quality import Stored, as_grey, encode_fallback, encode_measured
 from compressor.reading import bounded_chunks, read_contents
 from compressor.sources import Source, SourceFile
 
-FALLBACKS = ("avif", "jpegxl")
 LOSSLESS = "lossless"
 PART_BYTES = 256 * 2**20
 PIXELS_AT_ONCE = 2**21  # decoded before they are encoded: four passes through a network
 CODEC_PIXELS = 2**22  # a larger picture goes to the fallback: a network takes ten times as long for it as AVIF does
-SLOW_PIXELS = 2**20  # above, the fallback is AVIF at a faster speed alone
-FAST_AVIF = 6
-COSTLY_BITS = 0.75  # a pixel; a learned codec that needs more is tried against the fallback
+SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
+AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
+COSTLY_BITS = 0.75  # a pixel; a learned codec that needs more, and more than
+COSTLY_SHARE = 0.5  # of a JPEG file as good, is tried against the fallback
 FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
@@ -254,9 +254,9 @@ def _encode_pictures(
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
             with clock("fallback"):
                 one = _fall_back(picture, goal)
-        elif one is not None and target is not None and _is_costly(one, picture):
+        elif one is not None and target is not None:
             with clock("fallback"):
-                rivals = [one, _fall_back(picture, goal)]
+                rivals = [one, _fall_back(picture, goal) if _is_costly(one, picture, goal) else None]
                 one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload))
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
         unchanged = options.resize is None
@@ -268,18 +268,23 @@ def _encode_pictures(
     return rows
 
 
-def _is_costly(stored: Stored, picture: Picture) -> bool:
-    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
-    learned = stored.encoded.codec not in STANDARD
-    return learned and 8 * len(stored.encoded.payload) > COSTLY_BITS * picture.pixels[:, :, 0].size
+def _is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
+    """Whether a learned codec spent so much that the picture is likely of a kind it does not know.
+
+    A JPEG, which takes a millisecond, tells whether the picture is hard for everybody.
+    """
+    size = len(stored.encoded.payload)
+    if stored.encoded.codec in STANDARD or 8 * size <= COSTLY_BITS * picture.pixels[:, :, 0].size:
+        return False
+    (jpeg,) = encode_to_target(STANDARD["jpeg"], [picture.pixels], goal)
+    return jpeg is None or size > COSTLY_SHARE * len(jpeg.encoded.payload)
 
 
 def _fall_back(picture: Picture, goal: float) -> Stored | None:
     """The smallest of the standard formats at ``goal`` dB; of a large picture, what takes seconds and not minutes."""
-    if picture.pixels[:, :, 0].size > SLOW_PIXELS:
-        standard = [StandardCodec("avif", effort=FAST_AVIF)]
-    else:
-        standard = [STANDARD[name] for name in FALLBACKS]
+    standard = [StandardCodec("avif", effort=AVIF_SPEED)]
+    if picture.pixels[:, :, 0].size <= SLOW_PIXELS:
+        standard.append(STANDARD["jpegxl"])
     one = encode_fallback(picture.pixels, goal, standard, STANDARD[LOSSLESS])
     return as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
 

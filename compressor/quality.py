@@ -14,8 +14,8 @@ from compressor.codec import Codec, Encoded
 from compressor.errors import CodecError
 from compressor.metrics import psnr
 
-TOLERANCE = 0.3  # dB above the target at which a try is good enough
-AIM = 0.1  # dB above the target that a try aims at: half of what a wrong prediction may cost
+TOLERANCE = 0.4  # dB above the target at which a try is good enough
+AIM = 0.1  # dB above the target that a try aims at: with the tolerance, the best of what was tried for bytes and time
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
 
