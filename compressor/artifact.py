@@ -12,7 +12,9 @@ import numpy as np
 
 from compressor.errors import CodecError
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read
+PLAIN = 1  # weights as floats
+QUANTIZED = 2  # some as integers with scales, which a reader of format 1 would take for the weights
 _HEADER_LIMIT = 4 * 2**20
 _KEY = "latentpack"
 
@@ -44,9 +46,11 @@ class Artifact:
     def name(self) -> str:
         return str(self.metadata.get("name") or self.family)
 
-    def state(self, prefix: str = "network.") -> dict[str, np.ndarray]:
-        """The arrays under ``prefix``, without it."""
-        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+    def state(self) -> dict[str, np.ndarray]:
+        """The network's arrays, without the prefix ``network.``; quantised ones expanded."""
+        from compressor.weight_quantization import expand
+
+        return expand(self.tensors, self.metadata)
 
 
 def identify(data: bytes) -> str:
@@ -55,10 +59,10 @@ def identify(data: bytes) -> str:
 
 
 def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
-    """Artifact bytes; equal input gives equal bytes."""
+    """Artifact bytes; equal input gives equal bytes. ``weights`` in the metadata says that there are quantised ones."""
     from safetensors.numpy import save
 
-    text = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
+    text = json.dumps({"format": QUANTIZED if "weights" in metadata else PLAIN, **metadata}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     return save(contiguous, {_KEY: text})
 

@@ -3,6 +3,7 @@
 One quality: the network has no other. A packer's name is ``TYPE-PACKER``, such as ``int8-lzma``.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -92,6 +93,17 @@ class AutoencoderCodec:
                 decoded[index] = np.ascontiguousarray(pictures[row, : encoded[index].height, : encoded[index].width])
         return [one for one in decoded if one is not None]
 
+    def symbols(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """What is stored of pictures of one size: each latent as (B, C, h, w), of the type its packer names."""
+        rows = [self._stored(one) for one in encoded]
+        return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+    def coarser(self, factor: float) -> "AutoencoderCodec":
+        """This codec with INT8 steps ``factor`` times as long; its entropy coder's tables no longer fit."""
+        other = copy.copy(self)
+        other._steps = [(step * factor).astype(np.float32) for step in self._steps]
+        return other
+
     def _packer_names(self, packer: str) -> list[str]:
         if packer == "auto":
             return [f"int8-{ENTROPY}", "int8-lzma", "int8-gzip"]
@@ -111,6 +123,14 @@ class AutoencoderCodec:
         return coder.finish()
 
     def _unpack(self, encoded: Encoded) -> list[np.ndarray]:
+        kind = encoded.packer.split("-")[0]
+        stored = self._stored(encoded)
+        latents = [dequantize(part, kind, step) for part, step in zip(stored, self._steps, strict=True)]
+        if not all(np.isfinite(latent).all() for latent in latents):
+            raise CodecError("the payload is damaged: it holds latents that are not finite")
+        return latents
+
+    def _stored(self, encoded: Encoded) -> list[np.ndarray]:
         if encoded.packer not in self.packers:
             raise CodecError(f"the payload names a packer this codec does not have: {encoded.packer!r}")
         kind, packer = encoded.packer.split("-")
@@ -127,10 +147,7 @@ class AutoencoderCodec:
             data = packers.unpack(encoded.payload, packer, dtype.itemsize, sum(sizes) * dtype.itemsize)
             values = np.split(np.frombuffer(data, dtype), np.cumsum(sizes)[:-1])
             stored = [value.reshape(shape) for value, shape in zip(values, shapes, strict=True)]
-        latents = [dequantize(part, kind, step) for part, step in zip(stored, self._steps, strict=True)]
-        if not all(np.isfinite(latent).all() for latent in latents):
-            raise CodecError("the payload is damaged: it holds latents that are not finite")
-        return latents
+        return stored
 
     def _shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """Shape of every latent of a picture of this size."""

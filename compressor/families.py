@@ -1,5 +1,6 @@
 """The families of learned codecs: what each is, how its network is made, frozen and used."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.artifact import Artifact, dump
+from compressor.artifact import Artifact, dump, parse
 from compressor.autoencoder_codec import AutoencoderCodec, freeze_autoencoder
 from compressor.codec import Codec
 from compressor.errors import CodecError
 from compressor.hyperprior_codec import HyperpriorCodec, freeze_hyperprior
 from compressor.networks import autoencoders
 from compressor.networks.hyperprior import Hyperprior
+from compressor.networks.transformer import transformer_hyperprior
+from compressor.tensors import load_state
+from compressor.weight_quantization import quantize_weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ FAMILIES: dict[str, Family] = {
         _autoencoder("v2", "three layers, 0.4 MB of weights", autoencoders.v2),
         _autoencoder("v3", "five layers, 4 MB of weights", autoencoders.v3),
         _autoencoder("v4", "v3 with U-Net style skips", autoencoders.v4),
+        _autoencoder("autoencoder", "any layers, given as options: for ablations", autoencoders.Autoencoder),
         Family("v5", "hyperprior, all rates in one", Hyperprior, freeze_hyperprior, HyperpriorCodec),
+        Family("v6", "v5 with attention", transformer_hyperprior, freeze_hyperprior, HyperpriorCodec),
     )
 }
 
@@ -77,6 +83,8 @@ def freeze(
     options: dict[str, Any] | None = None,
     title: str | None = None,
     card: dict[str, Any] | None = None,
+    weights: str | None = None,
+    method: str = "calibrated",
 ) -> bytes:
     """Artifact bytes of a trained network.
 
@@ -92,6 +100,29 @@ def freeze(
         Name for people; the family's if not given.
     card
         Model card: JSON about data, terms, configuration, history, measured figures.
+    weights, method
+        Type that weights are stored in and how they get there, see :mod:`compressor.weight_quantization`; None: the
+        family's own floating-point type. Steps, tables and predictors are made with the weights that are stored.
     """
     metadata = {"family": name, "name": title or name, "network": options or {}, "card": card or {}}
-    return dump(metadata, family(name).freeze(network, pictures_NHWC))
+    if weights is None:
+        return dump(metadata, family(name).freeze(network, pictures_NHWC))
+    network = copy.deepcopy(network)
+    stored = quantize_weights(network, pictures_NHWC, weights, method)
+    arrays = {
+        key: value.astype(np.float16) if key.startswith("network.") and value.dtype.kind == "f" else value
+        for key, value in family(name).freeze(network, pictures_NHWC).items()
+        if key not in stored.replaced
+    }
+    if stored.replaced:
+        metadata["weights"] = stored.metadata
+    return dump(metadata, arrays | stored.arrays)
+
+
+def refreeze(data: bytes, pictures_NHWC: np.ndarray, weights: str, method: str = "calibrated") -> bytes:
+    """An artifact's codec with its weights stored as ``weights``: another codec, with tables and an id of its own."""
+    artifact = parse(data)
+    network = load_state(family(artifact.family).build(**artifact.metadata.get("network", {})), artifact)
+    card = {**artifact.metadata.get("card", {}), "weights": {"kind": weights, "method": method, "of": artifact.id}}
+    options = artifact.metadata.get("network", {})
+    return freeze(artifact.family, network, pictures_NHWC, options, artifact.name, card, weights, method)

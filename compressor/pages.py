@@ -26,11 +26,12 @@ def markdown(
     parts = [f"# {title}", f"**{head.text}**", head.detail]
     parts += [f"![{CAPTIONS[name]}]({source})" for name, source in images.items()]
     for one in [*tables, *([points] if points else []), settings]:
-        parts += [f"## {one.title}", one.note, _markdown_table(one)]
+        parts += [f"## {one.title}", one.note, markdown_table(one)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table as Markdown, its strong rows in bold."""
     lines = [_markdown_row(table.columns), _markdown_row(["---"] + ["---:"] * (len(table.columns) - 1))]
     for index, row in enumerate(table.rows):
         lines.append(_markdown_row([f"**{cell}**" if index in table.strong else cell for cell in row]))

@@ -23,7 +23,7 @@ _SPARE = ("#56B4E9", "#3B3B3B", "#B8860B")
 _DASHES = {"JPEG": (0, (1, 1)), "WebP": (0, (4, 1.5)), "AVIF": "solid", "JPEG XL": (0, (5, 1, 1, 1))}
 _INK = "#1F2933"
 _BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10, "font.family": "DejaVu Sans", "text.color": _INK, "axes.labelcolor": _INK,
     "xtick.color": "#52606D", "ytick.color": "#52606D", "axes.edgecolor": "#CBD2D9", "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E7EB", "grid.linewidth": 0.8,
@@ -59,7 +59,7 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
     if not shown:
         return None
     palette = colours(list(found), ours)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, (x, y) in shown.items():
@@ -87,7 +87,7 @@ def strips(strips: "Sequence[Strip]", title: str, ours: Sequence[str]) -> "Figur
     from matplotlib.figure import Figure
 
     columns = max(len(strip.cells) for strip in strips)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.0 * columns, 2.55 * len(strips) + 0.4), layout="constrained")
         figure.suptitle(title, fontweight="bold", fontsize=12)
         grid = figure.subplots(len(strips), columns, squeeze=False)

@@ -311,7 +311,7 @@ def _settings(table: pa.Table) -> Table:
             continue
     rows.append(["Python", platform.python_version()])
     rows.append(["packages", ", ".join(versions)])
-    rows.append(["machine", _machine()])
+    rows.append(["machine", machine()])
     rows.append(["written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"])
     note = (
         "Standard codecs run on one thread, learned ones on as many as PyTorch is given. Bytes of a learned codec "
@@ -321,7 +321,8 @@ def _settings(table: pa.Table) -> Table:
     return Table("Settings", note, ["", ""], rows)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores, system and PyTorch threads, for people."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

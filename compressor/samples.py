@@ -1,5 +1,6 @@
 """Sample pictures without a download: tiles of the photographs in scikit-image's wheel, in FFHQ's layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png", "camera.png",
     "hubble_deep_field.jpg",
 )  # fmt: skip
+TEXTURES = ("brick.png", "grass.png", "gravel.png")
 WHOLE = ("astronaut.png", "chelsea.png", "rocket.jpg")  # also kept in one piece: pictures of other sizes
 TILES_EACH = 24
 
@@ -52,6 +54,23 @@ def tiles(pixels: np.ndarray) -> list[np.ndarray]:
         for top in range(0, height - TILE + 1, TILE)
         for left in range(0, width - TILE + 1, TILE)
     ]
+
+
+def write_tiles(folder: Path, names: Sequence[str]) -> int:
+    """Write up to 24 tiles of each of scikit-image's pictures ``names`` as PNG files. Returns how many."""
+    count = 0
+    for name in names:
+        picture = decode_picture(photograph(name))
+        for number, tile in enumerate(tiles(picture.pixels)[:TILES_EACH]):
+            count += _write(
+                folder / f"{Path(name).stem}-{number:02d}.png", encode_picture(tile, picture.channels, "png")
+            )
+    return count
+
+
+def photograph(name: str) -> bytes:
+    """The file of one of scikit-image's pictures."""
+    return (_photographs() / name).read_bytes()
 
 
 def _photographs() -> Path:

@@ -1,44 +1,248 @@
-"""The experiments again: train each family on a source, measure it on pictures held out, write the table."""
+"""The experiments again: every family on every number of pictures, then what was left for later; all remembered."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
+from compressor.codec import artifact_bytes
 from compressor.errors import SourceError
+from compressor.experiments.ablations import ABLATIONS
+from compressor.experiments.cells import VALIDATION, Cell
+from compressor.experiments.measuring import Row, rows_of
+from compressor.experiments.results import Elsewhere, Quantized, Results, Trial
+from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
+from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
-from flows.parameters import ExperimentsParameters
-from flows.train import train_on
-from tasks.experiments import measure_families
-from tasks.threads import cores
+from compressor.training import TrainingConfig, TrainingState
+from flows.parameters import ExperimentsParameters, Part, Strips
+from flows.progress import listener
+from flows.train import configure, prepare_shards
+from tasks.caching import fresh
+from tasks.experiments import CellRecord, MeasurementRecord, measure, measure_standards, quantize, report, train_cell
+from tasks.home import home
+from tasks.threads import cores, pin_threads
 
 BATCH = 1000
+MINUTES = 2.0  # a cell, where neither steps nor minutes are given
+WARMUP = 50  # steps: cells are short
+VALIDATIONS = 10  # of a cell, where steps are given
+VALIDATE_EVERY = 50  # steps, where minutes are given
+ELSEWHERE_MOST = 400  # pictures of another source
+KINDS = (("int8", "rounded"), ("int8", "calibrated"), ("int4", "rounded"), ("int4", "calibrated"))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all parts share: pictures to learn from and to measure on, how long to train."""
+
+    parameters: ExperimentsParameters
+    learned: list[ShardRecord]
+    measured: list[ShardRecord]
+    whole: TrainingConfig
+    half: TrainingConfig
+
+    @property
+    def pictures(self) -> int:
+        """How many there are to train on."""
+        total = sum(record.count for record in self.learned)
+        return total - max(1, min(VALIDATION, total // 20))
 
 
 @flow(name="experiments", flow_run_name="experiments on {parameters.source}", persist_result=False)
 def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
-    """Train and measure. Returns the table as Markdown and where the report lies. Trainings are remembered."""
+    """Train and measure, and write the report. Returns where it lies, its first table, and the findings."""
+    work = _prepare(parameters)
+    trained = list(_ladder(work))
+    ladder = [trial for _, trial in trained]
+    tops = [(record, trial) for record, trial in trained if trial.everything]
+    released = [_measured(work, name, CellRecord(name, _identify(name), None), name) for name in parameters.codec]
+    parts = set(parameters.parts)
+    standards = _standards("held-out", work.measured, ("jpeg", "avif"))
+    results = Results(
+        context=_context(work, ladder),
+        ladder=ladder,
+        standards=standards,
+        ablations=list(_ablations(work)) if Part.ABLATIONS in parts else [],
+        quantized=list(_quantized(work, tops, released)) if Part.WEIGHTS in parts else [],
+        elsewhere=list(_elsewhere(work, tops)) if Part.ELSEWHERE in parts else [],
+        released=released,
+    )
+    listener().stage("writing the report", 1, "reports")
+    strips = {trial.name: record.path for record, trial in tops} | {name: name for name in parameters.codec}
+    own = work.measured if parameters.strips is Strips.MEASURED else []
+    return report(results, strips, own, Path(parameters.report))
+
+
+def _prepare(parameters: ExperimentsParameters) -> _Work:
     source = Source.open(parameters.source)
-    held_out = _held_out(source, parameters.limit, parameters.held_out)
-    names = {file.key for file in held_out}
-
-    def learned() -> Iterator[SourceFile]:
-        return (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
-
     workers = parameters.workers or cores()
-    records = {
-        family.value: train_on(source, learned(), family.value, parameters, BATCH, workers)
-        for family in parameters.family
-    }
-    return measure_families(source, held_out, parameters.side, records, Path(parameters.report))
+    if parameters.evaluation:
+        measured = Source.open(parameters.evaluation)
+        held_out = _spread(measured, None, parameters.held_out, share=1)
+        names: set[str] = set()
+    else:
+        measured = source
+        held_out = _spread(source, parameters.limit, parameters.held_out, share=5)
+        names = {file.key for file in held_out}
+    learned = (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
+    ends = parameters.steps or parameters.minutes
+    config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}))
+    whole = replace(
+        config,
+        optimizer=parameters.optimizer.value,
+        warmup=min(config.warmup, WARMUP),
+        validate_every=max(1, parameters.steps // VALIDATIONS) if parameters.steps else VALIDATE_EVERY,
+    )
+    # Ablations and fine-tuning take half.
+    half = replace(whole, minutes=whole.minutes / 2, steps=whole.steps // 2 or min(1, whole.steps))
+    work = _Work(
+        parameters,
+        prepare_shards(source, learned, parameters.side, BATCH, workers),
+        prepare_shards(measured, iter(held_out), parameters.side, BATCH, workers),
+        whole,
+        half,
+    )
+    if not sum(record.count for record in work.measured):
+        raise SourceError(f"{measured.shown}: none of the pictures held out can be read")
+    pin_threads(workers)
+    return work
 
 
-def _held_out(source: Source, limit: int | None, count: int) -> list[SourceFile]:
-    """``count`` files spread evenly over the listing, at most a fifth of it."""
+def _spread(source: Source, limit: int | None, count: int, share: int) -> list[SourceFile]:
+    """``count`` files spread evenly over the listing, at most one in ``share``."""
     total = sum(1 for _ in itertools.islice(source.files(), limit))
     if total < 2:
         raise SourceError(f"{source.shown}: experiments need at least two pictures")
-    step = max(5, total // count) if total >= 5 else total
+    step = max(share, total // count) if total >= share else total
     return list(itertools.islice(source.files(), 0, limit or total, step))[:count]
+
+
+def _rungs(work: _Work) -> Iterator[int | None]:
+    """Numbers of pictures, fewest first, None for all; those that there are not are left out."""
+    named = work.parameters.ladder.split(",")
+    yield from (count for count in sorted({int(one) for one in named if one != "all"}) if count < work.pictures)
+    if "all" in named:
+        yield None
+
+
+def _ladder(work: _Work) -> Iterator[tuple[CellRecord, Trial]]:
+    for pictures in _rungs(work):
+        for family in work.parameters.family:
+            name = family.value.upper() + ("" if pictures is None else f", {pictures:,} pictures")
+            record = _trained(work, name, Cell(family.value, pictures), work.whole)
+            yield record, _measured(work, name, record, family.value, everything=pictures is None)
+
+
+def _ablations(work: _Work) -> Iterator[Trial]:
+    for one in ABLATIONS:
+        record = _trained(work, one.name, one.cell, work.half)
+        yield _measured(work, one.name, record, one.cell.family, about=one.about)
+
+
+def _quantized(work: _Work, tops: Sequence[tuple[CellRecord, Trial]], released: Sequence[Trial]) -> Iterator[Quantized]:
+    named = [
+        (CellRecord(name, _identify(name), None), trial)
+        for name, trial in zip(work.parameters.codec, released, strict=True)
+    ]
+    for record, trial in [*tops, *named]:
+        for kind, method in KINDS:
+            name = f"{trial.name}, {kind.upper()} weights"
+            listener().stage(f"quantising {trial.name} as {kind}, {method}", 1, "codecs")
+            arguments = {"codec": record.path, "id": record.id, "shards": work.learned, "kind": kind, "method": method}
+            made = fresh(quantize, CellRecord, name=name, **arguments)
+            yield Quantized(trial, kind, method, _measured(work, name, made, trial.family, full=False))
+
+
+def _elsewhere(work: _Work, tops: Sequence[tuple[CellRecord, Trial]]) -> Iterator[Elsewhere]:
+    """Pictures of other kinds: every codec as it is, and V3, or the last family, after fine-tuning."""
+    tuned = next((pair for pair in tops if pair[1].family == "v3"), tops[-1] if tops else None)
+    folder = home() / "samples"
+    write_tiles(folder / "photographs", PHOTOGRAPHS)
+    write_tiles(folder / "textures", TEXTURES)
+    places = [("scikit-image's photographs", str(folder / "photographs")), ("textures", str(folder / "textures"))]
+    for name, url in [*places, *((Source.open(url).shown, url) for url in work.parameters.other)]:
+        source = Source.open(url)
+        files = _spread(source, None, ELSEWHERE_MOST, share=1)
+        workers = work.parameters.workers or cores()
+        halves = [
+            prepare_shards(source, iter(files[start::2]), work.parameters.side, BATCH, workers) for start in (0, 1)
+        ]
+        there = replace(work, learned=halves[0], measured=halves[1])
+        trials = [_measured(there, trial.name, record, trial.family, full=False) for record, trial in tops]
+        if tuned:
+            record, trial = tuned
+            label = f"{trial.name}, fine-tuned"
+            cell = Cell(trial.family, start=record.id)
+            further = _trained(there, f"{label} on {name}", cell, work.half, record.path)
+            trials.append(_measured(there, label, further, trial.family, full=False))
+        for released in work.parameters.codec:
+            record = CellRecord(released, _identify(released), None)
+            trials.append(_measured(there, released, record, released, full=False))
+        count = sum(shard.count for shard in there.measured)
+        yield Elsewhere(name, count, trials, _standards(name, there.measured, ("jpeg",)))
+
+
+def _trained(work: _Work, name: str, cell: Cell, config: TrainingConfig, start: str | None = None) -> CellRecord:
+    heard = listener()
+    heard.stage(f"training {name}", 100, "%")
+
+    def tell(state: TrainingState, done: float) -> None:
+        heard.advance(round(100 * done), f"step {state.step:,}, loss {state.history[-1]['loss']:.5f}")
+
+    arguments = {"cell": cell, "shards": work.learned, "config": config, "start": start, "on_progress": tell}
+    return fresh(train_cell, CellRecord, name=name, **arguments)
+
+
+def _measured(
+    work: _Work,
+    name: str,
+    record: CellRecord,
+    family: str,
+    full: bool = True,
+    everything: bool = False,
+    about: str = "",
+) -> Trial:
+    listener().stage(f"measuring {name}", 1, "codecs")
+    arguments = {"codec": record.path, "id": record.id, "shards": work.measured, "full": full}
+    values = fresh(measure, MeasurementRecord, name=name, **arguments).values()
+    described = {"name": name, "family": family, "everything": everything, "about": about, "training": record.training}
+    return Trial.from_dict({**values, **described})
+
+
+def _standards(name: str, shards: list[ShardRecord], formats: tuple[str, ...]) -> dict[str, list[Row]]:
+    listener().stage(f"measuring {', '.join(formats)} on {name}", 1, "formats")
+    record = fresh(measure_standards, MeasurementRecord, name=name, shards=shards, formats=formats)
+    return {name: rows_of(rows) for name, rows in record.values().items()}
+
+
+def _identify(codec: str) -> str:
+    from compressor.artifact import identify
+
+    return identify(artifact_bytes(codec))
+
+
+def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
+    parameters = work.parameters
+    machines = dict.fromkeys(trial.training.machine for trial in ladder if trial.training)
+    asked = [one for one in parameters.ladder.split(",") if one != "all" and int(one) >= work.pictures]
+    spent = sum(trial.training.seconds for trial in ladder if trial.training)
+    context = {
+        "source": Source.open(parameters.source).shown,
+        "trained on": f"up to {work.pictures:,} pictures, {parameters.side} x {parameters.side} pixels",
+        "measured on": f"{sum(record.count for record in work.measured):,} pictures that no training saw",
+        "side": f"{parameters.side} pixels",
+        "each cell": f"{work.whole.steps:,} steps" if work.whole.steps else f"{work.whole.minutes:g} minutes",
+        "training": f"{work.whole.optimizer}, batches of {work.whole.batch}, "
+        f"learning rate {work.whole.learning_rate:g}, seed {work.whole.seed}",
+        "trained by": "; ".join(machines),
+        "time to train the ladder": f"{spent / 60:.1f} minutes",
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    if asked:
+        context["left out of the ladder"] = f"{', '.join(asked)}: there are only {work.pictures:,} pictures"
+    return context

@@ -17,6 +17,7 @@ class Family(StrEnum):
     V3 = "v3"
     V4 = "v4"
     V5 = "v5"
+    V6 = "v6"
 
 
 class Packer(StrEnum):
@@ -34,6 +35,29 @@ class Latents(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+
+
+class Part(StrEnum):
+    """What the experiments do; the ladder always."""
+
+    LADDER = "ladder"
+    ABLATIONS = "ablations"
+    WEIGHTS = "weights"
+    ELSEWHERE = "elsewhere"
+
+
+class Optimizer(StrEnum):
+    """How a training takes its steps."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
+class Strips(StrEnum):
+    """Pictures that a report of experiments shows side by side."""
+
+    SAMPLES = "samples"
+    MEASURED = "measured"
 
 
 class PictureFormat(StrEnum):
@@ -75,7 +99,8 @@ class TrainingParameters(Parameters):
         None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
     )
     batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    optimizer: Optimizer = Field(Optimizer.MUON, description="how steps are taken; muon learns in fewer of them")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
     patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
         128, ge=16, le=4096, description="side in pixels that training pictures are cropped and resized to"
@@ -168,16 +193,38 @@ class RepairParameters(Parameters):
 
 
 class ExperimentsParameters(TrainingParameters):
-    """Train and measure the families V1 to V4 beside the figures that the experiments reported."""
+    """Repeat the experiments: train and measure families on more and more pictures, beside what was reported."""
 
     source: SourceUrl
     report: str = Field("experiments", min_length=1, description="folder that the report is written to")
     family: list[Family] = Field(
-        [Family.V1, Family.V2, Family.V3, Family.V4], description="families to train and measure"
+        [Family.V1, Family.V2, Family.V3, Family.V4], min_length=1, description="families to train and measure"
     )
-    minutes: float | None = Field(2.0, gt=0, description="minutes to train each family")
+    ladder: str = Field(
+        "30,300,3000,all",
+        pattern=r"^([1-9]\d{0,8}|all)(,([1-9]\d{0,8}|all))*$",
+        description="numbers of pictures to train on",
+    )
+    parts: list[Part] = Field(list(Part), description="what to do; the ladder always")
+    steps: int = Field(0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into --minutes")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes to train each cell (default: 2, or no limit where --steps is given); "
+        "ablations and fine-tuning take half",
+    )
+    batch: int = Field(4, ge=1, le=65_536, description="pictures in one training step")
+    learning_rate: float = Field(1e-2, gt=0, le=1, description="peak learning rate")
+    evaluation: str | None = Field(
+        None, min_length=1, description="pictures to measure on (default: some of SRC, kept from training)"
+    )
+    held_out: int = Field(100, ge=2, le=1000, description="how many pictures to measure on")
+    other: list[str] = Field([], description="more sources to measure on, with and without fine-tuning")
+    codec: list[str] = Field(["faces"], description="codecs by name or path to measure beside, not trained here")
+    strips: Strips = Field(
+        Strips.SAMPLES, description="pictures that the report shows: scikit-image's photographs, or measured ones"
+    )
     limit: Limit = None
-    held_out: int = Field(100, ge=1, description="pictures kept from training, to measure on")
     workers: Workers = None
 
 

@@ -1,48 +1,232 @@
-"""Experiments: trained families measured on pictures that they did not see, as a table and an artifact."""
+"""Experiments: cells trained and measured, every one remembered by all that it depends on; the report as artifacts.
 
-import platform
-from collections.abc import Mapping, Sequence
+A key covers a stage's version, the digests of its shards of pictures, the codec's id and the cell's options, so that a
+new row of the table costs that row. Raise a version when the same input gives another result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
 
-from compressor.codec import load_codec
-from compressor.errors import ImageError, SourceError
-from compressor.experiments import Trained, measure_family, write_experiments
-from compressor.images import decode_picture, resize_picture
-from compressor.sources import Source, SourceFile
-from tasks.train import TrainingRecord
+from compressor.experiments.cells import Cell
+from compressor.experiments.results import Results, Training
+from compressor.shards import ShardRecord, load_shards
+from compressor.training import TrainingConfig, TrainingState
+from tasks.caching import stage_key
+from tasks.home import home
+from tasks.train import write_whole
+
+TRAIN_VERSION = 1
+MEASURE_VERSION = 1
+QUANTIZE_VERSION = 1
+MEASURED = 1000  # pictures at most that anything is measured on
 
 
-@task(name="measure-families", cache_policy=NO_CACHE, persist_result=False)
-def measure_families(
-    source: Source, files: Sequence[SourceFile], side: int, records: Mapping[str, TrainingRecord], directory: Path
+@dataclass(frozen=True)
+class CellRecord:
+    """A codec's file, its id, and how it was trained (None where it was made from another codec)."""
+
+    path: str
+    id: str
+    training: dict[str, Any] | None
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return Path(self.path).is_file()
+
+    def trained(self) -> Training | None:
+        return Training(**self.training) if self.training else None
+
+
+@dataclass(frozen=True)
+class MeasurementRecord:
+    """Where a measurement's JSON lies."""
+
+    path: str
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return Path(self.path).is_file()
+
+    def values(self) -> dict[str, Any]:
+        return dict(json.loads(Path(self.path).read_text(encoding="utf-8")))
+
+
+def _folder() -> Path:
+    return home() / "experiments"
+
+
+def _content(*parts: Sequence[ShardRecord] | str) -> str:
+    """Digest of shards of pictures and codecs' ids."""
+    names = [part if isinstance(part, str) else ",".join(record.digest for record in part) for part in parts]
+    return hashlib.blake2b("|".join(names).encode(), digest_size=16).hexdigest()
+
+
+def _train_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
+    configuration = {"cell": arguments["cell"].to_dict(), "config": asdict(arguments["config"])}
+    return stage_key("cell", TRAIN_VERSION, _content(arguments["shards"]), configuration)
+
+
+@task(
+    name="train-cell",
+    task_run_name="train-{name}",
+    retries=2,
+    retry_delay_seconds=10,
+    cache_key_fn=_train_key,
+    tags={"latentpack-training"},
+)
+def train_cell(
+    name: str,
+    cell: Cell,
+    shards: Sequence[ShardRecord],
+    config: TrainingConfig,
+    start: str | None = None,
+    on_progress: Callable[[TrainingState, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure each family's codec on ``files`` at ``side`` x ``side`` pixels. Returns paths and the table."""
-    pictures = []
-    for content in source.read([file.path for file in files]):
-        try:
-            if not isinstance(content, Exception):
-                pictures.append(resize_picture(decode_picture(content).pixels, side))
-        except ImageError:
-            continue
-    if not pictures:
-        raise SourceError(f"{source.shown}: none of the pictures held out can be read")
-    rows = []
-    for family, record in records.items():
-        size = Path(record.path).stat().st_size
-        seen = int(record.validation.get("pictures", record.pictures))
-        rows += measure_family(family, Trained(load_codec(record.path), size, seen, record.seconds), pictures)
-    context = {
-        "source": source.shown,
-        "pictures trained on": max(record.pictures for record in records.values()),
-        "pictures measured on, not trained on": len(pictures),
-        "side": f"{side} pixels",
-        "machine": f"{platform.machine()}, trained on {', '.join(sorted({r.device for r in records.values()}))}",
+    """Train one cell on the shards' pictures, from the artifact at ``start`` if given. Returns a CellRecord as JSON."""
+    from compressor.artifact import identify
+    from compressor.experiments.cells import train_cell as train
+    from compressor.report import machine
+    from compressor.training import has_fast_bf16, pick_device
+
+    key = _train_key(None, {"cell": cell, "config": config, "shards": shards})
+    checkpoint = _folder() / f"{key}.ckpt"
+    artifact_id = create_progress_artifact(0.0, key=f"training-{_slug(name)}", description=f"training {name}")
+
+    def tell(state: TrainingState, done: float) -> None:
+        update_progress_artifact(artifact_id, round(100 * done, 1))
+        if on_progress:
+            on_progress(state, done)
+
+    get_run_logger().info("training %s", name)
+    begun = Path(start).read_bytes() if start else None
+    learned = train(cell, load_shards(shards), config, begun, checkpoint, tell)
+    path = _folder() / f"{key}.safetensors"
+    write_whole(path, learned.data)
+    checkpoint.unlink(missing_ok=True)
+    state = learned.state
+    by = f"{machine()}, {'bfloat16' if has_fast_bf16(pick_device()) else 'float32'}"
+    training = Training(learned.pictures, state.pictures, state.step, state.seconds, learned.device, by, state.history)
+    return asdict(CellRecord(str(path), identify(learned.data), asdict(training)))
+
+
+def _measure_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
+    configuration = {"full": arguments.get("full", True)}
+    return stage_key("measure", MEASURE_VERSION, _content(arguments["id"], arguments["shards"]), configuration)
+
+
+@task(name="measure-cell", task_run_name="measure-{name}", cache_key_fn=_measure_key)
+def measure(name: str, codec: str, id: str, shards: Sequence[ShardRecord], full: bool = True) -> dict[str, Any]:
+    """Bytes and quality of a codec on the shards' pictures; entropies too if ``full``. Returns a MeasurementRecord."""
+    from compressor.codec import artifact_bytes, load_codec
+    from compressor.experiments.cells import weight_bytes
+    from compressor.experiments.information import inform
+    from compressor.experiments.measuring import measure as measure_rows
+
+    pictures = list(load_shards(shards)[:MEASURED])
+    loaded = load_codec(codec)
+    packers = None if full else [name for name in loaded.packers if name.endswith("entropy")]
+    rows = measure_rows(loaded, pictures, packers=packers)
+    middle = loaded.qualities[len(loaded.qualities) // 2] if len(loaded.qualities) else -1
+    found = inform(loaded, pictures, middle) if full else None
+    key = _measure_key(None, {"id": id, "shards": shards, "full": full})
+    data = artifact_bytes(codec)
+    weights, full_precision = weight_bytes(data)
+    values = {
+        "artifact_bytes": len(data),
+        "weight_bytes": weights,
+        "full_bytes": full_precision,
+        "rows": [asdict(row) for row in rows],
+        "information": asdict(found) if found else None,
     }
-    written = write_experiments(rows, context, directory)
-    create_markdown_artifact(written["table"], key="experiments", description="the experiments, measured again")
-    return {**written, "context": context}
+    return _keep(key, values)
+
+
+def _standards_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
+    from compressor.experiments.measuring import STANDARD_QUALITIES
+
+    configuration = {name: STANDARD_QUALITIES[name] for name in arguments["formats"]}
+    return stage_key("standards", MEASURE_VERSION, _content(arguments["shards"]), configuration)
+
+
+@task(name="measure-standards", task_run_name="measure-standards-{name}", cache_key_fn=_standards_key)
+def measure_standards(name: str, shards: Sequence[ShardRecord], formats: Sequence[str]) -> dict[str, Any]:
+    """Standard formats on the shards' pictures. Returns a :class:`MeasurementRecord` as JSON."""
+    from compressor.experiments.measuring import measure_standards as measure_rows
+
+    found = measure_rows(list(load_shards(shards)[:MEASURED]), formats)
+    values = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    return _keep(_standards_key(None, {"shards": shards, "formats": formats}), values)
+
+
+def _quantize_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
+    configuration = {"kind": arguments["kind"], "method": arguments["method"]}
+    return stage_key("quantize", QUANTIZE_VERSION, _content(arguments["id"], arguments["shards"]), configuration)
+
+
+@task(name="quantize-weights", task_run_name="quantize-{name}", cache_key_fn=_quantize_key)
+def quantize(name: str, codec: str, id: str, shards: Sequence[ShardRecord], kind: str, method: str) -> dict[str, Any]:
+    """A codec with its weights stored as ``kind``, calibrated on the shards' pictures. Returns a CellRecord as JSON."""
+    from compressor.artifact import identify
+    from compressor.codec import artifact_bytes
+    from compressor.experiments.cells import CALIBRATION, split
+    from compressor.families import refreeze
+
+    learned, _ = split(load_shards(shards), None)
+    data = refreeze(artifact_bytes(codec), learned[:: max(1, len(learned) // CALIBRATION)][:CALIBRATION], kind, method)
+    key = _quantize_key(None, {"id": id, "shards": shards, "kind": kind, "method": method})
+    path = _folder() / f"{key}.safetensors"
+    write_whole(path, data)
+    return asdict(CellRecord(str(path), identify(data), None))
+
+
+def _keep(key: str, values: dict[str, Any]) -> dict[str, Any]:
+    path = _folder() / f"{key}.json"
+    write_whole(path, json.dumps(values).encode())
+    return asdict(MeasurementRecord(str(path)))
+
+
+@task(name="experiments-report", cache_policy=NO_CACHE, persist_result=False)
+def report(
+    results: Results, strips: dict[str, str], own_pictures: Sequence[ShardRecord], directory: Path
+) -> dict[str, Any]:
+    """Write the report, and publish it. ``strips``: codecs to show side by side by name, on bundled photographs or,
+    where given, on the first of ``own_pictures``."""
+    from compressor.codec import load_codec
+    from compressor.experiments.tables import ladder_table
+    from compressor.experiments.writing import sample_strips, write
+
+    pictures = load_shards(own_pictures)[:4] if own_pictures else None
+    shown = sample_strips({name: load_codec(path) for name, path in strips.items()}, pictures)
+    written = write(results, shown, directory)
+    create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")
+    table = ladder_table(results)
+    create_table_artifact(
+        [dict(zip(table.columns, row, strict=True)) for row in table.rows],
+        key="experiments-ladder",
+        description=table.note,
+    )
+    return {
+        "report": str(written.html),
+        "markdown": str(written.markdown),
+        "json": str(written.json),
+        "table": written.table,
+        "findings": [asdict(one) for one in written.findings],
+    }
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")

@@ -116,7 +116,7 @@ def train(
     chosen = np.random.default_rng(config.seed).permutation(len(learned))[:CALIBRATION]
     data = freeze(family, network.cpu().eval(), learned[np.sort(chosen)], title=family, card=full_card)
     path = codec_folder() / f"{key}.safetensors"
-    _write(path, data)
+    write_whole(path, data)
     checkpoint.unlink(missing_ok=True)
     create_markdown_artifact(
         _history(family, state), key=f"training-history-{family}", description="validation by step"
@@ -146,7 +146,8 @@ def _split(pictures_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pictures_NHWC[~held], pictures_NHWC[held]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(data)

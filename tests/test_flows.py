@@ -152,23 +152,25 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     assert out.stat().st_size > 100_000
 
 
-def test_experiments_write_their_table(tmp_path: Path) -> None:
+def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.experiments import cells, measuring
     from flows.experiments import experiments
 
     folder = write_pictures(tmp_path / "in", 10)
-    parameters = ExperimentsParameters(
-        source=str(folder),
-        report=str(tmp_path / "report"),
-        family=["v2"],
-        minutes=None,
-        steps=4,
-        batch=2,
-        side=32,
-        held_out=2,
-    )
-    result = experiments(parameters)
-    text = Path(result["report"]).read_text()
-    assert "| v2 | fp16-lzma |" in text and "5.8 KB" not in text and "13.1 KB" in text
+    values = {"source": str(folder), "report": str(tmp_path / "report"), "family": ["v2"], "parts": ["ladder"]}
+    values |= {"steps": 4, "batch": 2, "side": 32, "held_out": 2, "codec": [], "workers": 1}
+    result = experiments(ExperimentsParameters(**values, ladder="3,30,all"))
+    text = Path(result["markdown"]).read_text()
+    assert "| V2 | 3 |" in text and "| V2 | 7 (all) |" in text and "13.1 KB" in text
+    assert "left out of the ladder: 30" in text
+
+    trained: list[int | None] = []
+    train = cells.train_cell
+    monkeypatch.setattr(cells, "train_cell", lambda cell, *rest: trained.append(cell.pictures) or train(cell, *rest))
+    monkeypatch.setattr(measuring, "measure_standards", lambda *_: pytest.fail("measured again"))
+    again = experiments(ExperimentsParameters(**values, ladder="3,5,all"))
+    assert trained == [5], "a new row costs that row"
+    assert "| V2 | 5 |" in Path(again["markdown"]).read_text()
 
 
 def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:

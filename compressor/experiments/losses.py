@@ -1,0 +1,85 @@
+"""Losses to train an autoencoder with, for ablation. Wraps a network, so that ``fit`` needs no knowledge of them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.networks.autoencoders import Autoencoder
+from compressor.networks.hyperprior import bits
+
+OWN, RATE, STRUCTURE = "own", "rate-mse", "ms-ssim-mse"
+LOSSES = {
+    OWN: "the network's own; mean squared error for V1 to V4",
+    RATE: "mean squared error and bits of noisy latents under a learned logistic for each channel",
+    STRUCTURE: "mean squared error and 1 - MS-SSIM over three scales",
+}
+RATE_WEIGHT = 0.002  # of bits a pixel
+STRUCTURE_WEIGHT = 0.05  # of 1 - MS-SSIM: the two terms are then about equal
+_LEVEL = 16.0  # latent levels to one unit, at which the rate is taken
+_SCALES = (0.2856, 0.3001, 0.4143)  # Wang et al. (2003), scales 2, 3 and the rest: 128 pixels leave room for three
+_WINDOW = 11
+
+
+class WithLoss(nn.Module):
+    """An autoencoder that is trained with another loss than its own; validated as it is."""
+
+    def __init__(self, network: Autoencoder, loss: str) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"there is no loss {loss!r}: choose one of {', '.join(LOSSES)}")
+        self.network = network
+        self.loss = loss
+        layers: list[Any] = [*network.narrow.values(), network.down[-1]]
+        widths = [layer.out_channels for layer in layers]
+        self.location = nn.ParameterList(nn.Parameter(torch.zeros(width, 1, 1)) for width in widths)
+        self.log_width = nn.ParameterList(nn.Parameter(torch.ones(width, 1, 1)) for width in widths)
+
+    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of pictures in [0, 1]."""
+        if self.loss == OWN:
+            return self.network.training_loss(x_BCHW, generator)
+        latents = self.network.encode(x_BCHW)
+        if self.loss == STRUCTURE:
+            decoded = self.network.decode(latents)
+            return F.mse_loss(decoded, x_BCHW) + STRUCTURE_WEIGHT * (1 - ms_ssim(decoded, x_BCHW))
+        noisy, spent = [], x_BCHW.new_zeros(())
+        for latent, location, log_width in zip(latents, self.location, self.log_width, strict=True):
+            level = latent.float() * _LEVEL
+            level = level + torch.rand(level.shape, generator=generator, device=level.device) - 0.5
+            centred, width = (level - location).abs(), log_width.exp()
+            mass = torch.sigmoid((0.5 - centred) / width) - torch.sigmoid((-0.5 - centred) / width)
+            spent = spent + bits(mass).sum()
+            noisy.append(level / _LEVEL)
+        rate = spent / x_BCHW[:, 0].numel()
+        return F.mse_loss(self.network.decode(noisy), x_BCHW) + RATE_WEIGHT * rate
+
+    def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """The network's own: losses are compared by what they do to the same measure."""
+        return self.network.validation(x_BCHW)
+
+
+def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    """Differentiable MS-SSIM of pictures in [0, 1] over three scales, mean over batch and channels."""
+    a, b = a_BCHW.float(), b_BCHW.float()
+    offsets = torch.arange(_WINDOW, dtype=torch.float32, device=a.device) - _WINDOW // 2
+    kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    kernel = kernel / kernel.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        x = x.flatten(0, 1)[:, None]
+        x = F.conv2d(x, kernel.view(1, 1, -1, 1))
+        return F.conv2d(x, kernel.view(1, 1, 1, -1)).view(*a.shape[:2], *x.shape[-2:-1], -1)
+
+    product: Tensor | float = 1.0
+    for scale, weight in enumerate(_SCALES):
+        mean_a, mean_b = blur(a), blur(b)
+        covariance = blur(a * b) - mean_a * mean_b
+        variances = blur(a * a) + blur(b * b) - mean_a**2 - mean_b**2
+        contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
+        if scale == len(_SCALES) - 1:
+            contrast = contrast * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+        product = product * contrast.mean(dim=(2, 3)).clamp_min(1e-4) ** weight
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return torch.as_tensor(product).mean()

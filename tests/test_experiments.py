@@ -1,0 +1,204 @@
+"""Experiments: entropies that are known, verdicts that follow the figures, cells that are split and resumed as said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.artifact import identify
+from compressor.errors import SourceError
+from compressor.experiments.cells import Cell, split, train_cell
+from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
+from compressor.experiments.information import code_length, inform
+from compressor.experiments.losses import LOSSES
+from compressor.experiments.measuring import Rates, Row, measure
+from compressor.experiments.results import Quantized, Results, Training, Trial
+from compressor.experiments.tables import description_table, ladder_table
+from compressor.experiments.writing import write
+from compressor.training import TrainingConfig
+from tests.codecs import smooth_pictures, tiny_codec
+
+
+def row(packer: str, size: int, level: float, quality: int = -1) -> Row:
+    """Four pictures about a mean."""
+    mse = 10 ** (-level / 10)
+    return Row(
+        quality, packer, [size - 1, size, size, size + 1], [level - 0.1, level, level, level + 0.1], 0.9, mse, 1.0
+    )
+
+
+def jpeg() -> list[Row]:
+    """1,000 bytes at 25 dB, twice as many for each 5 dB more."""
+    return [row("", 1000 * 2**step, 25 + 5 * step, quality) for step, quality in enumerate((10, 50, 75, 95))]
+
+
+def trial(family: str, size: int, level: float, pictures: int = 500, rate: float = 100.0) -> Trial:
+    """A version whose INT8 latents take ``size`` bytes, and FP16 twice that."""
+    rows = [row(f"{kind}-{packer}", times * size, level) for kind, times in (("fp32", 4), ("fp16", 2), ("int8", 1))
+            for packer in ("none", "gzip", "lzma")]  # fmt: skip
+    training = Training(pictures, 6000, 100, 6000 / rate, "cpu", "a machine", [{"seconds": 30.0, "loss": 0.004}])
+    everything = pictures == 500
+    return Trial(
+        family.upper(),
+        family,
+        1_000_000,
+        900_000,
+        3_600_000,
+        [*rows, row("int8-entropy", size, level)],
+        training,
+        everything,
+    )
+
+
+def results(*trials: Trial) -> Results:
+    context = {"source": "faces", "measured on": "4 pictures", "side": "32 pixels"}
+    return Results(
+        context, list(trials), {"jpeg": jpeg(), "avif": [replace(r, bytes=[b // 2 for b in r.bytes]) for r in jpeg()]}
+    )
+
+
+def verdicts(*trials: Trial) -> dict[str, str]:
+    return {one.claim: one.verdict for one in findings(results(*trials))}
+
+
+def test_entropy_of_independent_symbols_is_theirs() -> None:
+    random = np.random.default_rng(0)
+    probability = np.array([0.5, 0.25, 0.125, 0.125])
+    values = random.choice(4, (64, 2, 16, 16), p=probability)
+    assert code_length(values) == pytest.approx(1.75 * 2 * 16 * 16 / 8, rel=0.01)
+    for context in ("left", "top", "channel"):
+        assert code_length(values, context) == pytest.approx(code_length(values), rel=0.01), "nothing to be learned"
+
+
+@pytest.mark.parametrize("context, axis", [("left", 3), ("top", 2), ("channel", 1)])
+def test_a_neighbour_that_tells_all_leaves_almost_nothing(context: str, axis: int) -> None:
+    line = np.random.default_rng(0).integers(0, 8, (64, 8, 8, 8))
+    values = np.broadcast_to(np.take(line, [0], axis=axis), line.shape)
+    others = {"left", "top", "channel"} - {context}
+    assert code_length(values, context) < 0.3 * code_length(values), "an eighth has no neighbour"
+    assert all(code_length(values, other) > 0.9 * code_length(values) for other in others)
+
+
+def test_coarser_steps_trade_bytes_for_error() -> None:
+    found = inform(tiny_codec("v2"), smooth_pictures(6))
+    assert found is not None and found.symbols == 28 * 4 * 4
+    sizes, errors = [p.ideal_bytes for p in found.curve], [p.mse for p in found.curve]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.5 * sizes[0]
+    assert abs(errors[-1] - errors[0]) > abs(errors[1] - errors[0])
+
+
+def test_every_packer_of_a_codec_is_measured() -> None:
+    codec = tiny_codec("v3")
+    rows = measure(codec, smooth_pictures(3))
+    assert [one.packer for one in rows] == list(codec.packers)
+    by = {one.packer: one for one in rows}
+    assert by["fp32-none"].mean_bytes == 2 * by["fp16-none"].mean_bytes == 4 * by["int8-none"].mean_bytes
+    assert by["int8-lzma"].psnr == by["int8-entropy"].psnr, "the same symbols"
+
+
+def test_rates_are_read_both_ways_and_not_beyond() -> None:
+    rates = Rates(jpeg())
+    assert rates.bytes_at(30) == pytest.approx(2000) and rates.psnr_at(2000) == pytest.approx(30)
+    assert rates.bytes_at(20) is None and rates.psnr_at(100) is None and rates.psnr_at(1e6) is None
+
+
+def test_sizes_are_judged_at_equal_quality() -> None:
+    assert verdicts(trial("v3", 500, 30))["V3 matches JPEG's sizes"] == CONFIRMED
+    assert verdicts(trial("v3", 5000, 30))["V3 matches JPEG's sizes"] == REFUTED
+    assert verdicts(trial("v3", 1500, 30))["V3 matches JPEG's sizes"] == UNCLEAR, "FP16 does not, INT8 does"
+    assert verdicts(trial("v3", 500, 20))["V3 matches JPEG's sizes"] == UNCLEAR, "JPEG was not measured there"
+    assert verdicts(trial("v1", 50_000, 38))["V1's files are far too large"] == CONFIRMED
+    assert verdicts(trial("v1", 1000, 38))["V1's files are far too large"] == REFUTED
+
+
+def test_quality_is_judged_against_its_error() -> None:
+    claim = "V1's quality is above JPEG's"  # which is 35 dB at 75
+    assert verdicts(trial("v1", 9000, 36))[claim] == CONFIRMED
+    assert verdicts(trial("v1", 9000, 34))[claim] == REFUTED
+    assert verdicts(trial("v1", 9000, 35))[claim] == UNCLEAR
+
+
+def test_depth_is_judged_by_bytes_and_by_time() -> None:
+    better = [trial("v1", 9000, 35, rate=300), trial("v2", 3000, 30, rate=200), trial("v3", 900, 27, rate=100)]
+    worse = [trial("v1", 900, 35, rate=100), trial("v2", 3000, 30, rate=200), trial("v3", 9000, 27, rate=300)]
+    assert (verdicts(*better)["deeper is better"], verdicts(*better)["deeper is slower"]) == (CONFIRMED, CONFIRMED)
+    assert (verdicts(*worse)["deeper is better"], verdicts(*worse)["deeper is slower"]) == (REFUTED, REFUTED)
+    mixed = [better[0], worse[1], better[2]]
+    assert verdicts(mixed[0], replace(mixed[1], training=better[0].training), mixed[2])["deeper is slower"] == UNCLEAR
+
+
+def test_skips_are_judged_by_what_they_cost() -> None:
+    claim = "skips show potential"
+    assert verdicts(trial("v3", 2000, 30), trial("v4", 2200, 34))[claim] == CONFIRMED
+    assert verdicts(trial("v3", 2000, 30), trial("v4", 4000, 31))[claim] == REFUTED
+
+
+def test_what_was_not_measured_is_unclear() -> None:
+    assert set(verdicts().values()) == {UNCLEAR}
+
+
+def test_a_loss_reached_is_told_from_one_given_too_little_time() -> None:
+    claim = "V3 trains to a loss of 0.0039 in 250 minutes"
+    reached = trial("v3", 500, 30)
+    assert reached.training is not None
+    reached = replace(reached, training=replace(reached.training, history=[{"seconds": 30.0, "loss": 0.003}]))
+    assert verdicts(reached)[claim] == CONFIRMED
+    assert verdicts(trial("v3", 500, 30))[claim] == UNCLEAR
+
+
+def test_reported_figures_stand_beside_their_rows() -> None:
+    table = ladder_table(results(trial("v3", 500, 30, pictures=30), trial("v3", 500, 30)))
+    assert "4.62 KB" in table.rows[0] and "5.8 KB" in table.rows[1]
+    assert "8.7 min" in table.rows[1], "52,000 pictures at 100 a second"
+
+
+def test_break_even_is_where_weights_are_paid_back() -> None:
+    table = description_table(results(trial("v3", 1500, 30)))
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert cells["overtakes JPEG from"] == "2,000 pictures", "a million bytes at 500 a picture"
+    assert cells["overtakes AVIF from"] == "never"
+
+
+def test_db_lost_are_taken_at_equal_bytes() -> None:
+    before = replace(trial("v5", 1, 30), rows=[replace(r, packer="entropy") for r in jpeg()])
+    worse = replace(before, rows=[replace(r, psnr=[p - 1 for p in r.psnr]) for r in before.rows])
+    assert Quantized(before, "int8", "rounded", worse).lost == pytest.approx(1)
+    larger = replace(before, rows=[replace(r, bytes=[round(b * 2**0.2) for b in r.bytes]) for r in before.rows[:-1]])
+    assert Quantized(before, "int8", "rounded", larger).lost == pytest.approx(1, abs=0.01)
+
+
+def test_validation_is_the_same_for_every_number_of_pictures() -> None:
+    pictures = np.arange(100, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), np.uint8)
+    few, validated = split(pictures, 10)
+    many, also = split(pictures, None)
+    assert np.array_equal(validated, also) and (len(few), len(many), len(also)) == (10, 95, 5)
+    assert not set(many[:, 0, 0, 0]) & set(also[:, 0, 0, 0])
+    with pytest.raises(SourceError, match="there are 95"):
+        split(pictures, 96)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns(loss: str) -> None:
+    pictures = np.stack(smooth_pictures(24, 64, 64))
+    config = TrainingConfig(steps=60, batch=4, warmup=5, learning_rate=1e-2, optimizer="muon", validate_every=20)
+    options = {"widths": [16, 8], "strides": [2, 2]}
+    learned = train_cell(Cell("autoencoder", loss=loss, network=options), pictures, config)
+    assert learned.state.history[-1]["loss"] < 0.7 * learned.state.history[0]["loss"]
+    again = train_cell(Cell("autoencoder", start=identify(learned.data)), pictures, config, start=learned.data)
+    assert again.state.history[0]["loss"] < learned.state.history[0]["loss"], "goes on from where it stood"
+
+
+def test_a_report_holds_what_it_shows(tmp_path: Path) -> None:
+    found = results(trial("v1", 9000, 35), trial("v3", 900, 27))
+    written = write(found, [], tmp_path / "report")
+    page = written.html.read_text()
+    assert (
+        'src="data:image/svg+xml' in page
+        and 'src="/' not in page
+        and "http://" not in page.replace("http://www.w3", "")
+    )
+    text = written.markdown.read_text()
+    assert "| V1's files are far too large | confirmed |" in text
+    assert len(json.loads(written.json.read_text())["findings"]) == len(written.findings)
