@@ -30,6 +30,7 @@ FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
+MOST_LEARNED_PIXELS = 2**24  # of a row by a network: four times what a run gives it, and 2 GB of memory
 ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
 P = ParamSpec("P")
@@ -278,7 +279,7 @@ class Archive:
             if codec == ORIGINAL:
                 decoded = [_decode_original(rows[index]) for index in indices]
             else:
-                decoded = self.codec(codec).decode([_encoded(rows[index]) for index in indices])
+                decoded = _decode(self.codec(codec), [rows[index] for index in indices])
             for index, picture in zip(indices, decoded, strict=True):
                 pixels[index] = grey_planes(picture) if rows[index].channels == 1 else picture
         return [pixels[index] for index in range(len(rows))]
@@ -413,6 +414,20 @@ def _encoded(row: Row) -> "Encoded":
     from compressor.codec import Encoded
 
     return Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
+
+
+def _decode(codec: "Codec", rows: Sequence[Row]) -> list[np.ndarray]:
+    """By a codec, whatever the rows say: a crafted one may ask for any size and hold any bytes."""
+    for row in rows:
+        most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # standard formats tell their size before they decode
+        if not (row.width > 0 and row.height > 0 and row.width * row.height <= most):
+            raise CodecError(f"{row.key}: the row is damaged: {row.width} x {row.height} pixels")
+    try:
+        return codec.decode([_encoded(row) for row in rows])
+    except CodecError:
+        raise
+    except Exception as error:  # networks and libraries raise anything on what no encoder wrote
+        raise CodecError(f"{rows[0].key}: the payload does not decode: {type(error).__name__}: {error}") from error
 
 
 def _decode_original(row: Row) -> np.ndarray:

@@ -103,4 +103,9 @@ def _from_artifact(data: bytes) -> Codec:
         raise CodecError(
             f"codec {artifact.id} is of family {artifact.family!r}, unknown to this version; upgrade latentpack"
         )
-    return family.codec(artifact)
+    try:
+        return family.codec(artifact)
+    except CodecError:
+        raise
+    except Exception as error:  # a crafted configuration may ask for any network
+        raise CodecError(f"codec {artifact.id} cannot be built: {type(error).__name__}: {error}") from error

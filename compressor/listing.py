@@ -3,6 +3,7 @@
 Not here: which of the files are wanted (sources.py). fsspec's own walk and find hold a whole listing in memory.
 """
 
+import errno
 import heapq
 import os
 import stat
@@ -16,6 +17,7 @@ PICTURE_EXTENSIONS = frozenset(
     | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif", ".heic", ".heif", ".jxl"}
 )
 NAMES_HELD = 32_768  # of one local directory at a time, about 8 MB
+HIDDEN = "a hidden name: rename it, or give it as a source"
 KEYS_A_PAGE = 1_000  # the most that S3 gives
 
 Info = dict[str, Any]
@@ -27,12 +29,14 @@ def is_picture(key: str) -> bool:
     return os.path.splitext(key)[1].lower() in PICTURE_EXTENSIONS
 
 
-def list_local(root: str, depth: float, skip: Skip) -> Iterator[tuple[str, str, Info]]:
+def list_local(root: str, depth: float, skip: Skip, ignore: Skip) -> Iterator[tuple[str, str, Info]]:
     """(key, path, info) of the regular files with a picture's extension, at most ``depth`` levels below ``root``.
 
-    ``skip(name, reason)`` is told of broken links, pipes, links to folders and folders that cannot be listed.
+    ``skip(name, reason)`` is told of broken links, pipes, links to folders elsewhere and folders that cannot be listed;
+    ``ignore(name, reason)`` of hidden names, and of links to what is listed anyway or to themselves.
     """
-    below = [_directory(root, "", skip)]
+    whole = os.path.realpath(root)
+    below = [_directory(root, "", skip, ignore)]
     while below:
         entry = next(below[-1], None)
         if entry is None:
@@ -40,15 +44,22 @@ def list_local(root: str, depth: float, skip: Skip) -> Iterator[tuple[str, str, 
             continue
         key, path, kind = entry
         if kind == "link":
-            skip(key, "a link to a folder is not followed: give its target as a source")
+            target = os.path.realpath(path)
+            if os.path.commonpath([whole, target]) == whole:
+                ignore(key, "a link to a folder that is listed anyway")
+            else:
+                skip(key, "a link to a folder is not followed: give its target as a source")
         elif kind == "folder":
             if len(below) < depth:
-                below.append(_directory(path, key + "/", skip))
+                below.append(_directory(path, key + "/", skip, ignore))
         else:
             try:
                 status = os.stat(path)
             except OSError as error:
-                skip(key, f"the file cannot be looked at: {error.strerror}")
+                if error.errno == errno.ELOOP:
+                    ignore(key, "a link that leads to itself")
+                else:
+                    skip(key, f"the file cannot be looked at: {error.strerror}")
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield key, path, local_info(status)
@@ -56,12 +67,12 @@ def list_local(root: str, depth: float, skip: Skip) -> Iterator[tuple[str, str, 
                 skip(key, "not a regular file")
 
 
-def _directory(directory: str, prefix: str, skip: Skip) -> Iterator[tuple[str, str, str]]:
+def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip) -> Iterator[tuple[str, str, str]]:
     """(key, path, kind) of one directory's entries."""
     last = ""
     while True:
         try:  # several passes over a huge directory keep memory flat and the order whole
-            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last))
+            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last, prefix, ignore))
         except OSError as error:
             skip(prefix or directory, f"the folder cannot be listed: {error.strerror}")
             return
@@ -73,7 +84,7 @@ def _directory(directory: str, prefix: str, skip: Skip) -> Iterator[tuple[str, s
         last = entries[-1][0]
 
 
-def _entries(directory: str, after: str) -> Iterator[tuple[str, str]]:
+def _entries(directory: str, after: str, prefix: str, ignore: Skip) -> Iterator[tuple[str, str]]:
     """Names above ``after`` with their kinds, in any order; a folder's ends in a slash, as it sorts in whole keys."""
     with os.scandir(directory) as scan:
         for entry in scan:
@@ -84,7 +95,12 @@ def _entries(directory: str, after: str) -> Iterator[tuple[str, str]]:
                 folder = False
             if folder:
                 name += "/"
-            if name > after and not name.startswith(".") and (folder or is_picture(name)):
+            if not (folder or is_picture(name)):
+                continue
+            if name.startswith("."):
+                if not after:  # the first pass
+                    ignore(prefix + name, HIDDEN)
+            elif name > after:
                 yield name, "file" if not folder else "link" if entry.is_symlink() else "folder"
 
 

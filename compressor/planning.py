@@ -59,7 +59,8 @@ class Plan:
     """Counts of a listing and where the batches lie. JSON both ways.
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
-    ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all.
+    ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all,
+    ``ignored`` counts hidden ones and links to what is listed anyway; ``ignored_names`` are some of them.
     """
 
     path: str
@@ -72,13 +73,16 @@ class Plan:
     quarantined: int
     left: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: int = 0
+    ignored_names: list[tuple[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        return cls(**{**values, "skipped": [(name, reason) for name, reason in values["skipped"]]})
+        pairs = {name: [(one, reason) for one, reason in values[name]] for name in ("skipped", "ignored_names")}
+        return cls(**{**values, **pairs})
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """The pending files in order, ``batch_size`` at a time (default: as planned)."""
@@ -146,6 +150,8 @@ def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: i
         quarantined=states["quarantined"],
         left=left,
         skipped=[(name, reason) for name, reason in source.skipped],
+        ignored=source.ignored_count,
+        ignored_names=[(name, reason) for name, reason in source.ignored],
     )
 
 

@@ -17,8 +17,10 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
+from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import SourceError
 from compressor.listing import (
+    HIDDEN,
     Info,
     fingerprint,
     is_picture,
@@ -32,6 +34,7 @@ from compressor.retrying import ATTEMPTS, back_off, is_transient
 
 T = TypeVar("T")
 
+IGNORED_NAMES = 100  # that are kept as examples
 CONCURRENT_REQUESTS = 64  # s3fs's own 10 connections cap at 81 objects a second under 50 ms of latency
 LOCAL_THREADS = 8  # hide the latency of network file systems
 
@@ -85,12 +88,16 @@ class Source:
         As given.
     skipped
         What the last :meth:`files` passed over although it may be a picture, with reasons.
+    ignored, ignored_count
+        Hidden names, and links to what is listed anyway, with reasons: the first of them, and how many there are.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
         self.url = url
         self.storage_options = dict(storage_options or {})
         self.skipped: list[Skipped] = []
+        self.ignored: list[Skipped] = []
+        self.ignored_count = 0
 
     @classmethod
     def open(cls, url: str, storage_options: dict[str, Any] | None = None) -> Source:
@@ -117,27 +124,31 @@ class Source:
     @property
     def shown(self) -> str:
         """The URL without user, password and query."""
-        return _without_secrets(self.url)
+        return shown(self.url)
 
     def files(self) -> Iterator[SourceFile]:
         """Stream the picture files, sorted by key.
 
-        Files are chosen by extension; names that begin with a dot are left out. Links to files are followed, links to
-        folders are not (they are in :attr:`skipped`). Memory holds one page of a bucket, or up to 32,768 names of a
-        local folder, whatever the number of files. Listing takes about 10 us a file locally, 100 us in a bucket.
+        Files are chosen by extension; names that begin with a dot are left out (see :attr:`ignored`). Links to files
+        are followed, links to folders are not (they are in :attr:`skipped`, unless they lead to what is listed anyway).
+        Memory holds one page of a bucket, or up to 32,768 names of a local folder, whatever the number of files.
+        Listing takes about 10 us a file locally, 100 us in a bucket.
 
         Raises
         ------
         SourceError
             The listing fails for good.
         """
-        self.skipped = []
+        self.skipped, self.ignored, self.ignored_count = [], [], 0
         place = self._place
         if place.single:
             yield place.single
             return
         for key, path, info in self._list(place):
-            if not is_picture(key) or key.startswith(".") or "/." in key:
+            if not is_picture(key):
+                continue
+            if key.startswith(".") or "/." in key:
+                self._ignore(key, HIDDEN)
                 continue
             if place.pattern and not place.pattern.match(key):
                 continue
@@ -168,7 +179,7 @@ class Source:
                 back_off(attempt)
         for path, result in results.items():
             if isinstance(result, Exception):
-                results[path] = self._error(f"cannot read {_without_secrets(path)}", result)
+                results[path] = self._error(f"cannot read {shown(path)}", result)
         return [results[path] for path in paths]
 
     @staticmethod
@@ -188,6 +199,8 @@ class Source:
 
         options = dict(self.storage_options)
         is_s3 = self.url.startswith(("s3://", "s3a://"))
+        if is_s3 and has_password(self.url):  # s3fs would take it for a part of the bucket's name
+            raise SourceError(f"{self.shown}: {ADVICE}")
         try:
             filesystem, path = fsspec.core.url_to_fs(self.url, **(_s3_options(options) if is_s3 else options))
         except Exception as error:  # the back end may be unknown, not installed or misconfigured
@@ -236,7 +249,7 @@ class Source:
 
     def _list(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
         if self._is_local:
-            return list_local(place.root, place.depth, self._skip)
+            return list_local(place.root, place.depth, self._skip, self._ignore)
         filesystem, _ = self._remote
         if hasattr(filesystem, "call_s3"):
             return list_bucket(self._call_s3, place.root, place.prefix, place.depth)
@@ -249,6 +262,11 @@ class Source:
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append(Skipped(_printable(name), reason))
+
+    def _ignore(self, name: str, reason: str) -> None:
+        self.ignored_count += 1
+        if len(self.ignored) < IGNORED_NAMES:
+            self.ignored.append(Skipped(_printable(name), reason))
 
     def _read_once(self, paths: list[str]) -> list[bytes | Exception]:
         read: Callable[[str], bytes] = _read_local
@@ -285,7 +303,7 @@ class Source:
         """A SourceError that tells what to do, with no secret in it."""
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         user = re.match(r"[\w+.-]+://([^/@]*@)", self.url)
-        told = _without_secrets(told.replace(user[1], "") if user else told)
+        told = shown(told.replace(user[1], "") if user else told)
         if isinstance(error, FileNotFoundError):
             told = f"it does not exist ({told})"
         elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
@@ -352,9 +370,3 @@ def _read_local(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
 
-
-_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?\S*=\S*")
-
-
-def _without_secrets(text: str) -> str:
-    return _SECRETS.sub("", text)

@@ -76,6 +76,8 @@ class RunSummary:
     errors: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: int = 0
+    ignored_names: list[tuple[str, str]] = field(default_factory=list)
     psnr_sum: float = 0.0
     psnr_min: float = float("inf")
     psnr_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(PSNR_BINS) - 1, np.int64))
@@ -87,6 +89,7 @@ class RunSummary:
         """Take over what planning counted."""
         self.listed, self.already_there, self.left = plan.listed, plan.already_there, plan.left
         self.still_quarantined, self.skipped = plan.quarantined, plan.skipped
+        self.ignored, self.ignored_names = plan.ignored, plan.ignored_names
 
     def add(self, report: BatchReport, changed: int) -> None:
         """Count a committed batch, ``changed`` of whose archived pictures replaced a row."""
@@ -154,6 +157,8 @@ class RunSummary:
             "errors": dict(self.errors.most_common()),
             "codecs": dict(self.codecs.most_common()),
             "skipped": [list(pair) for pair in self.skipped],
+            "ignored": self.ignored,
+            "ignored_names": [list(pair) for pair in self.ignored_names],
             "worker_seconds": {name: round(value, 3) for name, value in self.worker_seconds.items()},
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "ratio": _rounded(self.ratio),

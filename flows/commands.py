@@ -80,6 +80,9 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
     if summary["skipped"]:
         name, reason = summary["skipped"][0]
         warn(f"{len(summary['skipped']):,} names were passed over, such as {name!r}: {reason}")
+    if summary["ignored"]:
+        name, reason = summary["ignored_names"][0]
+        warn(f"{summary['ignored']:,} names were left out, such as {name!r}: {reason}")
     if summary["stopped"]:
         warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
     return UNWELL if failed or summary["skipped"] or summary["stopped"] else DONE

@@ -137,6 +137,9 @@ def test_fingerprint_changes_with_the_file(tree, bucket):
 
 def test_nothing_is_lost_silently(tree):
     os.symlink(tree, tree / "00000" / "loop")
+    os.symlink("/", tree / "away")
+    (tree / ".hidden.png").write_bytes(b"hidden")
+    (tree / ".thumbnails").mkdir(exist_ok=True)
     os.symlink(tree / "00000.png", tree / "link.png")
     os.symlink(tree / "gone", tree / "broken.png")
     os.symlink(tree / "itself.png", tree / "itself.png")
@@ -148,8 +151,11 @@ def test_nothing_is_lost_silently(tree):
     assert sorted(files) == sorted([*NAMES, "link.png", "two\nlines.png"])
     assert source.read([files["two\nlines.png"]]) == [b"newline"]
     reasons = dict(source.skipped)
-    assert set(reasons) == {"00000/loop", "broken.png", "itself.png", "pipe.png", "caf\\udce9.png"}
-    assert "UTF-8" in reasons["caf\\udce9.png"] and "link to a folder" in reasons["00000/loop"]
+    assert set(reasons) == {"away", "broken.png", "pipe.png", "caf\\udce9.png"}
+    assert "UTF-8" in reasons["caf\\udce9.png"] and "link to a folder" in reasons["away"]
+    ignored = dict(source.ignored)
+    assert {"00000/loop", "itself.png", ".hidden.png", ".thumbnails/"} <= set(ignored)
+    assert len(ignored) == source.ignored_count and "hidden" in ignored[".hidden.png"]
 
 
 def test_pipe_and_text_as_source(tree):
