@@ -1,0 +1,1 @@
+"""One way to break an archive a file; benchmarks/promise.py calls them."""
