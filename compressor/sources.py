@@ -369,4 +369,3 @@ def _info_or_none(filesystem: Any, path: str) -> Info | None:
 def _read_local(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-

@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 
+from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import ArchiveError, LatentpackError
 
 # delta-rs's names, which are also the environment's, to s3fs's.
@@ -41,6 +42,8 @@ class Store:
     def __init__(self, url: str, options: dict[str, str] | None = None) -> None:
         self.options = dict(options or {})
         self._conditional_puts = False
+        if has_password(str(url)):
+            raise ArchiveError(f"{shown(str(url))}: {ADVICE}")
         scheme, separator, rest = str(url).partition("://")
         self.is_s3 = bool(separator) and scheme in ("s3", "s3a")
         if self.is_s3:
@@ -52,7 +55,7 @@ class Store:
             self.root = str(Path(rest if separator else url).expanduser().absolute())
             self.url = self.root
         else:
-            raise ArchiveError(f"{url}: archives lie in a local folder or in s3://, not in {scheme}://")
+            raise ArchiveError(f"{shown(str(url))}: archives lie in a local folder or in s3://, not in {scheme}://")
 
     @property
     def table_options(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from compressor.addresses import shown
 from compressor.errors import LatentpackError
 from flows.options import INTERRUPTED, UNUSABLE, build_parser
 
@@ -35,7 +36,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"]) or "options"
-            _say(f"--{where.replace('_', '-')}: {problem['msg'].lower()}, not {problem['input']!r}")
+            told = problem["msg"].removeprefix("Value error, ")
+            _say(f"--{where.replace('_', '-')}: {told[:1].lower()}{told[1:]}, not {shown(repr(problem['input']))}")
         return UNUSABLE
     except LatentpackError as error:
         if options.debug:

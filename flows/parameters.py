@@ -6,7 +6,9 @@ Not the meaning of the options to an encoder (see compressor.bulk): here are the
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from compressor.addresses import ADVICE, PASSWORD, has_password
 
 
 class Family(StrEnum):
@@ -71,11 +73,19 @@ class PictureFormat(StrEnum):
     AVIF = "avif"
 
 
+def _without_password(url: str) -> str:
+    if has_password(url):
+        raise ValueError(ADVICE)
+    return url
+
+
+# Prefect's server holds new runs and deployments against the pattern, before it stores a parameter.
+Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
-    str,
+    Address,
     Field(min_length=1, description="folder, bucket prefix, glob or file of pictures, at any URL that fsspec opens"),
 ]
-ArchiveUrl = Annotated[str, Field(min_length=1, description="folder or URL of the archive")]
+ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
 Workers = Annotated[int | None, Field(ge=1, le=4096, description="processes to work with (default: one for each core)")]
 Scheduler = Annotated[
     str | None,
@@ -88,7 +98,7 @@ Limit = Annotated[int | None, Field(ge=1, description="take at most this many pi
 class Parameters(BaseModel):
     """Base of all parameter models: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class TrainingParameters(Parameters):
@@ -182,7 +192,9 @@ class RepairParameters(Parameters):
     """Mend what verify finds: from the archive itself, and from the source where that still has the picture."""
 
     archive: ArchiveUrl
-    source: str | None = Field(None, min_length=1, description="where the pictures came from; they are encoded again")
+    source: Address | None = Field(
+        None, min_length=1, description="where the pictures came from; they are encoded again"
+    )
     codec: str = Field("faces", description="codec by name, path of an artifact, or id in the archive")
     target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
     quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
