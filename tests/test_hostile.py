@@ -1,0 +1,109 @@
+"""What a crafted or half-finished archive holds: refused by name, whatever it is."""
+
+import json
+import os
+import random
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import crc32c
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from compressor.archive import Archive
+from compressor.artifact import dump, identify, parse
+from compressor.codec import load_codec
+from compressor.errors import ArchiveError, CodecError, LatentpackError
+from tests.codecs import smooth_pictures, tiny_artifact
+from tests.rows import picture_row
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive.create(str(tmp_path / "archive"))
+
+
+def learned_row(archive: Archive):
+    codec = load_codec(tiny_artifact("v5"))
+    archive.put_codec(codec.id, tiny_artifact("v5"))
+    [encoded] = codec.encode(smooth_pictures(1, 32, 32), 30, "gzip")
+    fields = {name: getattr(encoded, name) for name in ("width", "height", "codec", "quality", "packer", "payload")}
+    return replace(picture_row("a"), **fields, crc32c=crc32c.crc32c(encoded.payload))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"width": 0}, {"height": -5}, {"width": 2**31 - 1, "height": 2**31 - 1}, {"width": 10**6, "height": 10**3},
+        {"quality": -1}, {"quality": 2**15 - 1}, {"packer": "../../x"}, {"packer": ""}, {"codec": "original"},
+        {"codec": "avif"}, {"codec": "../../../etc/passwd"}, {"codec": ""}, {"width": 33},
+    ],
+)  # fmt: skip
+def test_rows_that_lie_are_refused(archive, lie):
+    row = learned_row(archive)
+    assert archive.decode([row])[0].shape == (32, 32, 3)
+    with pytest.raises((CodecError, ArchiveError)):
+        archive.decode([replace(row, **lie)])
+
+
+@pytest.mark.parametrize("family", ["v1", "v5"])
+def test_codecs_that_lie_are_refused_or_decode(archive, family):
+    parsed = parse(tiny_artifact(family))
+    choose = random.Random(1)
+    row = learned_row(archive)
+    for number in range(12):
+        tensors, metadata = dict(parsed.tensors), json.loads(json.dumps(parsed.metadata))
+        name = choose.choice(list(tensors))
+        if number % 3 == 0:
+            del tensors[name]
+        elif number % 3 == 1:
+            tensors[name] = np.resize(tensors[name], (3,))
+        else:
+            metadata["network"] = dict(metadata.get("network") or {}) | {"latents": choose.choice([-1, 0, "x", 10**12])}
+        data = dump(metadata, tensors)
+        archive.put_codec(identify(data), data)
+        with suppress(LatentpackError):
+            archive.decode([replace(row, codec=identify(data))])
+
+
+def test_a_codec_and_a_table_of_a_newer_format_are_refused(archive):
+    parsed = parse(tiny_artifact("v5"))
+    with pytest.raises(CodecError, match="format 99.*upgrade"):
+        load_codec(dump({**parsed.metadata, "format": 99}, parsed.tensors))
+    with pytest.raises(CodecError, match="unknown to this version; upgrade"):
+        load_codec(dump({**parsed.metadata, "family": "v99"}, parsed.tensors))
+    DeltaTable(f"{archive.url}/images").alter.set_table_properties({"delta.enableDeletionVectors": "true"})
+    with pytest.raises(ArchiveError, match="which latentpack does not read|cannot"):
+        Archive.open(archive.url)
+
+
+def test_a_creation_killed_while_it_wrote_its_marker_is_finished(archive):
+    os.replace(f"{archive.url}/latentpack.json", f"{archive.url}/tmp-abcd")
+    again = Archive.create(archive.url)
+    again.commit([again.write_part([picture_row("a")])])
+    assert again.vacuum(0) == 1 and not os.path.exists(f"{archive.url}/tmp-abcd")
+    assert again.verify() == []
+
+
+def test_no_file_of_an_erased_picture_is_left_where_its_page_was_damaged(archive, tmp_path):
+    """Repair takes the bad row out, and vacuum its bytes."""
+    from compressor.repairing import repair
+
+    rows = [picture_row(key, seed) for seed, key in enumerate(("a", "secret", "z"))]
+    archive.commit([archive.write_part(rows)])
+    [part] = [path for path in Path(archive.url, "images").glob("*.parquet")]
+    data = bytearray(part.read_bytes())
+    at = data.index(rows[1].payload)
+    data[at + 300] ^= 4
+    part.write_bytes(data)
+    with pytest.raises(ArchiveError):
+        Archive.open(archive.url).delete(["secret"])
+    assert repair(Archive.open(archive.url), drop=True).taken_out == ["secret"]
+    Archive.open(archive.url).delete(["secret"])
+    Archive.open(archive.url).vacuum(0)
+    for path in Path(archive.url).rglob("*"):
+        if path.is_file():
+            found = path.read_bytes()
+            assert rows[1].payload[:200] not in found and b"secret" not in found, path
