@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import flow
 
+from compressor.artifact import parse
 from compressor.codec import artifact_bytes
 from compressor.errors import SourceError
 from compressor.experiments.ablations import ABLATIONS
@@ -36,6 +37,9 @@ ELSEWHERE_MOST = 400  # pictures of another source
 KINDS = (("int8", "rounded"), ("int8", "calibrated"), ("int4", "rounded"), ("int4", "calibrated"))
 
 
+Pairs = Sequence[tuple[CellRecord, Trial]]
+
+
 @dataclass(frozen=True)
 class _Work:
     """What all parts share: pictures to learn from and to measure on, how long to train."""
@@ -60,7 +64,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     trained = list(_ladder(work))
     ladder = [trial for _, trial in trained]
     tops = [(record, trial) for record, trial in trained if trial.everything]
-    released = [_measured(work, name, CellRecord(name, _identify(name), None), name) for name in parameters.codec]
+    given = [(record, _measured(work, title, record, family)) for title, family, record in _given(parameters.codec)]
     parts = set(parameters.parts)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))
     results = Results(
@@ -68,12 +72,12 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
         ladder=ladder,
         standards=standards,
         ablations=list(_ablations(work)) if Part.ABLATIONS in parts else [],
-        quantized=list(_quantized(work, tops, released)) if Part.WEIGHTS in parts else [],
-        elsewhere=list(_elsewhere(work, tops)) if Part.ELSEWHERE in parts else [],
-        released=released,
+        quantized=list(_quantized(work, [*tops, *given])) if Part.WEIGHTS in parts else [],
+        elsewhere=list(_elsewhere(work, tops, given)) if Part.ELSEWHERE in parts else [],
+        given=[trial for _, trial in given],
     )
     listener().stage("writing the report", 1, "reports")
-    strips = {trial.name: record.path for record, trial in tops} | {name: name for name in parameters.codec}
+    strips = {trial.name: record.path for record, trial in [*tops, *given]}
     own = work.measured if parameters.strips is Strips.MEASURED else []
     return report(results, strips, own, Path(parameters.report))
 
@@ -94,7 +98,6 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}))
     whole = replace(
         config,
-        optimizer=parameters.optimizer.value,
         warmup=min(config.warmup, WARMUP),
         validate_every=max(1, parameters.steps // VALIDATIONS) if parameters.steps else VALIDATE_EVERY,
     )
@@ -144,21 +147,17 @@ def _ablations(work: _Work) -> Iterator[Trial]:
         yield _measured(work, one.name, record, one.cell.family, about=one.about)
 
 
-def _quantized(work: _Work, tops: Sequence[tuple[CellRecord, Trial]], released: Sequence[Trial]) -> Iterator[Quantized]:
-    named = [
-        (CellRecord(name, _identify(name), None), trial)
-        for name, trial in zip(work.parameters.codec, released, strict=True)
-    ]
-    for record, trial in [*tops, *named]:
+def _quantized(work: _Work, codecs: Pairs) -> Iterator[Quantized]:
+    for record, trial in codecs:
         for kind, method in KINDS:
             name = f"{trial.name}, {kind.upper()} weights"
             listener().stage(f"quantising {trial.name} as {kind}, {method}", 1, "codecs")
-            arguments = {"codec": record.path, "id": record.id, "shards": work.learned, "kind": kind, "method": method}
-            made = fresh(quantize, CellRecord, name=name, **arguments)
+            arguments = {"codec": record.path, "id": record.id, "shards": work.learned, "weights": kind}
+            made = fresh(quantize, CellRecord, name=name, method=method, **arguments)
             yield Quantized(trial, kind, method, _measured(work, name, made, trial.family, full=False))
 
 
-def _elsewhere(work: _Work, tops: Sequence[tuple[CellRecord, Trial]]) -> Iterator[Elsewhere]:
+def _elsewhere(work: _Work, tops: Pairs, given: Pairs) -> Iterator[Elsewhere]:
     """Pictures of other kinds: every codec as it is, and V3, or the last family, after fine-tuning."""
     tuned = next((pair for pair in tops if pair[1].family == "v3"), tops[-1] if tops else None)
     folder = home() / "samples"
@@ -180,9 +179,7 @@ def _elsewhere(work: _Work, tops: Sequence[tuple[CellRecord, Trial]]) -> Iterato
             cell = Cell(trial.family, start=record.id)
             further = _trained(there, f"{label} on {name}", cell, work.half, record.path)
             trials.append(_measured(there, label, further, trial.family, full=False))
-        for released in work.parameters.codec:
-            record = CellRecord(released, _identify(released), None)
-            trials.append(_measured(there, released, record, released, full=False))
+        trials += [_measured(there, trial.name, record, trial.family, full=False) for record, trial in given]
         count = sum(shard.count for shard in there.measured)
         yield Elsewhere(name, count, trials, _standards(name, there.measured, ("jpeg",)))
 
@@ -220,10 +217,11 @@ def _standards(name: str, shards: list[ShardRecord], formats: tuple[str, ...]) -
     return {name: rows_of(rows) for name, rows in record.values().items()}
 
 
-def _identify(codec: str) -> str:
-    from compressor.artifact import identify
-
-    return identify(artifact_bytes(codec))
+def _given(codecs: Sequence[str]) -> Iterator[tuple[str, str, CellRecord]]:
+    """Title, family and file of codecs that are not trained here."""
+    for codec in codecs:
+        artifact = parse(artifact_bytes(codec))
+        yield Path(codec).stem, artifact.family, CellRecord(codec, artifact.id, None)
 
 
 def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:

@@ -32,6 +32,8 @@ from tasks.train import write_whole
 TRAIN_VERSION = 1
 MEASURE_VERSION = 1
 QUANTIZE_VERSION = 1
+STRIPS = 4  # pictures shown side by side
+CALIBRATED = 512  # pictures that smaller weights are calibrated on
 MEASURED = 1000  # pictures at most that anything is measured on
 
 
@@ -173,21 +175,24 @@ def measure_standards(name: str, shards: Sequence[ShardRecord], formats: Sequenc
 
 
 def _quantize_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
-    configuration = {"kind": arguments["kind"], "method": arguments["method"]}
+    configuration = {"weights": arguments["weights"], "method": arguments["method"]}
     return stage_key("quantize", QUANTIZE_VERSION, _content(arguments["id"], arguments["shards"]), configuration)
 
 
 @task(name="quantize-weights", task_run_name="quantize-{name}", cache_key_fn=_quantize_key)
-def quantize(name: str, codec: str, id: str, shards: Sequence[ShardRecord], kind: str, method: str) -> dict[str, Any]:
-    """A codec with its weights stored as ``kind``, calibrated on the shards' pictures. Returns a CellRecord as JSON."""
+def quantize(
+    name: str, codec: str, id: str, shards: Sequence[ShardRecord], weights: str, method: str
+) -> dict[str, Any]:
+    """A codec with its weights stored as ``weights``, calibrated on the shards' pictures. Returns a CellRecord."""
     from compressor.artifact import identify
     from compressor.codec import artifact_bytes
-    from compressor.experiments.cells import CALIBRATION, split
+    from compressor.experiments.cells import split
     from compressor.families import refreeze
 
     learned, _ = split(load_shards(shards), None)
-    data = refreeze(artifact_bytes(codec), learned[:: max(1, len(learned) // CALIBRATION)][:CALIBRATION], kind, method)
-    key = _quantize_key(None, {"id": id, "shards": shards, "kind": kind, "method": method})
+    chosen = learned[:: max(1, len(learned) // CALIBRATED)][:CALIBRATED]
+    data = refreeze(artifact_bytes(codec), chosen, weights, method)
+    key = _quantize_key(None, {"id": id, "shards": shards, "weights": weights, "method": method})
     path = _folder() / f"{key}.safetensors"
     write_whole(path, data)
     return asdict(CellRecord(str(path), identify(data), None))
@@ -209,7 +214,7 @@ def report(
     from compressor.experiments.tables import ladder_table
     from compressor.experiments.writing import sample_strips, write
 
-    pictures = load_shards(own_pictures)[:4] if own_pictures else None
+    pictures = list(load_shards(own_pictures)[:STRIPS]) if own_pictures else None
     shown = sample_strips({name: load_codec(path) for name, path in strips.items()}, pictures)
     written = write(results, shown, directory)
     create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")

@@ -18,6 +18,7 @@ CAPTIONS = {
     "training": "Squared error on pictures not trained on, by time; all training pictures.",
     "ladder": "What more pictures gain: squared error on pictures not trained on, after equal times.",
 }
+RELEASED = "#009E73"  # like no version
 _STANDARD = {"jpeg": "JPEG", "avif": "AVIF"}
 
 
@@ -76,11 +77,11 @@ def _rate(results: Results) -> "Figure":
         else:
             x, y = [row.mean_bytes for row in trial.usual], [row.mean_psnr for row in trial.usual]
         axes.plot(x, y, color=palette[trial.name], linewidth=2.4, marker="o", markersize=3.5, label=trial.name)
-    for trial in results.released:
+    for trial in results.given:
         rows = trial.usual
         axes.plot(
-            [row.mean_bytes for row in rows], [row.mean_psnr for row in rows], color="#3B3B3B", linewidth=2.4,
-            linestyle=(0, (4, 1.5)), label=f"{trial.name}, released",
+            [row.mean_bytes for row in rows], [row.mean_psnr for row in rows], color=RELEASED, linewidth=2.4,
+            linestyle=(0, (4, 1.5)), label=f"{trial.name}, given",
         )  # fmt: skip
     axes.set_ylim(14, 44)
     axes.legend(frameon=False, fontsize=8)
@@ -108,7 +109,7 @@ def _length(results: Results) -> "Figure | None":
     figure, axes = _axes("Description length", "pictures (logarithmic)", "bytes a picture (logarithmic)")
     axes.set_yscale("log")
     palette = _palette(results)
-    pictures = np.geomspace(10, 1e7, 60)
+    pictures = np.geomspace(10, 1e6, 60)
     shown = False
     for trial in _everything(results):
         row = trial.row()
@@ -120,14 +121,14 @@ def _length(results: Results) -> "Figure | None":
         jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
         if jpeg is not None:
             axes.axhline(jpeg, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-    for trial in results.released:
+    for trial in results.given:
         row = trial.row()
         if row is not None:
             whole = trial.artifact_bytes / pictures + row.mean_bytes
-            axes.plot(pictures, whole, color="#3B3B3B", linestyle=(0, (4, 1.5)), label=f"{trial.name}, released")
+            axes.plot(pictures, whole, color=RELEASED, linestyle=(0, (4, 1.5)), label=f"{trial.name}, given")
             jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
             if jpeg is not None:
-                axes.axhline(jpeg, color="#3B3B3B", linewidth=0.8, linestyle=(0, (1, 2)))
+                axes.axhline(jpeg, color=RELEASED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.legend(frameon=False, fontsize=8, title="dotted: JPEG at that PSNR", title_fontsize=8)
     return figure if shown else None
 

@@ -113,7 +113,7 @@ class Results:
     ablations: list[Trial] = field(default_factory=list)
     quantized: list[Quantized] = field(default_factory=list)
     elsewhere: list[Elsewhere] = field(default_factory=list)
-    released: list[Trial] = field(default_factory=list)
+    given: list[Trial] = field(default_factory=list)
 
     def rates(self, name: str) -> Rates:
         """A standard format's rows, interpolated."""
@@ -124,12 +124,17 @@ class Results:
         trained = [trial for trial in self.ladder if trial.family == family and trial.training]
         return max(trained, key=lambda trial: trial.training.pictures if trial.training else 0, default=None)
 
-    def rung(self, family: str, pictures: int) -> Trial | None:
-        """A family trained on ``pictures`` pictures."""
-        found = (trial for trial in self.ladder if trial.family == family and trial.training)
-        return next((trial for trial in found if trial.training and trial.training.pictures == pictures), None)
+    def best(self, family: str) -> Trial | None:
+        """A family's codec of least squared error: the one trained on the most pictures here, or one brought along."""
+        trials = [self.top(family), *(trial for trial in self.given if trial.family == family)]
+        return min((trial for trial in trials if trial and trial.row()), key=_error, default=None)
 
     @property
     def families(self) -> list[str]:
         """Families of the ladder, in order."""
         return list(dict.fromkeys(trial.family for trial in self.ladder))
+
+
+def _error(trial: Trial) -> float:
+    row = trial.row()
+    return row.mse if row else float("inf")

@@ -113,7 +113,7 @@ def jpeg_psnr(rates: Rates, size: float) -> str:
 def entropy_table(results: Results) -> Table:
     """Entropies of stored integers beside what packers take."""
     rows = []
-    for trial in [*results.ladder, *results.released]:
+    for trial in [*results.ladder, *results.given]:
         found = trial.information
         if found is None or not (trial.everything or trial.training is None):
             continue
@@ -129,7 +129,7 @@ def entropy_table(results: Results) -> Table:
             ]
         )
     note = (
-        "Bytes a picture of INT8 latents (hyperlatents and residuals of the released codec, at its middle quality): "
+        "Bytes a picture of INT8 latents (hyperlatents and residuals of V5 and V6, at their middle quality): "
         "what an ideal coder takes with one table for each channel, and with one for each channel and value of a "
         "neighbour. Cross-entropy between halves of the pictures, so that what is learned is not charged to itself. "
         "Packers: bytes, and how far from the first."
@@ -155,7 +155,7 @@ def description_table(results: Results) -> Table:
     rows = []
     trials = (
         [trial for trial in results.ladder if trial.everything]
-        + [trial for trial in results.released]
+        + [trial for trial in results.given]
         + [one.trial for one in results.quantized if one.kind == "int8" and one.method == "calibrated"]
     )
     for trial in trials:
