@@ -48,18 +48,20 @@ class IntegerConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
             return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
-        # Plain matrix products: a library may choose Winograd or FFT for a convolution, and those are not exact.
-        batch, _, height, width = x_BCHW.shape
+        # 1x1 convolutions, that is matrix products: a library may take Winograd or FFT for larger ones, which are not
+        # exact. The factors have seven bits, so that even TF32 or bfloat16 products with float32 sums are.
+        height, width = x_BCHW.shape[-2:]
         margin = self.kernel // 2
         work = torch.float32 if self.fits_float32 else torch.float64
         weight = self.integer_weight().to(work)
-        x_BHWC = F.pad(x_BCHW.to(work), (margin, margin, margin, margin)).permute(0, 2, 3, 1)
-        total = x_BHWC.new_zeros(batch * height * width, len(weight))
+        x_BCHW = x_BCHW.to(work, memory_format=torch.channels_last)
+        padded = F.pad(x_BCHW, (margin, margin, margin, margin))
+        total: Tensor | float = 0.0
         for row in range(self.kernel):
             for column in range(self.kernel):
-                patch = x_BHWC[:, row : row + height, column : column + width].flatten(0, 2)
-                total.addmm_(patch, weight[:, :, row, column].T)
-        return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
+                patch = padded[:, :, row : row + height, column : column + width]
+                total = total + F.conv2d(patch, weight[:, :, row : row + 1, column : column + 1])
+        return torch.as_tensor(total, dtype=torch.float64)
 
 
 def activate(accumulator: Tensor, steps: int) -> Tensor:
