@@ -1,0 +1,43 @@
+variable "archive_bucket" {
+  description = "Name of the bucket to make for archives."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.archive_bucket))
+    error_message = "A bucket's name has 3 to 63 lower-case letters, digits, dots and dashes."
+  }
+}
+
+variable "source_bucket" {
+  description = "Name of the bucket that pictures are read from. It exists already and is not changed."
+  type        = string
+}
+
+variable "erasure_days" {
+  description = "Days until S3 forgets what was deleted or overwritten: time to undo a mistake, and what an erasure takes."
+  type        = number
+  default     = 7
+
+  validation {
+    condition     = var.erasure_days >= 1 && var.erasure_days <= 30
+    error_message = "Between 1 and 30: the right to erasure allows about a month in all."
+  }
+}
+
+variable "oidc_provider_arn" {
+  description = "ARN of the cluster's OIDC provider, whose service accounts take the roles. Empty: no roles, only policies."
+  type        = string
+  default     = ""
+}
+
+variable "namespace" {
+  description = "Kubernetes namespace of the service accounts."
+  type        = string
+  default     = "latentpack"
+}
+
+variable "tags" {
+  description = "Tags of all that is made."
+  type        = map(string)
+  default     = {}
+}
