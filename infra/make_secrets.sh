@@ -16,7 +16,3 @@ make postgres_password "$(random)"
 make prefect_auth "admin:$(random)"
 make s3_user "latentpack$(random | cut -c1-12)"
 make s3_password "$(random)"
-make aws_credentials "[default]
-aws_access_key_id = $(cat secrets/s3_user)
-aws_secret_access_key = $(cat secrets/s3_password)
-"

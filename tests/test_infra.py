@@ -292,5 +292,15 @@ def test_the_job_template_is_one_that_prefects_worker_takes():
 def test_overlays_change_what_they_say(manifests: dict[str, list[dict[str, Any]]]):
     names = {one["metadata"]["name"] for one in manifests["overlays/external-database"] if one["kind"] != "Deployment"}
     assert "postgres" not in names
-    for name, template in _pods(manifests["overlays/aws-role"]):
-        assert "latentpack-s3" not in json.dumps(template), f"{name} takes its credentials from the role"
+    roles = {
+        one["metadata"]["name"]: one["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].rsplit("-", 1)[1]
+        for one in manifests["overlays/aws-role"]
+        if one["kind"] == "ServiceAccount" and "annotations" in one["metadata"]
+    }
+    assert roles == {"latentpack-runs": "writer", "latentpack-maintenance": "maintainer"}
+    for name, template in _pods([*manifests["overlays/aws-role"], _job(_template())]):
+        for container in template["spec"]["containers"]:
+            secrets = [source["secretRef"] for source in container.get("envFrom", []) if "secretRef" in source]
+            assert all(secret["optional"] for secret in secrets), (
+                f"{name} starts without the secret that a role replaces"
+            )
