@@ -23,6 +23,7 @@ from compressor import integrity
 from compressor import table as parquet
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
+from compressor.retrying import is_transient, patiently
 from compressor.store import Store
 from compressor.table import Layout, Part, RangeFile
 
@@ -83,12 +84,14 @@ class KeyedTable:
         """Make an empty table, unless there is one."""
         from deltalake import DeltaTable
 
-        DeltaTable.create(
-            self.store.table_url(self.folder),
-            pa.schema(self.layout.schema),
-            mode="ignore",
-            configuration=CONFIGURATION,
-            storage_options=self.store.table_options,
+        patiently(
+            lambda: DeltaTable.create(
+                self.store.table_url(self.folder),
+                pa.schema(self.layout.schema),
+                mode="ignore",
+                configuration=CONFIGURATION,
+                storage_options=self.store.table_options,
+            )
         )
 
     def refresh(self, anew: bool = False) -> None:
@@ -99,10 +102,11 @@ class KeyedTable:
             self._delta = None
         with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
             if self._delta is None:
-                self._delta = DeltaTable(self.store.table_url(self.folder), storage_options=self.store.table_options)
+                url, options = self.store.table_url(self.folder), self.store.table_options
+                self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
             else:
                 before = self._delta.version()
-                self._delta.update_incremental()
+                patiently(self._delta.update_incremental)
                 if self._delta.version() == before:
                     return
             actions = pa.table(self._delta.get_add_actions(flatten=True))
@@ -357,6 +361,7 @@ class KeyedTable:
 
         self.store.require_conditional_puts()
         stuck = 0
+        reason: Exception
         for attempt in range(ATTEMPTS):
             self.refresh(anew=attempt > 0)
             planned_on = self.version
@@ -386,8 +391,10 @@ class KeyedTable:
                         app_transactions=transactions,
                     ),
                 )
-            except (DeltaError, FileNotFoundError) as error:  # lost the race, or files to rewrite went in it
-                reason: Exception = error
+            except Exception as error:  # lost the race, or files to rewrite went in it, or nobody knows
+                if not isinstance(error, (DeltaError, FileNotFoundError)) and not is_transient(error):
+                    raise
+                reason = error
             else:
                 self.refresh()
                 return

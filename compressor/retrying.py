@@ -1,8 +1,11 @@
 """Which failures of storage are worth another try, and how long to wait before it."""
 
 import errno
+import itertools
 import random
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.25
@@ -19,8 +22,28 @@ TRANSIENT_NAMES = {
 }  # fmt: skip
 
 
+# delta-rs tells of its connections in words alone, and does not ask again where an answer's body breaks off
+TRANSIENT_WORDS = ("request or response body error", "error sending request", "end of file before message length")
+
+T = TypeVar("T")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What ``call`` returns, tried again after transient failures."""
+    for attempt in itertools.count():
+        try:
+            return call()
+        except Exception as error:
+            if attempt + 1 == ATTEMPTS or not is_transient(error):
+                raise
+            back_off(attempt)
+    raise AssertionError("unreachable")
+
+
 def is_transient(error: object) -> bool:
     """Whether the same request may succeed later."""
+    if isinstance(error, Exception) and any(words in str(error) for words in TRANSIENT_WORDS):
+        return True
     if any(kind.__name__ in TRANSIENT_NAMES for kind in type(error).__mro__):
         return True
     response = getattr(getattr(error, "__cause__", None), "response", None)

@@ -220,6 +220,25 @@ class Storage(BaseHTTPRequestHandler):
         pass
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch):
+    from compressor import retrying
+
+    monkeypatch.setattr(retrying, "back_off", lambda attempt: None)
+    broken = OSError("Generic S3 error: HTTP error: request or response body error: end of file before message length")
+    answers = [broken, broken, "whole"]
+
+    def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert retrying.patiently(ask) == "whole"
+    answers[:] = [OSError("Generic S3 error: access denied"), "never asked for"]
+    with pytest.raises(OSError, match="denied"):
+        retrying.patiently(ask)
+
+
 def test_retries_only_what_may_pass(monkeypatch):
     waits = []
     plainly = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}  # no slowing down either

@@ -71,7 +71,10 @@ def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def _archived(url: str, keys: set[str], fault: str, happened: str, runs: int) -> tuple[Any, ...]:
-    archive = Archive.open(url)
+    try:
+        archive = Archive.open(url)
+    except LatentpackError as error:
+        return fault, f"{happened}; in the end {error}", runs, f"0 of {len(keys)}", 0, 0
     found = list(archive.keys())
     rows = f"{len(keys & set(found))} of {len(keys)}"
     return fault, happened, runs, rows, len(found) - len(set(found)), len(archive.verify())
