@@ -63,7 +63,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     work = _prepare(parameters)
     trained = list(_ladder(work))
     ladder = [trial for _, trial in trained]
-    tops = [(record, trial) for record, trial in trained if trial.everything]
+    tops = trained[-len(parameters.family) :]
     given = [(record, _measured(work, title, record, family)) for title, family, record in _given(parameters.codec)]
     parts = set(parameters.parts)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))

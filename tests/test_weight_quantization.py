@@ -56,7 +56,7 @@ def test_fewer_bits_cost_more_and_calibration_gets_some_back(learned: Autoencode
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "int4"])
-@pytest.mark.parametrize("family", ["v2", "v5"])
+@pytest.mark.parametrize("family", ["v2", "v5", "v6"])
 def test_a_frozen_codec_computes_with_the_weights_it_was_calibrated_with(family: str, kind: str) -> None:
     data = refreeze(tiny_artifact(family), PICTURES, kind)
     artifact = parse(data)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor.experiments.results import Results, Trial
+from compressor.experiments.results import Results
 from compressor.plots import STYLE, colours
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ CAPTIONS = {
     "rate": "PSNR by bytes. A version's line: its INT8 latents ever more coarsely quantised, under an ideal coder.",
     "error": "Mean squared error by bits: straight lines where a bit more divides it by a constant.",
     "length": "Bytes a picture of weights and latents together, by the number of pictures that share the weights.",
-    "training": "Squared error on pictures not trained on, by time; all training pictures.",
+    "training": "Squared error on pictures not trained on, by time; the most pictures.",
     "ladder": "What more pictures gain: squared error on pictures not trained on, after equal times.",
 }
-RELEASED = "#009E73"  # like no version
+_GIVEN = ("#009E73", "#A34E86", "#8B5A2B")  # like no version
 _STANDARD = {"jpeg": "JPEG", "avif": "AVIF"}
 
 
@@ -51,12 +51,8 @@ def _axes(title: str, x: str, y: str) -> "tuple[Figure, Axes]":
 
 
 def _palette(results: Results) -> dict[str, str]:
-    names = [trial.name for trial in _everything(results)]
+    names = [trial.name for trial in results.tops]
     return colours([*names, *_STANDARD.values()], names)
-
-
-def _everything(results: Results) -> list[Trial]:
-    return [trial for trial in results.ladder if trial.everything]
 
 
 def _standards(results: Results, axes: "Axes", palette: dict[str, str], metric: str) -> None:
@@ -70,17 +66,18 @@ def _rate(results: Results) -> "Figure":
     figure, axes = _axes("Rate and distortion", "bytes a picture (logarithmic)", "PSNR, dB")
     palette = _palette(results)
     _standards(results, axes, palette, "psnr")
-    for trial in _everything(results):
+    for trial in results.tops:
         curve = trial.information.curve if trial.information else []
         if curve:
             x, y = [point.ideal_bytes for point in curve], [point.psnr for point in curve]
         else:
             x, y = [row.mean_bytes for row in trial.usual], [row.mean_psnr for row in trial.usual]
         axes.plot(x, y, color=palette[trial.name], linewidth=2.4, marker="o", markersize=3.5, label=trial.name)
-    for trial in results.given:
+    for number, trial in enumerate(results.given):
         rows = trial.usual
         axes.plot(
-            [row.mean_bytes for row in rows], [row.mean_psnr for row in rows], color=RELEASED, linewidth=2.4,
+            [row.mean_bytes for row in rows], [row.mean_psnr for row in rows], linewidth=2.4,
+            color=_GIVEN[number % len(_GIVEN)], marker="o", markersize=3.5,
             linestyle=(0, (4, 1.5)), label=f"{trial.name}, given",
         )  # fmt: skip
     axes.set_ylim(14, 44)
@@ -97,7 +94,7 @@ def _error(results: Results) -> "Figure":
         rows = results.rates(name).rows
         bits = [8 * row.mean_bytes / pixels for row in rows]
         axes.plot(bits, [row.mse for row in rows], color=palette[title], linewidth=1.6, label=title)
-    for trial in _everything(results):
+    for trial in results.tops:
         curve = trial.information.curve if trial.information else []
         bits = [8 * point.ideal_bytes / pixels for point in curve]
         axes.plot(bits, [point.mse for point in curve], color=palette[trial.name], linewidth=2.4, label=trial.name)
@@ -111,7 +108,7 @@ def _length(results: Results) -> "Figure | None":
     palette = _palette(results)
     pictures = np.geomspace(10, 1e6, 60)
     shown = False
-    for trial in _everything(results):
+    for trial in results.tops:
         row = trial.row()
         if row is None:
             continue
@@ -121,14 +118,20 @@ def _length(results: Results) -> "Figure | None":
         jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
         if jpeg is not None:
             axes.axhline(jpeg, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-    for trial in results.given:
+    for number, trial in enumerate(results.given):
         row = trial.row()
         if row is not None:
             whole = trial.artifact_bytes / pictures + row.mean_bytes
-            axes.plot(pictures, whole, color=RELEASED, linestyle=(0, (4, 1.5)), label=f"{trial.name}, given")
+            axes.plot(
+                pictures,
+                whole,
+                color=_GIVEN[number % len(_GIVEN)],
+                linestyle=(0, (4, 1.5)),
+                label=f"{trial.name}, given",
+            )
             jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
             if jpeg is not None:
-                axes.axhline(jpeg, color=RELEASED, linewidth=0.8, linestyle=(0, (1, 2)))
+                axes.axhline(jpeg, color=_GIVEN[number % len(_GIVEN)], linewidth=0.8, linestyle=(0, (1, 2)))
     axes.legend(frameon=False, fontsize=8, title="dotted: JPEG at that PSNR", title_fontsize=8)
     return figure if shown else None
 
@@ -138,7 +141,7 @@ def _training(results: Results) -> "Figure | None":
     axes.set_yscale("log")
     palette = _palette(results)
     shown = False
-    for trial in _everything(results):
+    for trial in results.tops:
         history = trial.training.history if trial.training else []
         if history and "psnr" in history[0]:  # V1 to V4: their loss is the squared error
             x, y = [row["seconds"] for row in history], [row["loss"] for row in history]

@@ -124,6 +124,11 @@ class Results:
         trained = [trial for trial in self.ladder if trial.family == family and trial.training]
         return max(trained, key=lambda trial: trial.training.pictures if trial.training else 0, default=None)
 
+    @property
+    def tops(self) -> list[Trial]:
+        """Every family trained on the most pictures."""
+        return [top for family in self.families if (top := self.top(family))]
+
     def best(self, family: str) -> Trial | None:
         """A family's codec of least squared error: the one trained on the most pictures here, or one brought along."""
         trials = [self.top(family), *(trial for trial in self.given if trial.family == family)]

@@ -113,9 +113,9 @@ def jpeg_psnr(rates: Rates, size: float) -> str:
 def entropy_table(results: Results) -> Table:
     """Entropies of stored integers beside what packers take."""
     rows = []
-    for trial in [*results.ladder, *results.given]:
+    for trial in [*results.tops, *results.given]:
         found = trial.information
-        if found is None or not (trial.everything or trial.training is None):
+        if found is None:
             continue
         sizes = {row.packer.split("-")[-1]: row.mean_bytes for row in _int8(trial, found.quality)}
         zero, best = found.entropy["none"], min(found.entropy.values())
@@ -153,12 +153,8 @@ def _over(size: float | None, ideal: float) -> str:
 def description_table(results: Results) -> Table:
     """Weights and latents together, by the number of pictures; where they come to less than JPEG and AVIF."""
     rows = []
-    trials = (
-        [trial for trial in results.ladder if trial.everything]
-        + [trial for trial in results.given]
-        + [one.trial for one in results.quantized if one.kind == "int8" and one.method == "calibrated"]
-    )
-    for trial in trials:
+    smaller = [one.trial for one in results.quantized if one.kind == "int8" and one.method == "calibrated"]
+    for trial in [*results.tops, *results.given, *smaller]:
         row = trial.row()
         if row is None:
             continue
