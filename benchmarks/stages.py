@@ -2,7 +2,7 @@
 
     python benchmarks/stages.py PICTURES [--codec faces] [--count 64] [--target-psnr 34]
 
-One thread, CPU seconds of this process, the fastest of three passes. A network's floor is its multiply-adds at the
+One thread, CPU seconds of this process, the fastest of three passes; at the end wall time with one process and with two. A network's floor is its multiply-adds at the
 rate this machine multiplies large matrices in the same type; a copy's floor is its bytes at the rate of copying.
 CompressAI joins where it is installed: pip install --no-deps compressai einops pytorch-msssim tqdm
 """
@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -40,6 +42,7 @@ from compressor.tensors import from_network, to_network
 PASSES = 3
 PEERS = (("avif", 4), ("avif", 6), ("jpegxl", 3), ("jpegxl", 7), ("webp", 6), ("jpeg", 0))
 MATRIX = 1024
+SUSTAINED_S = 3.0
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
@@ -100,8 +103,8 @@ class Table:
         print(f"| {name} | {1e3 * each:.2f} | {1 / each:,.0f} | {floor} | {ratio} |", flush=True)
 
 
-def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) -> list[np.ndarray]:
-    """Print the table of stages; return the decoded pictures."""
+def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) -> tuple[list[np.ndarray], int]:
+    """Print the table of stages; return the source pictures and the quality step that the target takes."""
     files = list(islice(source.files(), options.count))
     contents = [bytes(content) for content in source.read([file.path for file in files])]
     pictures = [decode_picture(content).pixels for content in contents]
@@ -170,7 +173,7 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
     table.add(f"encode to {target:g} dB", lambda: encode_to_target(codec, pictures, target, on_tries=tries.append))
     _chain(table, source, files, options)
     print(f"\n{sum(tries) / (PASSES + 1) / len(pictures):.2f} tries a picture")
-    return pictures
+    return pictures, quality
 
 
 def _chain(table: Table, source: Source, files: Sequence[Any], options: argparse.Namespace) -> None:
@@ -188,8 +191,9 @@ def _chain(table: Table, source: Source, files: Sequence[Any], options: argparse
         table.add("whole way back, to pixels", lambda: archive.decode(rows))
 
 
-def peers(pictures: Sequence[np.ndarray], target: float) -> None:
-    """Standard formats on the same pictures, at the quality whose mean PSNR is nearest to the target."""
+def peers(pictures: Sequence[np.ndarray], target: float) -> dict[tuple[str, int], int]:
+    """Standard formats on the same pictures, at the median of the qualities that reach the target; those qualities."""
+    qualities = {}
     print(
         "\n| peer | quality | encode/s | decode/s | to target/s | bytes |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
@@ -197,6 +201,7 @@ def peers(pictures: Sequence[np.ndarray], target: float) -> None:
         codec: Codec = StandardCodec(name, effort)
         stored = [one for one in encode_to_target(codec, pictures, target) if one is not None]
         quality = int(np.median([one.encoded.quality for one in stored]))
+        qualities[name, effort] = quality
         encoded = codec.encode(pictures, quality)
         writing = cpu_seconds(lambda: codec.encode(pictures, quality))  # noqa: B023 - called at once
         reading = cpu_seconds(lambda: codec.decode(encoded))  # noqa: B023
@@ -206,6 +211,7 @@ def peers(pictures: Sequence[np.ndarray], target: float) -> None:
         print(f"| {codec.description.partition(', one')[0]} | {quality} | {rates} | {size:,.0f} |", flush=True)
     if importlib.util.find_spec("compressai"):
         _compressai(pictures)
+    return qualities
 
 
 def _compressai(pictures: Sequence[np.ndarray]) -> None:
@@ -225,6 +231,39 @@ def _compressai(pictures: Sequence[np.ndarray]) -> None:
     print(f"| CompressAI, mean-scale hyperprior, random weights | | {rates} | | |", flush=True)
 
 
+def _rates(codec_name: str, effort: int, path: str, quality: int) -> tuple[float, float]:
+    """Pictures encoded and decoded a second of wall time, by one thread, over some seconds."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    codec = StandardCodec(codec_name, effort) if effort >= 0 else load_codec(codec_name)
+    pictures = list(np.load(path))
+    encoded = codec.encode(pictures, quality)
+    rates = []
+    for work in (lambda: codec.encode(pictures, quality), lambda: codec.decode(encoded)):
+        work()
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < SUSTAINED_S:
+            work()
+            done += len(pictures)
+        rates.append(done / (time.perf_counter() - started))
+    return rates[0], rates[1]
+
+
+def cores(codec_name: str, pictures: Sequence[np.ndarray], qualities: dict[tuple[str, int], int]) -> None:
+    """Sums of what one process and two at the same time get done."""
+    print("\n| codec | processes | encode/s | decode/s |\n| --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/pictures.npy"
+        np.save(path, np.stack(pictures))
+        for (name, effort), quality in qualities.items():
+            for count in (1, 2):
+                with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+                    found = [pool.submit(_rates, name, effort, path, quality) for _ in range(count)]
+                    encode, decode = (sum(column) for column in zip(*(one.result() for one in found), strict=True))
+                title = codec_name if effort < 0 else f"{name}, {effort}"
+                print(f"| {title} | {count} | {encode:,.0f} | {decode:,.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
@@ -237,8 +276,10 @@ def main() -> None:
     codec = load_codec(options.codec)
     if not isinstance(codec, HyperpriorCodec):
         sys.exit(f"{options.codec} is not of family v5 or v6: its networks have no such stages")
-    pictures = stages(Source.open(str(options.pictures)), codec, options)
-    peers(pictures, options.target_psnr)
+    pictures, quality = stages(Source.open(str(options.pictures)), codec, options)
+    qualities = peers(pictures, options.target_psnr)
+    chosen = {peer: qualities[peer] for peer in (("avif", 4), ("jpegxl", 7))}
+    cores(options.codec, pictures, {(options.codec, -1): quality, **chosen})
 
 
 if __name__ == "__main__":
