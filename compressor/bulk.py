@@ -31,6 +31,9 @@ SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
 COSTLY_BITS = 0.75  # a pixel; a learned codec that needs more, and more than
 COSTLY_SHARE = 0.5  # of a JPEG file as good, is tried against the fallback
+JPEGXL_SHARE = (
+    0.7  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was never smaller by much below
+)
 FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
@@ -269,24 +272,31 @@ def _encode_pictures(
 
 
 def _is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
-    """Whether a learned codec spent so much that the picture is likely of a kind it does not know.
-
-    A JPEG, which takes a millisecond, tells whether the picture is hard for everybody.
-    """
+    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
     size = len(stored.encoded.payload)
     if stored.encoded.codec in STANDARD or 8 * size <= COSTLY_BITS * picture.pixels[:, :, 0].size:
         return False
-    (jpeg,) = encode_to_target(STANDARD["jpeg"], [picture.pixels], goal)
-    return jpeg is None or size > COSTLY_SHARE * len(jpeg.encoded.payload)
+    return size > COSTLY_SHARE * _jpeg_size(picture, goal)
 
 
 def _fall_back(picture: Picture, goal: float) -> Stored | None:
-    """The smallest of the standard formats at ``goal`` dB; of a large picture, what takes seconds and not minutes."""
-    standard = [StandardCodec("avif", effort=AVIF_SPEED)]
-    if picture.pixels[:, :, 0].size <= SLOW_PIXELS:
-        standard.append(STANDARD["jpegxl"])
-    one = encode_fallback(picture.pixels, goal, standard, STANDARD[LOSSLESS])
+    """The smallest of the standard formats at ``goal`` dB, but for one that is rarely so and then hardly."""
+    codecs = [StandardCodec("avif", effort=AVIF_SPEED)]
+    one = encode_fallback(picture.pixels, goal, codecs, STANDARD[LOSSLESS])
+    small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
+    if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
+        rivals = [one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS])]
+        one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload), default=None)
     return as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
+
+
+def _jpeg_size(picture: Picture, goal: float) -> float:
+    """Bytes of a JPEG as good, which tells in a millisecond how hard a picture is; 0 where none is as good."""
+    try:
+        (jpeg,) = encode_to_target(STANDARD["jpeg"], [picture.pixels], goal)
+    except CodecError:  # longer than JPEG's longest side
+        return 0
+    return 0 if jpeg is None else len(jpeg.encoded.payload)
 
 
 def _encode(pictures: Sequence[Picture], codec: Codec, options: EncodeOptions) -> list[Stored | None]:
