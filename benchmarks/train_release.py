@@ -100,7 +100,9 @@ def freeze(options: argparse.Namespace) -> None:
     calibration_NHWC = np.ascontiguousarray(pictures[:CALIBRATION].transpose(0, 2, 3, 1))
     last = training["history"][-1]
     card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": last}
-    data = freeze_codec(training["family"], network.eval(), calibration_NHWC, training["network"], options.title, card)
+    data = freeze_codec(
+        training["family"], network.eval(), calibration_NHWC, training["network"], options.title, card, options.weights
+    )
     Path(options.out).write_bytes(data)
     print(f"{options.out}: {len(data):,} bytes")
 
@@ -126,6 +128,7 @@ def main() -> None:
     freezing.add_argument("pictures")
     freezing.add_argument("--out", required=True)
     freezing.add_argument("--title", default="faces")
+    freezing.add_argument("--weights", choices=("int8", "fp16"), default="int8")
     freezing.set_defaults(run=freeze)
     options = parser.parse_args()
     options.run(options)
