@@ -2,8 +2,9 @@
 
     python benchmarks/stages.py PICTURES [--codec faces] [--count 64] [--target-psnr 34]
 
-One thread, CPU seconds of this process, the fastest of three passes; at the end wall time with one process and with two. A network's floor is its multiply-adds at the
-rate this machine multiplies large matrices in the same type; a copy's floor is its bytes at the rate of copying.
+One thread, CPU seconds of this process, the fastest of three passes; at the end wall time with one process and with
+two. A network's floor is its multiply-adds at the rate this machine multiplies large matrices in the same type; a
+copy's floor is its bytes at the rate of copying.
 CompressAI joins where it is installed: pip install --no-deps compressai einops pytorch-msssim tqdm
 """
 
