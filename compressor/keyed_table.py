@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
@@ -38,6 +39,7 @@ CONFIGURATION = {
 }
 
 
+ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
 _DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
 _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
 
@@ -172,6 +174,17 @@ class KeyedTable:
     def unneeded(self, hours: int, full: bool) -> list[str]:
         """Files that no row of the present version is in, of ``hours`` ago; ``full`` with those never committed."""
         return self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+
+    def history(self, limit: int) -> list[tuple[datetime, int, int]]:
+        """When the latest commits were made, and the rows and bytes that they led to, oldest first.
+
+        Only those that the log still has, and that were made by a version of latentpack that noted it.
+        """
+        commits = [commit for commit in reversed(self._delta.history(limit)) if ROWS in commit]
+        return [
+            (datetime.fromtimestamp(commit["timestamp"] / 1000, UTC), int(commit[ROWS]), int(commit[BYTES]))
+            for commit in commits
+        ]
 
     @property
     def version(self) -> int:
@@ -386,7 +399,11 @@ class KeyedTable:
                     "append",
                     self.layout.schema,
                     commit_properties=CommitProperties(
-                        custom_metadata={integrity.STATE: self.digest(after)},
+                        custom_metadata={
+                            integrity.STATE: self.digest(after),
+                            ROWS: str(sum(part.rows for part in after)),
+                            BYTES: str(sum(part.size for part in after)),
+                        },
                         max_commit_retries=0,
                         app_transactions=transactions,
                     ),

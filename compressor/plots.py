@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, told apart without colour too (dashes, markers, nam
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from compressor.comparison import Curve
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -78,6 +80,42 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
         axes.set_xlabel(f"{'payload ' if rate == 'payload_bytes' else ''}bytes per picture (logarithmic)")
         axes.set_title(title + (" by payload" if rate == "payload_bytes" else ""), loc="left", fontweight="bold")
         _name_lines(axes, shown, palette, ours)
+    return figure
+
+
+def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[int]) -> "Figure":
+    """Pictures and bytes of an archive after each commit, one above the other."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+        axes = figure.subplots(2, 1, sharex=True)
+        for one, values, title, colour in (
+            (axes[0], pictures, "pictures", OTHERS["AVIF"]),
+            (axes[1], stored, "bytes stored", OURS[0]),
+        ):
+            one.step(at, values, where="post", color=colour, linewidth=2)
+            one.fill_between(at, values, step="post", color=colour, alpha=0.15)
+            one.set_ylim(bottom=0)
+            one.set_ylabel(title)
+            one.yaxis.set_major_formatter(EngFormatter(unit="B" if one is axes[1] else ""))
+        figure.autofmt_xdate(rotation=0, ha="center")
+    return figure
+
+
+def quality(histogram: Mapping[str, int]) -> "Figure":
+    """How many pictures are stored at which PSNR, in whole decibels rounded down."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(list(histogram), list(histogram.values()), color=OTHERS["WebP"])
+        axes.set_xlabel("PSNR, dB")
+        axes.set_ylabel("pictures")
     return figure
 
 

@@ -1,12 +1,15 @@
-"""An archive read back: restore its pictures as files, verify every row."""
+"""An archive read back: restore its pictures as files, verify every row; and its weekly care."""
 
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.parameters import RestoreParameters, VerifyParameters
+from compressor.errors import ArchiveError
+from flows.parameters import MaintainParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
+from tasks.dashboard import announce, publish_state
+from tasks.maintain import compact, vacuum
 from tasks.restore import restore_pictures, verify_archive
 from tasks.threads import cores
 
@@ -27,4 +30,37 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
 @flow(name="verify", flow_run_name="verify {parameters.archive}", persist_result=False)
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
     """Check every row. Returns the number of pictures and ``problems``, each a key and a reason."""
-    return verify_archive(parameters.archive, on_progress("verifying"))
+    return _verified(parameters.archive)
+
+
+@flow(name="maintain", flow_run_name="maintain {parameters.archive}", persist_result=False)
+def maintain(parameters: MaintainParameters) -> dict[str, Any]:
+    """Verify, compact and vacuum: a writer, so no other run may write at the same time.
+
+    Returns
+    -------
+    ``pictures`` verified, ``files_fewer`` after compaction, files ``deleted`` by vacuum.
+
+    Raises
+    ------
+    ArchiveError
+        Something is damaged. Nothing is merged or deleted then: old files may be what repair needs.
+    """
+    checked = _verified(parameters.archive)
+    if checked["problems"]:
+        key, reason = checked["problems"][0]
+        raise ArchiveError(
+            f"{checked['archive']}: {len(checked['problems'])} problems, such as {key}: {reason}. Nothing was "
+            "compacted or deleted; run 'latentpack repair' on it"
+        )
+    fewer = compact(parameters.archive)
+    deleted = vacuum(parameters.archive, parameters.older_than)
+    publish_state(parameters.archive, parameters.price_per_tb)
+    return {"archive": checked["archive"], "pictures": checked["pictures"], "files_fewer": fewer, "deleted": deleted}
+
+
+def _verified(archive: str) -> dict[str, Any]:
+    found = verify_archive(archive, on_progress("verifying"))
+    if found["problems"]:
+        announce("archive.damaged", found["archive"], {"problems": len(found["problems"])})
+    return found

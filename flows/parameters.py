@@ -95,6 +95,9 @@ BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one 
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
 
 
+Price = Annotated[float, Field(ge=0, description="USD for a terabyte stored a month, to tell what is saved")]
+
+
 class Parameters(BaseModel):
     """Base of all parameter models: unknown names are refused."""
 
@@ -148,6 +151,7 @@ class PipelineParameters(Parameters):
     )
     max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
     max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
+    price_per_tb: Price = 23.0
     training: TrainingParameters = Field(TrainingParameters(), description="for --train")
 
 
@@ -186,6 +190,16 @@ class VerifyParameters(Parameters):
     """Re-read every row of an archive: checksum, decode, dimensions."""
 
     archive: ArchiveUrl
+
+
+class MaintainParameters(Parameters):
+    """Care of an archive: verify every row, merge small files, delete files that no row needs."""
+
+    archive: ArchiveUrl
+    older_than: int = Field(
+        24, ge=1, le=8760, description="hours that a file which no row needs is kept, for readers that have it open"
+    )
+    price_per_tb: Price = 23.0
 
 
 class RepairParameters(Parameters):

@@ -13,6 +13,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from compressor.archive import CRASHED, Archive
+from compressor.baselines import STANDARD
 from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
 from compressor.errors import LatentpackError
 from compressor.images import Limits
@@ -24,6 +25,7 @@ from flows.dispatch import ThisProcess, pool
 from flows.parameters import PipelineParameters
 from flows.progress import listener
 from tasks.codecs import check_codec, packer_for, put_codec
+from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.ingest import plan_run
 from tasks.report import TABLE_ROWS, publish
@@ -76,7 +78,19 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
 
     summary.reconcile()
     publish(summary, quarantined)
+    publish_state(archive.url, parameters.price_per_tb)
+    _announce(summary)
     return summary.to_dict()
+
+
+def _announce(summary: RunSummary) -> None:
+    """Events that automations act on: see infra/automations.yaml."""
+    announce("run.finished", summary.archive, {"run": summary.run, "archived": summary.archived})
+    if summary.quarantined:
+        announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})
+    fallen = sum(count for codec, count in summary.codecs.items() if codec in STANDARD)
+    if fallen and summary.codec not in STANDARD:
+        announce("floor.missed", summary.archive, {"run": summary.run, "pictures": fallen})
 
 
 def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeOptions:

@@ -32,16 +32,21 @@ def _flat(row: QuarantineRow) -> dict[str, Any]:
 def summary_markdown(summary: RunSummary) -> str:
     """A run's figures, codecs and quality distribution as Markdown."""
     lines = ["# Archive run", ""]
-    lines += _table(("", ""), [(name, value.replace("|", "\\|")) for name, value in describe(summary.to_dict())])
+    lines += table(("", ""), describe(summary.to_dict()))
     if summary.codecs:
-        lines += ["", "## Stored as", "", *_table(("codec", "pictures"), summary.codecs.most_common())]
+        lines += ["", "## Stored as", "", *table(("codec", "pictures"), summary.codecs.most_common())]
     if summary.measured:
-        lines += ["", "## Quality", "", *_table(("PSNR, dB", "pictures"), summary.histogram())]
+        lines += ["", "## Quality", "", *table(("PSNR, dB", "pictures"), summary.histogram())]
     if summary.worker_seconds:
         spent = [(stage, f"{seconds:.1f}") for stage, seconds in summary.worker_seconds.most_common()]
-        lines += ["", "## Where the time went", "", *_table(("stage", "seconds over all workers"), spent)]
+        lines += ["", "## Where the time went", "", *table(("stage", "seconds over all workers"), spent)]
     return "\n".join(lines)
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> list[str]:
-    return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+def table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> list[str]:
+    """Lines of a Markdown table of names and values."""
+    return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|")

@@ -25,6 +25,7 @@ PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 MODELS = {
     "pipeline": models.PipelineParameters,
     "train_flow": models.TrainParameters,
+    "maintain": models.MaintainParameters,
     "verify": models.VerifyParameters,
     "restore": models.RestoreParameters,
     "benchmark": models.BenchmarkParameters,
@@ -102,7 +103,7 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
     for one in deployments:
         MODELS[one["entrypoint"].split(":")[1]].model_validate(one["parameters"]["parameters"])
         assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    written = [one for one in deployments if one["entrypoint"].endswith(":pipeline")]
+    written = [one for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain"))]
     assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
 
 
