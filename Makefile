@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check setup clean
+.PHONY: demo test lint types topology check setup clean
 
 demo: $(READY)
 	$(VENV)/bin/latentpack demo
@@ -17,6 +17,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(VENV)/bin/mypy
+
+# Every process of a production site on loopback, its jobs run and its parts killed: minutes.
+topology: $(READY)
+	$(VENV)/bin/python infra/topology.py
 
 check: test lint types
 

@@ -1,0 +1,451 @@
+"""The whole topology on loopback, as plain processes: everything that a cluster runs, put to work and to the test.
+
+    python infra/topology.py [--pictures FOLDER] [--only STEP...] [--keep]
+
+A Prefect server with its services, a process worker, a Dask scheduler with two workers and an S3 server (moto) start on
+free ports of 127.0.0.1. Then all of prefect.yaml is deployed and its jobs are run on a bucket of pictures: by
+hand, by schedule, over Dask, with a Dask worker killed, and with the server killed. Prints a table of what was checked;
+exit status 1 if anything is not as it must be. ``--keep`` leaves it running until Ctrl-C and says where the UI is.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.archive import Archive
+from compressor.errors import ArchiveError, LatentpackError
+from compressor.samples import PHOTOGRAPHS, write_tiles
+
+ROOT = Path(__file__).parent.parent
+PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+ADDED = 20  # pictures that appear after the first night
+TILES = 60  # of the bundled photographs, where no folder is given
+START_S, RUN_S, BUSY_S = 120, 300, 60
+SMALL_BATCH = 8  # pictures: several commits in a short run, so that a kill lands between two
+FIRES_IN_S = 15
+
+
+class Failed(Exception):
+    """Something is not as it must be."""
+
+
+def check(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise Failed(otherwise)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Run:
+    """A flow run that has ended, or that was given up waiting for."""
+
+    id: str
+    state: str
+    auto_scheduled: bool
+
+
+class Site:
+    """All processes, and what a client asks of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.api = f"http://127.0.0.1:{free_port()}/api"
+        self.s3 = f"http://127.0.0.1:{free_port()}"
+        self.dask = f"tcp://127.0.0.1:{free_port()}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        # Both for the processes and for the archives that are opened here.
+        os.environ |= {
+            "AWS_ACCESS_KEY_ID": "loopback",
+            "AWS_SECRET_ACCESS_KEY": "loopback",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.s3,
+            "AWS_ALLOW_HTTP": "true",
+        }
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PREFECT_HOME": str(folder / "prefect"),
+            "LATENTPACK_HOME": str(folder / "latentpack"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+    # --- processes ---
+
+    def start(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def start_server(self) -> None:
+        port = self.api.removesuffix("/api").rpartition(":")[2]
+        self.start("server", *PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port)
+        self._answers("server", f"{self.api}/health")
+
+    def start_all(self) -> None:
+        self.start("s3", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2])
+        self.start_server()
+        self._answers("s3", f"{self.s3}/moto-api/")
+        dask = (sys.executable, "-m", "distributed.cli")
+        self.start("scheduler", *dask[:2], f"{dask[2]}.dask_scheduler", "--host", self.dask, "--no-dashboard")
+        for number in (1, 2):
+            self.start_dask_worker(number)
+
+    def start_dask_worker(self, number: int) -> None:
+        module = "distributed.cli.dask_worker"
+        options = ("--nthreads", "1", "--no-dashboard", "--name", f"worker-{number}")
+        self.start(f"dask-{number}", sys.executable, "-m", module, self.dask, *options)
+
+    def start_worker(self) -> None:
+        self.start("worker", *PREFECT, "worker", "start", "--pool", "latentpack", "--type", "process")
+
+    def _answers(self, name: str, url: str) -> None:
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and self.processes[name].poll() is None:
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise Failed(f"{name} did not start: {(self.folder / f'{name}.log').read_text()[-2000:]}")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a process and its children."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        for process in reversed(self.processes.values()):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    # --- the Prefect server ---
+
+    def ask(self, path: str, body: Any, method: str = "POST") -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}{path}", data, {"Content-Type": "application/json"}, method=method)
+        end = time.monotonic() + BUSY_S
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:  # 503: SQLite is busy with other requests
+                if error.code != 503 or time.monotonic() > end:
+                    raise Failed(f"{path} answered {error.code}: {error.read()[:500]!r}") from error
+                time.sleep(1)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found = [one for one in self.ask("/deployments/filter", {}) if one["name"] == name]
+        check(len(found) == 1, f"there is no deployment {name!r}")
+        return dict(found[0])
+
+    def trigger(self, name: str, **parameters: Any) -> str:
+        body = {"parameters": {"parameters": parameters}, "idempotency_key": uuid.uuid4().hex}
+        return str(self.ask(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"])
+
+    def ended(self, run: str, seconds: float = RUN_S) -> Run:
+        """The run once it has ended, or as it stands after ``seconds``."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                (found,) = self.ask("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+            except (OSError, Failed):
+                found = {"state_type": "unknown: the server does not answer", "auto_scheduled": False}
+            if found["state_type"] in ENDED or time.monotonic() > end:
+                return Run(run, found["state_type"], found["auto_scheduled"])
+            time.sleep(0.5)
+
+    def completed(self, run: str) -> None:
+        state = self.ended(run).state
+        check(state == "COMPLETED", f"the run ended as {state}; {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return (self.folder / "worker.log").read_text(errors="replace")[-1500:]
+
+
+class Jobs:
+    """The steps, in order. Each returns what it checked, in words, or raises Failed."""
+
+    def __init__(self, site: Site, pictures: list[tuple[str, bytes]]) -> None:
+        self.site = site
+        self.first, self.added = pictures[:-ADDED], pictures[-ADDED:]
+        self.all = pictures
+        self.source = "s3://pictures/faces"
+        self.archive = "s3://archives/nightly"
+
+    def _upload(self, pictures: list[tuple[str, bytes]]) -> None:
+        store = _s3()
+        for name, data in pictures:
+            store.pipe_file(f"{self.source}/{name}", data)
+
+    def _nightly(self, archive: str, **parameters: Any) -> str:
+        return self.site.trigger("archive-nightly", source=self.source, archive=archive, **parameters)
+
+    def deploy(self) -> str:
+        for bucket in ("pictures", "archives"):
+            _s3().mkdir(bucket)
+        environment = {**self.site.environment, "LATENTPACK_POOL_TYPE": "process"}
+        made = subprocess.run(
+            ["sh", str(ROOT / "infra" / "set_up.sh")], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        check(made.returncode == 0, made.stdout + made.stderr)
+        named = {one["name"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+        found = {one["name"] for one in self.site.ask("/deployments/filter", {})}
+        check(found == named, f"deployed {sorted(found)}, prefect.yaml names {sorted(named)}")
+        self.site.start_worker()
+        return f"{len(found)} deployments, a pool and its queue of writers"
+
+    def nightly(self) -> str:
+        self._upload(self.first)
+        self.site.completed(self._nightly(self.archive))
+        return f"{_rows(self.archive, len(self.first))}; {_objects(self.archive)}"
+
+    def more_pictures(self) -> str:
+        before = set(_parts(self.archive))
+        self._upload(self.added)
+        self.site.completed(self._nightly(self.archive))
+        kept, new = before & set(_parts(self.archive)), set(_parts(self.archive)) - before
+        check(kept == before, "a file of the first night was rewritten")
+        return f"{_rows(self.archive, len(self.all))}; {len(new)} new file, the {len(kept)} before untouched"
+
+    def nothing_new(self) -> str:
+        before = _open(self.archive).version
+        self.site.completed(self._nightly(self.archive))
+        check(_open(self.archive).version == before, "a run with nothing new committed something")
+        return f"{_rows(self.archive, len(self.all))}; no commit"
+
+    def scheduled(self) -> str:
+        archive = "s3://archives/scheduled"
+        anchor = (datetime.now(UTC) + timedelta(seconds=FIRES_IN_S)).isoformat()
+        parameters = {"parameters": {"source": self.source, "archive": archive, "limit": 5}}
+        schedule = {"interval": 3600, "anchor_date": anchor, "timezone": "UTC"}
+        deployment = self.site.deployment("archive-nightly")["id"]
+        body = [{"schedule": schedule, "active": True, "slug": "topology", "parameters": parameters}]
+        self.site.ask(f"/deployments/{deployment}/schedules", body)
+        wanted = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        end = time.monotonic() + RUN_S
+        while time.monotonic() < end:
+            runs = self.site.ask("/flow_runs/filter", wanted)
+            started = [run for run in runs if run["auto_scheduled"] and run["parameters"] == parameters]
+            done = [run for run in started if run["state_type"] in ENDED]
+            if done:
+                check(done[0]["state_type"] == "COMPLETED", f"it ended as {done[0]['state_type']}")
+                return f"{_rows(archive, 5)}; started by itself {done[0]['estimated_start_time_delta']:.0f} s late"
+            time.sleep(1)
+        raise Failed("no scheduled run started and ended in time")
+
+    def bulk_over_dask(self) -> str:
+        archive = "s3://archives/bulk"
+        self.site.completed(self._bulk(archive, batch_size=SMALL_BATCH * 2))
+        alone, spread = (_content(one) for one in (self.archive, archive))
+        check(alone == spread, "a cluster's rows are not those of one machine")
+        return f"{_rows(archive, len(self.all))}; payloads, PSNR and checksums equal one machine's"
+
+    def _bulk(self, archive: str, **parameters: Any) -> str:
+        return self.site.trigger(
+            "archive-bulk", source=self.source, archive=archive, scheduler=self.site.dask, **parameters
+        )
+
+    def maintenance(self) -> str:
+        before = len(_parts(self.archive))
+        names = {one["name"] for one in self.site.ask("/deployments/filter", {})}
+        name = "maintain-weekly" if "maintain-weekly" in names else "verify-weekly"
+        self.site.completed(self.site.trigger(name, archive=self.archive))
+        if name == "verify-weekly":
+            _open(self.archive).compact()
+        after = len(_parts(self.archive))
+        check(after < before, f"{before} files before compaction, {after} after")
+        return f"{_rows(self.archive, len(self.all))}; {before} files became {after}"
+
+    def dask_worker_killed(self) -> str:
+        archive = "s3://archives/killed-worker"
+        run = self._bulk(archive, batch_size=SMALL_BATCH)
+        _until(lambda: _count(archive) > 0)
+        there = _count(archive)
+        self.site.kill("dask-1")
+        self.site.completed(run)
+        self.site.start_dask_worker(1)
+        return f"killed when {there} were archived; {_rows(archive, len(self.all))}"
+
+    def server_killed(self) -> str:
+        archive = "s3://archives/killed-server"
+        run = self._nightly(archive, batch_size=SMALL_BATCH, workers=1)
+        _until(lambda: _count(archive) > 0)
+        there = _count(archive)
+        self.site.kill("server")
+        time.sleep(3)
+        self.site.start_server()
+        state = self.site.ended(run).state
+        check(state in ENDED, f"the run is still {state}")
+        if self.site.processes["worker"].poll() is not None:
+            self.site.start_worker()
+        self.site.completed(self._nightly(archive, batch_size=SMALL_BATCH))
+        return f"killed when {there} were archived; the run ended as {state}; again: {_rows(archive, len(self.all))}"
+
+
+def _s3() -> Any:
+    import s3fs
+
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+
+def _open(archive: str) -> Archive:
+    return Archive.open(archive)
+
+
+def _count(archive: str) -> int:
+    try:
+        return len(_open(archive))
+    except ArchiveError:
+        return 0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + RUN_S
+    while not condition():
+        check(time.monotonic() < end, "the run committed nothing in time")
+        time.sleep(0.2)
+
+
+def _rows(archive: str, expected: int) -> str:
+    """Every picture once, and none quarantined; in words."""
+    opened = _open(archive)
+    keys = list(opened.keys())
+    check(len(keys) == len(set(keys)) == expected, f"{len(keys)} rows, {len(set(keys))} keys, {expected} expected")
+    check(not list(opened.quarantined()), "pictures are quarantined")
+    return f"{expected} rows"
+
+
+def _content(archive: str) -> dict[str, tuple[bytes, float | None, int]]:
+    return {row.key: (row.payload, row.psnr, row.crc32c) for rows in _open(archive).scan() for row in rows}
+
+
+def _parts(archive: str) -> list[str]:
+    """Paths of the files that hold its rows."""
+    return [part.path for part in _open(archive).tables[0].parts]
+
+
+def _objects(archive: str) -> str:
+    """The bucket holds marker, codec, logs and the parts that the log names, and nothing else; in words."""
+    root = archive.removeprefix("s3://")
+    found = {path.removeprefix(f"{root}/") for path in _s3().find(root)}
+    parts = {f"images/{part}" for part in _parts(archive)}
+    rest = found - parts - {"latentpack.json"}
+    check(parts <= found and "latentpack.json" in found, f"objects are missing: {sorted(found)}")
+    strange = [
+        name for name in rest if not name.startswith(("codecs/", "images/_delta_log/", "quarantine/_delta_log/"))
+    ]
+    check(not strange, f"objects that nothing names: {strange}")
+    return f"{len(found)} objects, all of them named by marker or log"
+
+
+STEPS: dict[str, Callable[[Jobs], str]] = {
+    "deploy everything": Jobs.deploy,
+    "nightly job": Jobs.nightly,
+    "nightly job, 20 pictures more": Jobs.more_pictures,
+    "nightly job, nothing new": Jobs.nothing_new,
+    "a schedule fires": Jobs.scheduled,
+    "bulk job over Dask": Jobs.bulk_over_dask,
+    "verify and compact": Jobs.maintenance,
+    "a Dask worker is killed": Jobs.dask_worker_killed,
+    "the server is killed": Jobs.server_killed,
+}
+
+
+REST_ON = 3  # steps at the start that all others need
+
+
+def chosen(words: list[str] | None) -> dict[str, Callable[[Jobs], str]]:
+    """The steps whose names hold one of the words, after those that they need; all where no word is given."""
+    names = list(STEPS)
+    wanted = [*names[:REST_ON], *(name for name in names[REST_ON:] if any(word in name for word in words or [""]))]
+    return {name: STEPS[name] for name in wanted}
+
+
+def pictures_of(folder: Path | None) -> list[tuple[str, bytes]]:
+    """Names and bytes of a folder's files, or of tiles of the bundled photographs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            folder = Path(scratch)
+            write_tiles(folder, PHOTOGRAPHS)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())[:TILES]
+        else:
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, help="folder (default: tiles of bundled photographs)")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="words of the steps to take, such as schedule killed")
+    parser.add_argument("--keep", action="store_true", help="leave everything running")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its processes
+    pictures = pictures_of(options.pictures)
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="latentpack-topology-", ignore_cleanup_errors=True) as scratch:
+        site = Site(Path(scratch))
+        try:
+            site.start_all()
+            jobs = Jobs(site, pictures)
+            print(
+                f"{len(pictures)} pictures\n\n| step | state | seconds | seen |\n| --- | --- | ---: | --- |", flush=True
+            )
+            for name, step in chosen(options.only).items():
+                started = time.monotonic()
+                state = "passed"
+                try:
+                    seen = step(jobs)
+                except (Failed, LatentpackError, OSError) as failure:
+                    failed += 1
+                    state, seen = "**failed**", str(failure)
+                print(f"| {name} | {state} | {time.monotonic() - started:.0f} | {seen} |", flush=True)
+            if options.keep:
+                print(f"\nUI: {site.api.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
+                signal.pause()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            site.stop()
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
