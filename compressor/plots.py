@@ -119,6 +119,30 @@ def quality(histogram: Mapping[str, int]) -> "Figure":
     return figure
 
 
+def training(history: "Sequence[Mapping[str, float]]") -> "Figure":
+    """Loss in training and in validation (logarithmic) over steps, and under it PSNR in dB where it was measured."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    steps = [row["step"] for row in history]
+    with_psnr = all("psnr" in row for row in history)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.2 if with_psnr else 2.6), layout="constrained")
+        losses, *rest = figure.subplots(1 + with_psnr, 1, sharex=True, squeeze=False)[:, 0]
+        losses.plot(
+            steps, [row["train_loss"] for row in history], color=OTHERS["JPEG"], linewidth=1.2, label="training"
+        )
+        losses.plot(steps, [row["loss"] for row in history], color=OURS[0], linewidth=2, label="validation")
+        losses.set_yscale("log")
+        losses.set_ylabel("loss (logarithmic)")
+        losses.legend(frameon=False)
+        for axes in rest:
+            axes.plot(steps, [row["psnr"] for row in history], color=OURS[0], linewidth=2)
+            axes.set_ylabel("validation PSNR, dB")
+        figure.axes[-1].set_xlabel("step")
+    return figure
+
+
 def strips(strips: "Sequence[Strip]", title: str, ours: Sequence[str]) -> "Figure":
     """Pictures side by side, a row a strip, enlarged without smoothing, with bytes and dB under each."""
     import matplotlib as mpl

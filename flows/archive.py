@@ -55,7 +55,7 @@ def maintain(parameters: MaintainParameters) -> dict[str, Any]:
         )
     fewer = compact(parameters.archive)
     deleted = vacuum(parameters.archive, parameters.older_than)
-    publish_state(parameters.archive, parameters.price_per_tb)
+    publish_state(parameters.archive, parameters.price_per_tb, checked["pictures"])
     return {"archive": checked["archive"], "pictures": checked["pictures"], "files_fewer": fewer, "deleted": deleted}
 
 

@@ -16,6 +16,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tasks.home import UNWATCHED
+
 START_S = 120  # a slow disk's first start makes the database
 _POLL_S = 0.05
 
@@ -110,6 +112,7 @@ class PrivateServer:
         atexit.register(self.stop)
         os.environ["PREFECT_API_URL"] = self.url
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+        os.environ[UNWATCHED] = "1"
 
     def wait(self) -> None:
         """Return when it answers. RuntimeError, with its last words, where it does not."""
@@ -139,6 +142,6 @@ class PrivateServer:
             process.kill()
             process.wait()
         self._log.unlink(missing_ok=True)
-        for name in ("PREFECT_API_URL", "PREFECT_LOGGING_TO_API_ENABLED"):
+        for name in ("PREFECT_API_URL", "PREFECT_LOGGING_TO_API_ENABLED", UNWATCHED):
             os.environ.pop(name, None)
         atexit.unregister(self.stop)

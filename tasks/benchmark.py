@@ -1,6 +1,7 @@
 """Benchmark: rate and distortion of codecs on pictures of a source, as a report and as an artifact."""
 
 import itertools
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def benchmark(
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))
     create_markdown_artifact(
-        report.artifact, key="benchmark", description=f"rate and distortion on {len(pictures)} pictures"
+        f"{report.artifact}\nThe whole report lies at `{report.html.resolve()}` on {socket.gethostname()}.\n",
+        key="benchmark",
+        description=f"rate and distortion on {len(pictures)} pictures",
     )
     return {
         "html": str(report.html),

@@ -16,7 +16,7 @@ from prefect.context import TaskRunContext
 from compressor.shards import ShardRecord, load_shards
 from compressor.training import TrainingConfig, TrainingState
 from tasks.caching import stage_key
-from tasks.home import home
+from tasks.home import home, is_watched
 
 VERSION = 1  # raise it when the same shards and configuration give another codec
 HELD_OUT = 0.05  # share of the pictures that training is validated on
@@ -155,9 +155,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _history(family: str, state: TrainingState) -> str:
-    """The validation history as a Markdown table."""
+    """The validation history as Markdown: curves, and a table."""
     rows = state.history
     names = list(rows[0]) if rows else []
-    lines = [f"# Training {family}", "", "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines = [f"# Training {family}", ""]
+    if len(rows) > 1 and is_watched():  # one point is no curve
+        from compressor import plots
+        from compressor.pages import data_uri
+
+        lines += [f"![loss and PSNR by step]({data_uri(plots.png(plots.training(rows)), 'png')})", ""]
+    lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(f"{float(row[name]):.5g}" for name in names) + " |" for row in rows]
     return "\n".join([*lines, "", f"`{json.dumps({'steps': state.step, 'seconds': round(state.seconds, 1)})}`"])
