@@ -214,6 +214,16 @@ class Archive:
                 table.vacuum(ORPHAN_HOURS)
         return erased
 
+    def remove(self, keys: Sequence[str]) -> int:
+        """Take pictures out in one commit. Their bytes stay in replaced files until ``vacuum``, for whoever reads them.
+
+        Returns
+        -------
+        Number of pictures taken out; keys that are not archived are no error.
+        """
+        with self._store.errors("delete from it"):
+            return self._images.delete(keys)
+
     def compact(self) -> int:
         """Merge small files into few large ones, rows sorted by key over all of them. Returns how many files fewer."""
         with self._store.errors("compact"):

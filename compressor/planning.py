@@ -1,12 +1,12 @@
 """What a run has to do: a source's listing minus what an archive holds, kept on disk in batches.
 
-Nothing is read of any picture here. A listing of any length passes through in chunks, so memory does not grow with it
-(but for 16 bytes for each picture that the archive knows).
+Nothing is read of any picture here. A listing of any length passes through in chunks, and on disk there is one wave of
+it at a time, so that neither memory nor disk grows with it (but for 16 bytes for each picture that the archive knows).
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Plan:
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
     ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all,
-    ``ignored`` counts hidden ones and links to what is listed anyway; ``ignored_names`` are some of them.
+    ``ignored`` counts hidden ones and links to what is listed anyway; ``ignored_names`` are some of them; these three
+    are of the whole listing so far. ``more``: there is more of it, for another wave.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Plan:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
+    more: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,11 +86,11 @@ class Plan:
         pairs = {name: [(one, reason) for one, reason in values[name]] for name in ("skipped", "ignored_names")}
         return cls(**{**values, **pairs})
 
-    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """The pending files in order, ``batch_size`` at a time (default: as planned)."""
+    def batches(self, batch_size: int | None = None, first: int = 0) -> Iterator[Batch]:
+        """The pending files in order, ``batch_size`` at a time (default: as planned), numbered from ``first``."""
         size = batch_size or self.batch_size
         waiting: list[dict[str, Any]] = []
-        numbers = itertools.count()
+        numbers = itertools.count(first)
         for rows in self._rows():
             waiting += rows
             while len(waiting) >= size:
@@ -108,15 +110,66 @@ class Plan:
         return max(1, min(self.batch_size, -(-self.pending // (workers * rounds))))
 
 
-def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: int | None = None) -> Plan:
-    """List ``source``, leave out what ``known`` has archived or failed on as it is, and write the rest to ``path``.
+class Listing:
+    """A source's files, one wave after another; a wave whose listing failed can be asked for again.
 
     Parameters
     ----------
+    source
+        What is listed: once, unless something fails.
+    tell
+        Called with each chunk of files; with some of them twice, after a failure.
+    """
+
+    def __init__(self, source: Source, tell: Callable[[Sequence[SourceFile]], None] | None = None) -> None:
+        self.source = source
+        self._tell = tell
+        self._files: Iterator[SourceFile] | None = None
+        self._ended_well = True
+        self._after = self._seen = ""  # keys: the last of the waves that are done, the last that was listed
+
+    def start_wave(self) -> None:
+        """Go on after the last wave; where that one failed, list anew and go back to its start."""
+        if self._files is None or not self._ended_well:
+            after = self._after
+            self._files = (file for file in self.source.files() if file.key > after)  # they come sorted by key
+        self._ended_well = False
+
+    def chunk(self) -> list[SourceFile]:
+        """The next files; none at the end of the listing."""
+        assert self._files is not None
+        found = list(itertools.islice(self._files, CHUNK))
+        if found:
+            self._seen = found[-1].key
+            if self._tell:
+                self._tell(found)
+        return found
+
+    def end_wave(self) -> None:
+        """All that was listed so far is dealt with."""
+        self._after, self._ended_well = self._seen, True
+
+
+def plan(
+    listing: Source | Listing,
+    known: KnownKeys,
+    path: Path,
+    batch_size: int,
+    limit: int | None = None,
+    wave: int | None = None,
+) -> Plan:
+    """List files, leave out what ``known`` has archived or failed on as it is, and write the rest to ``path``.
+
+    Parameters
+    ----------
+    listing
+        All of a source, or what an earlier wave left of it.
     path
         An Arrow stream, written anew. It holds keys and fingerprints, no pictures.
     limit
         Most files to plan for; the others are counted as ``left``.
+    wave
+        How many of them to stop at, or some thousands later (default: the end of the listing).
 
     Raises
     ------
@@ -125,9 +178,12 @@ def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: i
     """
     states: Counter[str] = Counter()
     pending = pending_bytes = changed = left = 0
-    files = source.files()
+    more = False
+    listing = listing if isinstance(listing, Listing) else Listing(listing)
+    source = listing.source
+    listing.start_wave()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        while chunk := list(itertools.islice(files, CHUNK)):
+        while chunk := listing.chunk():
             found = known.state(chunk)
             states.update(found)
             wanted = [(file, state) for file, state in zip(chunk, found, strict=True) if state in ("new", "changed")]
@@ -139,6 +195,10 @@ def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: i
             changed += sum(state == "changed" for _, state in wanted)
             if wanted:
                 writer.write_batch(_record_batch(wanted))
+            if wave is not None and pending >= wave and not left:
+                more = True
+                break
+    listing.end_wave()
     return Plan(
         path=str(path),
         batch_size=batch_size,
@@ -152,6 +212,7 @@ def plan(source: Source, known: KnownKeys, path: Path, batch_size: int, limit: i
         skipped=[(name, reason) for name, reason in source.skipped],
         ignored=source.ignored_count,
         ignored_names=[(name, reason) for name, reason in source.ignored],
+        more=more,
     )
 
 

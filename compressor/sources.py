@@ -126,6 +126,11 @@ class Source:
         """The URL without user, password and query."""
         return shown(self.url)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a folder or prefix with all that is below, and not a file or some of the names."""
+        return not (self._place.single or self._place.pattern)
+
     def files(self) -> Iterator[SourceFile]:
         """Stream the picture files, sorted by key.
 

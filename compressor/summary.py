@@ -50,8 +50,9 @@ class RunSummary:
     ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
     ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the
     limit, and given up when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an
-    older row. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all
-    columns) of this run.
+    older row. ``deleted`` were gone from the source; ``not_mirrored`` says why none was deleted, where that was asked
+    for. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of
+    this run.
     """
 
     run: str
@@ -84,11 +85,18 @@ class RunSummary:
     worker_seconds: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
+    waves: int = 0
+    deleted: int = 0
+    not_mirrored: str | None = None
 
     def start(self, plan: Plan) -> None:
-        """Take over what planning counted."""
-        self.listed, self.already_there, self.left = plan.listed, plan.already_there, plan.left
-        self.still_quarantined, self.skipped = plan.quarantined, plan.skipped
+        """Take over what planning a wave counted."""
+        self.listed += plan.listed
+        self.already_there += plan.already_there
+        self.left += plan.left
+        self.still_quarantined += plan.quarantined
+        self.waves += plan.pending > 0
+        self.skipped = plan.skipped
         self.ignored, self.ignored_names = plan.ignored, plan.ignored_names
 
     def add(self, report: BatchReport, changed: int) -> None:
@@ -189,6 +197,24 @@ def size(count: float) -> str:
     return f"{count / 1000:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """A time for people, as exact as an estimate deserves.
+
+    >>> duration(42.3), duration(750), duration(9000), duration(500_000)
+    ('42 s', '13 min', '2 h 30 min', '5 d 19 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
 def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
     reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
@@ -203,6 +229,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
     ]
     others = {"still_quarantined": "failed before, unchanged", "left": "left by --limit", "not_reached": "not reached"}
+    others["deleted"] = "deleted, gone from the source"
     rows += [(label, f"{run[name]:,}") for name, label in others.items() if run[name]]
     if run["archived"]:
         each = run["stored_bytes"] / run["archived"]

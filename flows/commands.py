@@ -85,7 +85,9 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
         warn(f"{summary['ignored']:,} names were left out, such as {name!r}: {reason}")
     if summary["stopped"]:
         warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
-    return UNWELL if failed or summary["skipped"] or summary["stopped"] else DONE
+    if summary["not_mirrored"]:
+        warn(f"nothing was deleted from the archive: {summary['not_mirrored']}")
+    return UNWELL if failed or summary["skipped"] or summary["stopped"] or summary["not_mirrored"] else DONE
 
 
 def restore(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ Not the meaning of the options to an encoder (see compressor.bulk): here are the
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password
 
@@ -149,10 +149,28 @@ class PipelineParameters(Parameters):
         pattern=r"^\d+(\.\d+)?%$|^\d+$",
         description="stop when more than this many pictures fail, or this share of them, such as 1%",
     )
+    mirror: bool = Field(
+        False, description="delete from the archive what is gone from the source, which must be all that it holds"
+    )
+    mirror_limit: str = Field(
+        "10%",
+        pattern=r"^\d+(\.\d+)?%$|^\d+$",
+        description="delete nothing where more pictures than this are gone, or this share of those archived",
+    )
+    wave: int = Field(
+        1_000_000, ge=1, description="pictures to list before they are archived; a larger source goes in several waves"
+    )
     max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
     max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
     price_per_tb: Price = 23.0
     training: TrainingParameters = Field(TrainingParameters(), description="for --train")
+
+    @field_validator("mirror")
+    @classmethod
+    def _lists_all(cls, mirror: bool, before: ValidationInfo) -> bool:
+        if mirror and before.data.get("limit") is not None:
+            raise ValueError("it needs the whole listing, so it does not go with --limit")
+        return mirror
 
 
 class TrainParameters(TrainingParameters):

@@ -1,11 +1,14 @@
-"""The chain: plan what is new, (train,) encode in batches, commit each, report. The archive is the checkpoint."""
+"""The chain: plan what is new, (train,) encode in batches, commit each, report. The archive is the checkpoint.
+
+A large source goes through it in waves: so many pictures are listed, then archived, and then the listing goes on.
+"""
 
 import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,19 @@ from compressor.baselines import STANDARD
 from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
 from compressor.errors import LatentpackError
 from compressor.images import Limits
-from compressor.planning import Batch, Plan
+from compressor.mirroring import Mirror
+from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
-from compressor.summary import FailureBudget, RunSummary
+from compressor.summary import FailureBudget, RunSummary, duration
 from compressor.table import QuarantineRow
-from flows.dispatch import ThisProcess, pool
+from flows.dispatch import Pool, ThisProcess, pool
 from flows.parameters import PipelineParameters
 from flows.progress import listener
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
-from tasks.ingest import plan_run
+from tasks.ingest import known_keys, plan_run
+from tasks.mirror import delete_gone
 from tasks.report import TABLE_ROWS, publish
 from tasks.retries import caused_by_storage
 from tasks.threads import cores
@@ -55,29 +60,31 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     check_codec(parameters.codec, parameters.archive)
     archive = Archive.open_or_create(parameters.archive)
     summary = RunSummary(run, source.shown, archive.url, parameters.codec)
-    quarantined: list[QuarantineRow] = []
+    mirror = Mirror(archive) if parameters.mirror else None
+    listing = Listing(source, mirror.see if mirror else None)
+    encoding: _Encoding | None = None
+    more = True
 
-    with tempfile.TemporaryDirectory(prefix="latentpack-") as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentpack-")))
         with _timed(summary, "plan"):
-            listener().stage("listing")
-            plan = plan_run(source, archive, Path(folder), parameters.batch_size, parameters.limit)
-            summary.start(plan)
-        if plan.pending:
-            codec = parameters.codec
-            if parameters.train:
-                from flows.train import train_codec  # torch, which a run with nothing new has no use for
-
-                with _timed(summary, "train"):
-                    codec = train_codec(source, parameters.train, parameters.training, parameters).path
-            with _timed(summary, "prepare"):
-                codec_id, chosen = put_codec(archive, codec)
-                packer = packer_for(chosen, parameters.packer, parameters.latents)
-            summary.codec = chosen.description
-            options = _options(parameters, codec_id, packer)
-            _encode_all(plan, source, archive, options, parameters, summary, quarantined)
+            known = known_keys(archive)
+        while more and not summary.stopped:
+            with _timed(summary, "plan"):
+                listener().stage("listing")
+                rest = None if parameters.limit is None else parameters.limit - summary.tried
+                plan = plan_run(listing, known, folder, parameters.batch_size, rest, parameters.wave)
+                summary.start(plan)
+            if plan.pending:
+                encoding = encoding or _Encoding(plan, source, archive, parameters, summary, stack)
+                with _timed(summary, "encode"):
+                    encoding.wave(plan)
+            more = plan.more
 
     summary.reconcile()
-    publish(summary, quarantined)
+    if mirror:
+        _mirror(mirror, source, parameters.mirror_limit, summary)
+    publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
     _announce(summary)
     return summary.to_dict()
@@ -105,65 +112,116 @@ def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeO
     )
 
 
-def _encode_all(
-    plan: Plan,
-    source: Source,
-    archive: Archive,
-    options: EncodeOptions,
-    parameters: PipelineParameters,
-    summary: RunSummary,
-    quarantined: list[QuarantineRow],
-) -> None:
-    """Encode all batches of ``plan`` and commit each as it is done."""
-    workers = parameters.workers or cores()
-    size = parameters.batch_size
-    if not parameters.scheduler:
-        size = plan.even_batches(workers) if plan.pending > SMALL else size
-    batches = plan.batches(size)
-    again: deque[Batch] = deque()
-    once_quarantined = frozenset(row.key for row in archive.quarantined())
-    budget = FailureBudget.parse(parameters.max_failures)
-    lost_in_a_row = 0
-    progress = _Progress(plan.pending)
+def _mirror(mirror: Mirror, source: Source, limit: str, summary: RunSummary) -> None:
+    """Delete what is gone from the source, unless the run cannot be sure that it is."""
+    if summary.stopped:
+        refused: str | None = "the run was stopped"
+    else:
+        refused = mirror.refusal(source, summary.listed, summary.skipped, limit)
+    if refused:
+        summary.not_mirrored = refused
+        get_run_logger().warning("nothing is deleted: %s", refused)
+    else:
+        summary.deleted = delete_gone(mirror)
 
-    def take() -> Batch | None:
-        return again.popleft() if again else next(batches, None)
 
-    with pool(parameters.scheduler, workers, -(-plan.pending // size)) as found, _timed(summary, "encode"):
-        summary.workers = found.workers
+class _Encoding:
+    """Encodes the waves of a run in one pool of workers, and commits each batch as it is done.
+
+    Parameters
+    ----------
+    first
+        The plan of the first wave, by which codec and pool are chosen.
+    stack
+        Ends the pool with the run.
+    """
+
+    def __init__(
+        self,
+        first: Plan,
+        source: Source,
+        archive: Archive,
+        parameters: PipelineParameters,
+        summary: RunSummary,
+        stack: ExitStack,
+    ) -> None:
+        self.quarantined: list[QuarantineRow] = []
+        self._source, self._archive, self._parameters, self._summary = source, archive, parameters, summary
+        self._options = self._prepare()
+        self._budget = FailureBudget.parse(parameters.max_failures)
+        self._once_quarantined = frozenset(row.key for row in archive.quarantined())
+        self._workers = parameters.workers or cores()
+        self._pool: Pool = stack.enter_context(
+            pool(parameters.scheduler, self._workers, -(-first.pending // self._size(first)))
+        )
+        summary.workers = self._pool.workers
+        self._planned = self._batches = self._lost_in_a_row = 0
+
+    def _prepare(self) -> EncodeOptions:
+        """Train where that is asked for, put the codec into the archive, and say how it is used."""
+        codec, given = self._parameters.codec, self._parameters
+        if given.train:
+            from flows.train import train_codec  # torch, which a run with nothing new has no use for
+
+            with _timed(self._summary, "train"):
+                codec = train_codec(self._source, given.train, given.training, given).path
+        with _timed(self._summary, "prepare"):
+            codec_id, chosen = put_codec(self._archive, codec)
+            packer = packer_for(chosen, given.packer, given.latents)
+        self._summary.codec = chosen.description
+        return _options(given, codec_id, packer)
+
+    def _size(self, plan: Plan) -> int:
+        """Pictures in a batch."""
+        if self._parameters.scheduler or plan.pending <= SMALL:
+            return self._parameters.batch_size
+        return plan.even_batches(self._workers)
+
+    def wave(self, plan: Plan) -> None:
+        """Encode all of ``plan``, or stop where too many pictures fail."""
+        summary, size = self._summary, self._size(plan)
+        batches = plan.batches(size, self._batches)
+        self._batches += -(-plan.pending // size)
+        before, self._planned = self._planned, self._planned + plan.pending
+        again: deque[Batch] = deque()
+        progress = _Progress(plan, summary.waves, before)
+
+        def take() -> Batch | None:
+            return again.popleft() if again else next(batches, None)
 
         def arguments(batch: Batch) -> dict[str, Any]:
             return {
                 "name": batch.name,
-                "source": source,
+                "source": self._source,
                 "files": batch.files,
-                "archive_url": archive.url,
-                "options": options.to_dict(),
+                "archive_url": self._archive.url,
+                "options": self._options.to_dict(),
                 "run": summary.run,
                 "threads": 1,
                 # In this process a batch can tell how far it is; from a worker only its end is heard of.
-                "on_progress": progress.within(summary) if isinstance(found, ThisProcess) else None,
+                "on_progress": progress.within(summary) if isinstance(self._pool, ThisProcess) else None,
             }
 
-        for batch, result in found.run(encode, take, arguments):
+        for batch, result in self._pool.run(encode, take, arguments):
             if isinstance(result, Exception):
-                lost_in_a_row += 1
-                _raise_unless_lost(result, lost_in_a_row)
+                self._lost_in_a_row += 1
+                _raise_unless_lost(result, self._lost_in_a_row)
                 summary.lost_batches += 1
                 if len(batch.files) > 1:
                     again.extend(batch.halves())
                     continue
                 report = _crashed(batch, result, summary.run)
             else:
-                lost_in_a_row = 0
+                self._lost_in_a_row = 0
                 report = BatchReport.from_dict(result)
-            summary.add(report, commit(archive, batch, report, summary.run, once_quarantined))
-            quarantined += report.quarantined[: TABLE_ROWS - len(quarantined)]
+            summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
+            self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
             progress.show(summary)
-            if budget.exceeded(summary.quarantined, summary.tried, summary.tried == plan.pending):
-                summary.not_reached = plan.pending - summary.tried
+            last = summary.tried == self._planned and not plan.more
+            if self._budget.exceeded(summary.quarantined, summary.tried, last):
+                summary.not_reached = self._planned - summary.tried
                 summary.stopped = f"{summary.quarantined} of {summary.tried} pictures failed"
-                get_run_logger().error("stopped: %s, more than %s", summary.stopped, parameters.max_failures)
+                get_run_logger().error("stopped: %s, more than %s", summary.stopped, self._parameters.max_failures)
                 return
 
 
@@ -201,26 +259,43 @@ def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
 
 
 class _Progress:
-    """Tells the listener, and Prefect every few seconds."""
+    """Tells the listener, and Prefect every few seconds, how far a wave is and how long the rest of it will take.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._shown = time.monotonic()
-        self._artifact = create_progress_artifact(0.0, key="run-progress", description=f"{total} pictures to archive")
-        listener().stage("encoding", total)
+    Parameters
+    ----------
+    before
+        Pictures of earlier waves.
+    """
+
+    def __init__(self, plan: Plan, wave: int, before: int) -> None:
+        self._total, self._before = plan.pending, before
+        self._wave = f", wave {wave}" if plan.more or wave > 1 else ""
+        self._more = ", then the listing goes on" if plan.more else ""
+        self._started = self._shown = time.monotonic()
+        self._artifact = create_progress_artifact(
+            0.0, key="run-progress", description=f"0 of {plan.pending:,} pictures{self._wave}"
+        )
+        listener().stage(f"encoding{self._wave}", plan.pending)
 
     def within(self, summary: RunSummary) -> Callable[[int], None]:
         """A callback for the batch that is under way: pictures of it that are done."""
-        heard, before = listener(), summary.tried
+        heard, before = listener(), summary.tried - self._before
         return lambda done: heard.advance(before + done)
 
     def show(self, summary: RunSummary) -> None:
         """Show how far a run is."""
-        listener().advance(summary.tried, f"{summary.quarantined} quarantined" if summary.quarantined else "")
+        done = summary.tried - self._before
+        quarantined = f"{summary.quarantined:,} quarantined" if summary.quarantined else ""
+        listener().advance(done, quarantined)
         now = time.monotonic()
-        if now - self._shown >= ARTIFACT_EVERY_S or summary.tried == self._total:
+        if now - self._shown >= ARTIFACT_EVERY_S or done == self._total:
             self._shown = now
-            update_progress_artifact(self._artifact, round(100 * summary.tried / self._total, 1))
+            rate = done / max(now - self._started, 1e-9)
+            told = [f"{done:,} of {self._total:,} pictures{self._wave}", f"{rate:,.1f} a second", quarantined]
+            left = f"{duration((self._total - done) / rate)} left{self._more}" if done < self._total else ""
+            update_progress_artifact(
+                self._artifact, round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left]))
+            )
 
 
 @contextmanager
@@ -229,4 +304,4 @@ def _timed(summary: RunSummary, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        summary.seconds[stage] = time.perf_counter() - started
+        summary.seconds[stage] = summary.seconds.get(stage, 0.0) + time.perf_counter() - started

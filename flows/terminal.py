@@ -63,9 +63,11 @@ class Terminal:
         if self._progress:
             self._progress.update(self._task, completed=done, rate=told, note=note)
         elif now - self._told >= LINE_EVERY_S:
+            from compressor.summary import duration
+
             self._told = now
             of = f" of {self._total:,}" if self._total else ""
-            left = f", {(self._total - done) / rate:,.0f} s left" if self._total and rate else ""
+            left = f", {duration((self._total - done) / rate)} left" if self._total and rate else ""
             self.console.print(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip(), soft_wrap=True)
 
 

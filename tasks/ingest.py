@@ -6,9 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from compressor.archive import Archive
-from compressor.planning import Plan, plan
-from compressor.sources import Source
+from compressor.archive import Archive, KnownKeys
+from compressor.planning import Listing, Plan, plan
 from tasks.retries import retry_if_transient
 
 
@@ -22,7 +21,22 @@ from tasks.retries import retry_if_transient
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def plan_run(source: Source, archive: Archive, folder: Path, batch_size: int, limit: int | None) -> Plan:
-    """List the source, subtract what the archive knows, and keep the rest in ``folder``."""
+def plan_run(listing: Listing, known: KnownKeys, folder: Path, batch_size: int, limit: int | None, wave: int) -> Plan:
+    """List the next wave, subtract what the archive knows, and keep the rest in ``folder``."""
+    return plan(listing, known, folder / "plan.arrow", batch_size, limit, wave)
+
+
+# Once a run: its waves are told apart by their keys, so what it adds itself it never lists again.
+@task(
+    name="known",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=retry_if_transient,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def known_keys(archive: Archive) -> KnownKeys:
+    """What the archive holds now."""
     archive.refresh()
-    return plan(source, archive.known(), folder / "plan.arrow", batch_size, limit)
+    return archive.known()
