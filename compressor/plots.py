@@ -86,6 +86,7 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
 def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[int]) -> "Figure":
     """Pictures and bytes of an archive after each commit, one above the other."""
     import matplotlib as mpl
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
@@ -101,7 +102,9 @@ def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[i
             one.set_ylim(bottom=0)
             one.set_ylabel(title)
             one.yaxis.set_major_formatter(EngFormatter(unit="B" if one is axes[1] else ""))
-        figure.autofmt_xdate(rotation=0, ha="center")
+        dates = AutoDateLocator(minticks=3, maxticks=8)
+        axes[1].xaxis.set_major_locator(dates)
+        axes[1].xaxis.set_major_formatter(ConciseDateFormatter(dates))
     return figure
 
 
@@ -109,11 +112,13 @@ def quality(histogram: Mapping[str, int]) -> "Figure":
     """How many pictures are stored at which PSNR, in whole decibels rounded down."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        axes.bar(list(histogram), list(histogram.values()), color=OTHERS["WebP"])
+        axes.bar([int(db) for db in histogram], list(histogram.values()), 0.9, align="edge", color=OTHERS["WebP"])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("PSNR, dB")
         axes.set_ylabel("pictures")
     return figure

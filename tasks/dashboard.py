@@ -73,7 +73,9 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
     if history := growth(archive):
         at, pictures, stored = zip(*((one.at, one.pictures, one.bytes) for one in history), strict=True)
         runs = [(f"{one.at:%Y-%m-%d %H:%M}", f"{one.pictures:,} in {size(one.bytes)}") for one in by_run(history)]
-        lines += ["## Growth", "", _picture("growth", plots.growth(at, pictures, stored)), ""]
+        lines += ["## Growth", ""]
+        if len(history) > 1:
+            lines += [_picture("growth", plots.growth(at, pictures, stored)), ""]
         lines += table(("after the run that ended (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1])
     return "\n".join(lines)
 
