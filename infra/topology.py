@@ -170,6 +170,10 @@ class Site:
                 if error.code != 503 or time.monotonic() > end:
                     raise Failed(f"{path} answered {error.code}: {error.read()[:500]!r}") from error
                 time.sleep(1)
+            except OSError as error:  # no answer in time, or a server that has just been killed
+                if time.monotonic() > end:
+                    raise Failed(f"{path} was not answered: {error}") from error
+                time.sleep(1)
 
     def deployment(self, name: str) -> dict[str, Any]:
         found = [one for one in self.ask("/deployments/filter", {}) if one["name"] == name]
