@@ -77,6 +77,8 @@ class Worker:
                 return self._pipe.recv()
             outcome = "hang"
         except (EOFError, OSError):
+            self._process.join(10)
+            print(f"a worker ended with {self._process.exitcode}", flush=True)
             outcome = "crash"
         self.stop()
         return outcome

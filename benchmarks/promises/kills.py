@@ -36,6 +36,7 @@ def run(options: Namespace, scratch: Path) -> bool:
     try:
         while kills.at_random < options.kills or kills.aimed < options.aimed:
             kills.archive_once()
+            print(f"{kills.at_random} + {kills.aimed} kills", file=sys.stderr, flush=True)
     finally:
         kills.close()
     print(
