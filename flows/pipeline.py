@@ -86,18 +86,20 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
         _mirror(mirror, source, parameters.mirror_limit, summary)
     publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
-    _announce(summary)
+    _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
     return summary.to_dict()
 
 
-def _announce(summary: RunSummary) -> None:
-    """Events that automations act on: see infra/automations.yaml."""
+def _announce(summary: RunSummary, learned: bool) -> None:
+    """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
     announce("run.finished", summary.archive, {"run": summary.run, "archived": summary.archived})
     if summary.quarantined:
         announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})
     fallen = sum(count for codec, count in summary.codecs.items() if codec in STANDARD)
-    if fallen and summary.codec not in STANDARD:
+    if fallen and learned:
         announce("floor.missed", summary.archive, {"run": summary.run, "pictures": fallen})
+    if summary.not_mirrored:
+        announce("mirror.refused", summary.archive, {"run": summary.run, "reason": summary.not_mirrored})
 
 
 def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeOptions:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make what a new server needs: bucket (where LATENTPACK_BUCKET names one), work pool, queue of writers, deployments.
+# Make what a new server needs: bucket (where LATENTPACK_BUCKET names one), work pool, queue of writers, deployments,
+# automations.
 # Run again after each upgrade: what is there already is kept or replaced.
 set -eu
 POOL_TYPE=${LATENTPACK_POOL_TYPE:-process}
@@ -18,3 +19,6 @@ fi
 prefect --no-prompt work-queue create writers --pool latentpack --limit 1 ||
     prefect --no-prompt work-queue set-concurrency-limit writers 1 --pool latentpack
 prefect --no-prompt deploy --all
+# A second import would make a second automation of the same name.
+prefect --no-prompt automation inspect "latentpack: a run without heartbeat has crashed" > /dev/null 2>&1 ||
+    prefect --no-prompt automation create --from-file "$(dirname "$0")/automations.yaml"

@@ -1,4 +1,4 @@
-"""prefect.yaml: all of it deploys to a real server, and a process worker completes a run. Not the flows."""
+"""prefect.yaml and the automations: all of it on a real server, and a process worker completes a run. Not the flows."""
 
 import json
 import os
@@ -7,8 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -86,12 +90,12 @@ def _prefect(environment: dict[str, str], *arguments: str) -> str:
     return result.stdout
 
 
-def _ask(environment: dict[str, str], path: str, body: dict[str, Any]) -> Any:
+def _ask(environment: dict[str, str], path: str, body: Any) -> Any:
     data = json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{environment['PREFECT_API_URL']}{path}", data, headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+        return json.loads(answer.read() or b"null")
 
 
 def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
@@ -151,3 +155,96 @@ def _wait_for_end(environment: dict[str, str], run: str, seconds: float = 120) -
         if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") or time.monotonic() > end:
             return state
         time.sleep(0.5)
+
+
+def _tell(environment: dict[str, str], event: str, resource: str, **more: Any) -> None:
+    """Emit an event, as a run does."""
+    about = {"prefect.resource.id": resource, "archive": "s3://bucket/archive"}
+    occurred = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": event, "resource": about}
+    _ask(environment, "/events", [{**occurred, **more}])
+
+
+def _becomes(condition: Callable[[], bool], seconds: float = 90) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+@pytest.fixture(scope="session")
+def automated(deployment_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A server with infra/automations.yaml, whose patience is shortened."""
+    file = tmp_path_factory.mktemp("automations") / "automations.yaml"
+    file.write_text((ROOT / "infra" / "automations.yaml").read_text().replace("within: 180", "within: 10"))
+    _prefect(deployment_server, "automation", "create", "--from-file", str(file))
+    return deployment_server
+
+
+@pytest.mark.server
+def test_a_run_without_heartbeat_is_marked_as_crashed(automated: dict[str, str]) -> None:
+    flow = _ask(automated, "/flows/", {"name": "silent"})["id"]
+    runs = [_ask(automated, "/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"] for _ in range(2)]
+    for run in runs:
+        _tell(automated, "prefect.flow-run.heartbeat", f"prefect.flow-run.{run}")
+    _ask(automated, f"/flow_runs/{runs[1]}/set_state", {"state": {"type": "COMPLETED"}})
+    assert _wait_for_end(automated, runs[0], 60) == "CRASHED"
+    assert _wait_for_end(automated, runs[1], 0) == "COMPLETED"
+
+
+@pytest.mark.server
+def test_damage_stops_writers_and_no_others(automated: dict[str, str]) -> None:
+    _ask(automated, "/work_pools/", {"name": "other", "type": "process"})
+    queues = {
+        name: _ask(automated, "/work_pools/other/queues", {"name": name})["id"] for name in ("writers", "readers")
+    }
+
+    def paused(name: str) -> bool:
+        url = f"{automated['PREFECT_API_URL']}/work_queues/{queues[name]}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return bool(json.load(answer)["is_paused"])
+
+    for name in ("readers", "writers"):
+        related = {"prefect.resource.id": f"prefect.work-queue.{queues[name]}", "prefect.resource.role": "work-queue"}
+        related |= {"prefect.resource.name": name}
+        _tell(automated, "latentpack.archive.damaged", "latentpack.archive.a", related=[related])
+    assert _becomes(lambda: paused("writers")) and not paused("readers")
+
+
+@pytest.mark.server
+def test_notifications_arrive_in_words(deployment_server: dict[str, str], tmp_path: Path) -> None:
+    heard: list[dict[str, str]] = []
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        code = (
+            "import sys; from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook\n"
+            "words = {'subject': '{{subject}}', 'body': '{{body}}'}\n"
+            "print(Webhook(name='ear', url=sys.argv[1], json_data=words).save('ear'))"
+        )
+        url = f"http://127.0.0.1:{server.server_port}/"
+        made = subprocess.run(
+            [sys.executable, "-c", code, url], env=deployment_server, capture_output=True, text=True, check=True
+        )
+        file = tmp_path / "notifications.yaml"
+        text = (ROOT / "infra" / "notifications.yaml").read_text()
+        file.write_text(text.replace("BLOCK_ID", made.stdout.strip()))
+        _prefect(deployment_server, "automation", "create", "--from-file", str(file))
+        told = {"pictures.quarantined": {"pictures": 3}, "mirror.refused": {"reason": "the source is empty"}}
+        for event, payload in told.items():
+            _tell(deployment_server, f"latentpack.{event}", "latentpack.archive.a", payload=payload)
+        assert _becomes(lambda: len(heard) >= 2)
+        server.shutdown()
+    subjects = {one["subject"]: one["body"] for one in heard}
+    assert subjects["3 pictures could not be archived"].startswith("s3://bucket/archive: ")
+    assert "s3://bucket/archive: the source is empty" in subjects.values()
