@@ -17,6 +17,7 @@ import tempfile
 from itertools import cycle, islice
 from pathlib import Path
 
+TARGET = ("--target-psnr", "34")
 STAGES = ("read", "decode", "encode", "fallback", "verify", "write")
 
 
@@ -39,7 +40,7 @@ def run(source: Path, archive: Path, *options: str) -> dict:
 
 def overhead(options: argparse.Namespace, scratch: Path) -> None:
     source = linked(scratch / "pictures", options.pictures, options.count)
-    summary = run(source, scratch / "archive", "--workers", str(options.workers), "--target-psnr", "32")
+    summary = run(source, scratch / "archive", "--workers", str(options.workers), *TARGET)
     work = summary["worker_seconds"]
     seconds, archived = summary["seconds"]["encode"], summary["archived"]
     available = seconds * summary["workers"]
@@ -54,7 +55,7 @@ def workers(options: argparse.Namespace, scratch: Path) -> None:
     source = linked(scratch / "pictures", options.pictures, options.count)
     rates = []
     for count in (1, 2):
-        summary = run(source, scratch / f"archive-{count}", "--workers", str(count), "--target-psnr", "32")
+        summary = run(source, scratch / f"archive-{count}", "--workers", str(count), *TARGET)
         rates.append(summary["archived"] / summary["seconds"]["encode"])
         print(f"{count} worker(s): {rates[-1]:.1f} pictures/s")
     print(f"the second worker gives {rates[1] / rates[0]:.2f} times one")
