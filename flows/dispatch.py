@@ -20,6 +20,10 @@ CONNECT_S = 30
 KEPT_BYTES = 2**28  # of freed memory that a worker keeps for itself
 
 
+class UndeclaredError(LatentpackError):
+    """No worker of a cluster declares what is asked for."""
+
+
 class Pool(Protocol):
     """A place to run tasks."""
 
@@ -62,20 +66,26 @@ class DaskPool:
         Threads that work.
     tracked
         Whether workers can reach the Prefect server. If not, they run the tasks' bodies alone, with the same retries.
+    resources
+        What a worker must declare (``dask worker --resources``) to be given a task, and how much of it one takes.
     """
 
-    def __init__(self, runner: Any, workers: int, tracked: bool) -> None:
+    def __init__(self, runner: Any, workers: int, tracked: bool, resources: dict[str, float] | None = None) -> None:
         self._runner = runner
         self._tracked = tracked
+        self._resources = resources or {}
         self.workers = workers
 
     def _submit(self, task: Task[..., Any], arguments: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
         """The Dask future, and what gives its result or raises."""
-        if not self._tracked:
-            future = self._runner.client.submit(task.fn, **arguments, pure=False, retries=task.retries)
-            return future, future.result
-        tracked = self._runner.submit(task, arguments)
-        return tracked.wrapped_future, tracked.result
+        import dask
+
+        with dask.annotate(**({"resources": self._resources} if self._resources else {})):
+            if not self._tracked:
+                future = self._runner.client.submit(task.fn, **arguments, pure=False, retries=task.retries)
+                return future, future.result
+            tracked = self._runner.submit(task, arguments)
+            return tracked.wrapped_future, tracked.result
 
     def run(
         self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
@@ -103,8 +113,12 @@ class DaskPool:
 
 
 @contextmanager
-def dask_pool(scheduler: str | None, workers: int) -> Iterator[DaskPool]:
-    """Workers of the cluster at ``scheduler``, or ``workers`` processes of one thread each on this machine."""
+def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] | None = None) -> Iterator[DaskPool]:
+    """Workers of the cluster at ``scheduler``, or ``workers`` processes of one thread each on this machine.
+
+    LatentpackError where no worker can be reached, UndeclaredError where none of the cluster's declares ``resources``:
+    Dask would wait for one for ever.
+    """
     import dask
     from prefect_dask import DaskTaskRunner
 
@@ -139,8 +153,23 @@ def dask_pool(scheduler: str | None, workers: int) -> Iterator[DaskPool]:
         except (OSError, TimeoutError) as error:
             where = scheduler or "this machine"
             raise LatentpackError(f"no Dask worker can be reached at {where} ({error}); check --scheduler") from error
+        if resources and not declared(client, resources):
+            told = ",".join(f"{name}={amount:g}" for name, amount in resources.items())
+            raise UndeclaredError(
+                f"no worker of the Dask cluster at {scheduler} declares {told}; start one with: "
+                f"dask worker {scheduler} --nthreads 1 --resources {told}"
+            )
         tracked = not scheduler or _is_local(scheduler) or not _is_local(get_current_settings().api.url or "")
-        yield DaskPool(runner, sum(client.nthreads().values()) if scheduler else workers, tracked)
+        yield DaskPool(runner, sum(client.nthreads().values()) if scheduler else workers, tracked, resources)
+
+
+def declared(client: Any, resources: dict[str, float]) -> bool:
+    """Whether a worker of a cluster declares at least these resources."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return any(
+        all(worker.get("resources", {}).get(name, 0) >= amount for name, amount in resources.items())
+        for worker in workers
+    )
 
 
 def _worker_environment() -> dict[str, str]:

@@ -181,6 +181,10 @@ class TrainParameters(TrainingParameters):
     out: str = Field("codec.safetensors", min_length=1, description="file that the codec is written to")
     limit: Limit = None
     batch_size: BatchSize = 1000
+    scheduler: str | None = Field(
+        None,
+        description="address of a running Dask scheduler; a worker with a GPU trains (default: this machine)",
+    )
     workers: Workers = None
 
 

@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
-from compressor.errors import CodecError
+from compressor.errors import CodecError, LatentpackError
 from compressor.images import Limits
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
-from flows.dispatch import dask_pool
+from flows.dispatch import UndeclaredError, dask_pool
 from flows.parameters import PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from tasks.caching import cached, fresh
 from tasks.home import home
 from tasks.preprocess import prepare
 from tasks.threads import cores, pin_threads
-from tasks.train import TrainingRecord, train
+from tasks.train import TrainingRecord, codec_folder, train, train_there, write_whole
 
 MINUTES = 15.0  # where neither steps nor minutes are given
 VALIDATIONS = 40  # in a run of a given number of steps
@@ -44,10 +44,53 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
 def train_codec(
     source: Source, family: str, training: TrainingParameters, work: TrainParameters | PipelineParameters
 ) -> TrainingRecord:
-    """Train a codec of ``family`` on a source, or find that it has been: shards and training are remembered."""
+    """Train a codec of ``family`` on a source, or find that it has been: shards and training are remembered.
+
+    With a scheduler a worker of that cluster with a GPU does all of it, and remembers nothing but its checkpoint. Where
+    there is none, a run that was to archive too trains here, and one that was only to train ends with UndeclaredError.
+    """
+    if work.scheduler:
+        try:
+            return _train_there(work.scheduler, source, family, training, work)
+        except UndeclaredError as error:
+            if isinstance(work, TrainParameters):
+                raise
+            get_run_logger().warning("training on this machine: %s", error)
     files = itertools.islice(source.files(), work.limit)
     workers = work.workers or cores()
     return train_on(source, files, family, training, work.batch_size, workers)
+
+
+def _train_there(
+    scheduler: str,
+    source: Source,
+    family: str,
+    training: TrainingParameters,
+    work: TrainParameters | PipelineParameters,
+) -> TrainingRecord:
+    with dask_pool(scheduler, 1, {"GPU": 1}) as pool:
+        listener().stage(f"training {family} on a worker of {scheduler}")
+        arguments = {
+            "source": source,
+            "limit": work.limit,
+            "batch_size": work.batch_size,
+            "shards": ShardConfig(training.side, Limits()),
+            "family": str(family),
+            "config": configure(training),
+            "card": {"source": source.shown, "side": training.side},
+        }
+        waiting = [arguments]
+        ((_, result),) = pool.run(train_there, lambda: waiting.pop() if waiting else None, lambda given: given)
+    if isinstance(result, LatentpackError):
+        raise result
+    if isinstance(result, Exception):
+        raise LatentpackError(
+            f"the training on a worker of {scheduler} failed: {type(result).__name__}: {result}; see the worker's log"
+        ) from result
+    record, data = result
+    path = codec_folder() / Path(record["path"]).name
+    write_whole(path, data)
+    return TrainingRecord(**{**record, "path": str(path)})
 
 
 def train_on(

@@ -1,8 +1,10 @@
 """Train: prepared shards to one frozen codec file. A retry resumes from the checkpoint, a repetition is a cache hit."""
 
 import hashlib
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 import numpy as np
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
-from compressor.shards import ShardRecord, load_shards
+from compressor.shards import ShardConfig, ShardRecord, load_shards, prepare_shard
+from compressor.sources import Source
+from compressor.summary import duration
 from compressor.training import TrainingConfig, TrainingState
 from tasks.caching import stage_key
 from tasks.home import home, is_watched
+from tasks.threads import cores, pin_threads
 
 VERSION = 1  # raise it when the same shards and configuration give another codec
 HELD_OUT = 0.05  # share of the pictures that training is validated on
@@ -92,15 +98,17 @@ def train(
     checkpoint = codec_folder() / f"{key}.ckpt"
     torch.manual_seed(config.seed)
     network = family_named(family).build()
-    artifact_id = create_progress_artifact(0.0, key=f"training-{family}", description=f"training {family}")
+    show = _shown(family)
+    started = time.monotonic()
 
     def tell(state: TrainingState, done: float) -> None:
-        update_progress_artifact(artifact_id, round(100 * done, 1))
+        show(state, done, time.monotonic() - started)
         if on_progress:
             on_progress(state, done)
 
     device = pick_device()
-    get_run_logger().info("training %s on %d pictures on %s", family, len(learned), device.type)
+    if TaskRunContext.get():
+        get_run_logger().info("training %s on %d pictures on %s", family, len(learned), device.type)
     network, state = fit(
         network, np.moveaxis(learned, -1, 1), np.moveaxis(held_out, -1, 1), config, checkpoint, tell, device
     )
@@ -118,9 +126,10 @@ def train(
     path = codec_folder() / f"{key}.safetensors"
     write_whole(path, data)
     checkpoint.unlink(missing_ok=True)
-    create_markdown_artifact(
-        _history(family, state), key=f"training-history-{family}", description="validation by step"
-    )
+    if TaskRunContext.get():
+        create_markdown_artifact(
+            _history(family, state), key=f"training-history-{family}", description="validation by step"
+        )
     return asdict(
         TrainingRecord(
             path=str(path),
@@ -134,6 +143,54 @@ def train(
             history=state.history,
         )
     )
+
+
+# As `train`, but self-contained: a worker of a cluster shares no folder with the flow. Its checkpoint lies with it, so
+# that a retry on the same machine goes on from there. Bytes travel, since they are the result and small.
+@task(
+    name="train-there",
+    task_run_name="train-{family}",
+    retries=2,
+    retry_delay_seconds=10,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    tags={"latentpack-training"},
+)
+def train_there(
+    source: Source,
+    limit: int | None,
+    batch_size: int,
+    shards: ShardConfig,
+    family: str,
+    config: TrainingConfig,
+    card: dict[str, Any],
+) -> tuple[dict[str, Any], bytes]:
+    """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
+    pin_threads(cores())
+    files = itertools.islice(source.files(), limit)
+    records = []
+    while batch := list(itertools.islice(files, batch_size)):
+        records.append(prepare_shard(source, batch, shards, home() / "shards"))
+    trained = train.fn(family, records, config, card)
+    return trained, Path(trained["path"]).read_bytes()
+
+
+def _shown(family: str) -> Callable[[TrainingState, float, float], None]:
+    """Shows how far a training is as an artifact; nowhere, where a worker runs it that Prefect does not watch."""
+    if not TaskRunContext.get():
+        return lambda state, done, seconds: None
+    artifact = create_progress_artifact(0.0, key=f"training-{family}", description=f"training {family}")
+
+    def show(state: TrainingState, done: float, seconds: float) -> None:
+        last = state.history[-1] if state.history else {}
+        told = [
+            f"training {family}: step {state.step:,}",
+            *(f"{name} {last[name]:.5g}" for name in last if name != "step"),
+        ]
+        left = f"{duration(seconds * (1 - done) / done)} left" if 0 < done < 1 else ""
+        update_progress_artifact(artifact, round(100 * done, 1), ", ".join(filter(None, [*told, left])))
+
+    return show
 
 
 def _split(pictures_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

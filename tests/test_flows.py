@@ -184,3 +184,25 @@ def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
     assert back["written"] == 3 and not back["problems"]
     checked = verify(VerifyParameters(archive=str(archive)))
     assert checked["pictures"] == 3 and checked["problems"] == []
+
+
+def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    from compressor.codec import load_codec
+    from flows.train import train_flow
+
+    folder, out = write_pictures(tmp_path / "in", 6), tmp_path / "v2.safetensors"
+    given = {"source": str(folder), "family": "v2", "out": str(out), "steps": 3, "batch": 2, "side": 32, "seed": 5}
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        LocalCluster(**settings, processes=False, protocol="tcp") as cluster,
+        pytest.raises(LatentpackError, match="start one with: dask worker tcp://.* --resources GPU=1"),
+    ):
+        train_flow(TrainParameters(**given, scheduler=cluster.scheduler_address))
+    away = tmp_path / "away"
+    with LocalCluster(**settings, env={"LATENTPACK_HOME": str(away)}, resources={"GPU": 1}) as cluster:
+        record = train_flow(TrainParameters(**given, scheduler=cluster.scheduler_address))
+    assert record["steps"] == 3 and record["pictures"] == 5
+    (there,) = (away / "training").glob("*.safetensors")
+    assert out.read_bytes() == there.read_bytes() and load_codec(str(out)).id == record["id"]
