@@ -1,0 +1,23 @@
+"""The flows that prefect.yaml deploys, by the names that its entrypoints use.
+
+Prefect loads an entrypoint's file as a module named after the file alone. Dask's workers look for a flow where it was
+pickled X"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "benchmark": "flows.benchmark",
+    "experiments": "flows.experiments",
+    "maintain": "flows.archive",
+    "pipeline": "flows.pipeline",
+    "restore": "flows.archive",
+    "train_flow": "flows.train",
+    "verify": "flows.archive",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"there is no flow {name!r}: choose one of {', '.join(_MODULES)}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
