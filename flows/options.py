@@ -92,8 +92,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 _METAVARS = {
     "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
     "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "train": "FAMILY", "target_psnr": "DB",
-    "min_psnr": "DB", "max_failures": "N|P%",
-    "mirror_limit": "N|P%",
+    "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
 }  # fmt: skip
 
 
@@ -118,14 +117,14 @@ def _add_fields(
         if field == nested or field in taken:
             continue
         about = fields[field]
-        text = (about.description or "").replace("%", "%%")
+        text = about.description or ""
         metavar = _METAVARS.get(field, "N")
         if field in positional:
             optional: dict[str, Any] = {} if about.is_required() else {"nargs": "?"}
-            parser.add_argument(field, metavar=metavar, help=text, **optional)
+            parser.add_argument(field, metavar=metavar, help=_literally(text), **optional)
             continue
         if about.annotation is bool:
-            parser.add_argument("--" + field.replace("_", "-"), action="store_true", help=text)
+            parser.add_argument("--" + field.replace("_", "-"), action="store_true", help=_literally(text))
             continue
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
         choices = _choices(about.annotation)
@@ -136,7 +135,12 @@ def _add_fields(
         if about.default not in (None, []) and not about.is_required():
             default = " ".join(about.default) if isinstance(about.default, list) else about.default
             text += f" (default: {default})"
-        parser.add_argument("--" + field.replace("_", "-"), help=text, **settings)
+        parser.add_argument("--" + field.replace("_", "-"), help=_literally(text), **settings)
+
+
+def _literally(text: str) -> str:
+    """As argparse wants it: it formats every help text."""
+    return text.replace("%", "%%")
 
 
 def _choices(annotation: Any) -> list[str]:
