@@ -38,7 +38,8 @@ def trial(family: str, size: int, level: float, pictures: int = 500, rate: float
     """A version whose INT8 latents take ``size`` bytes, and FP16 twice that."""
     rows = [row(f"{kind}-{packer}", times * size, level) for kind, times in (("fp32", 4), ("fp16", 2), ("int8", 1))
             for packer in ("none", "gzip", "lzma")]  # fmt: skip
-    training = Training(pictures, 6000, 100, 6000 / rate, "cpu", "a machine", [{"seconds": 30.0, "loss": 0.004}])
+    history = [{"pictures": 30 * rate, "seconds": 30.0, "loss": 0.004}]
+    training = Training(pictures, 6000, 100, 6000 / rate, "cpu", "a machine", history)
     everything = pictures == 500
     return Trial(
         family.upper(),
@@ -143,7 +144,9 @@ def test_a_loss_reached_is_told_from_one_given_too_little_time() -> None:
     claim = "V3 trains to a loss of 0.0039 in 250 minutes"
     reached = trial("v3", 500, 30)
     assert reached.training is not None
-    reached = replace(reached, training=replace(reached.training, history=[{"seconds": 30.0, "loss": 0.003}]))
+    reached = replace(
+        reached, training=replace(reached.training, history=[{"pictures": 900.0, "seconds": 30.0, "loss": 0.003}])
+    )
     assert verdicts(reached)[claim] == CONFIRMED
     assert verdicts(trial("v3", 500, 30))[claim] == UNCLEAR
 
@@ -202,3 +205,10 @@ def test_a_report_holds_what_it_shows(tmp_path: Path) -> None:
     text = written.markdown.read_text()
     assert "| V1's files are far too large | confirmed |" in text
     assert len(json.loads(written.json.read_text())["findings"]) == len(written.findings)
+
+
+def test_the_rate_is_that_of_the_fastest_stretch():
+    history = [{"pictures": 100.0, "seconds": 10.0, "loss": 1.0}, {"pictures": 400.0, "seconds": 20.0, "loss": 0.9}]
+    training = Training(10, 400, 100, 60.0, "cpu", "a machine", history)
+    assert training.rate == 30.0
+    assert replace(training, history=[]).rate == pytest.approx(400 / 60)

@@ -52,8 +52,9 @@ def ladder_table(results: Results) -> Table:
     note = (
         "Means over pictures not trained on. KB and minutes in columns headed *reported* are what the experiments "
         f"said, for 30 pictures and, beside the row of all pictures, for {MANY:,}. Quality is that of INT8 latents. "
-        "JPEG: whole files, interpolated between qualities. One pass is extrapolated from the rate measured here; over "
-        "how many passes the reported minutes went is not known."
+        "JPEG: whole files, interpolated between qualities. Pictures a second are those of the fastest stretch between "
+        "two validations; one pass is extrapolated from that; over how many passes the reported minutes went is not "
+        "known."
     )
     columns = [
         "version", "pictures", "FP16 latents, bytes", "reported", "INT8, entropy coded, bytes", "decoded PNG, bytes",
