@@ -35,7 +35,7 @@ from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.metrics import psnr, ssim
 from compressor.networks.integer import IntegerConv
-from compressor.quality import encode_to_target
+from compressor.quality import encode_measured, encode_to_target
 from compressor.reading import read_contents
 from compressor.sources import Source
 from compressor.tensors import from_network, to_network
@@ -167,7 +167,7 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
             table.add(name, work, multiply_adds(network, work) / rate)
         output = synthesise()
         table.add("to pixels", lambda: from_network(output), raw / copying)
-    table.add("predict PSNR", lambda: codec.psnr_curves(pictures))
+    table.add("first features, and PSNR predicted", lambda: codec.trials(pictures, "auto"))
     table.add(f"encode, step {quality}", lambda: codec.encode(pictures, quality))
     encoded = codec.encode(pictures, quality)
     table.add("decode to symbols", lambda: codec.symbols(encoded))
@@ -175,6 +175,7 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
     decoded = codec.decode(encoded)
     table.add("PSNR", lambda: [psnr(a, b) for a, b in zip(pictures, decoded, strict=True)])
     table.add("SSIM", lambda: [ssim(a, b) for a, b in zip(pictures, decoded, strict=True)])
+    table.add(f"encode, step {quality}, and check", lambda: encode_measured(codec, pictures, quality))
     tries: list[int] = []
     table.add(f"encode to {target:g} dB", lambda: encode_to_target(codec, pictures, target, on_tries=tries.append))
     _chain(table, source, files, options)

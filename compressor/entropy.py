@@ -71,9 +71,9 @@ class Encoder:
         self._coder = constriction.stream.queue.RangeEncoder()
 
     def push(self, values: np.ndarray, index: np.ndarray, tables: Tables) -> None:
-        """Code ``values`` (int, n) each under its table ``index`` (int, n); grouped by table for speed."""
+        """Code ``values`` (any integers, n) each under its table ``index`` (int, n); grouped by table for speed."""
         order, used, bounds = _runs(index)
-        symbols = (values[order] - tables.first).astype(np.int32)
+        symbols = values[order].astype(np.int32) - tables.first
         for table, start, stop in zip(used, bounds[:-1], bounds[1:], strict=True):
             self._coder.encode(symbols[start:stop], tables.models[table])
 

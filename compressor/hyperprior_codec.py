@@ -6,6 +6,8 @@ machine reads the same. The second turns integers into pixels in floating point.
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from compressor.networks.hyperprior import (
     residual_probability,
     step_masks,
 )
+from compressor.quality import Stored, measured
 from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
 from compressor.training import has_fast_bf16
 
@@ -39,6 +42,16 @@ _RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out
 _LAPLACIAN = torch.tensor([[[[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]]]])
 _QUANTILES = torch.tensor([10, 25, 50, 75, 90, 100])  # percent
 _MULTIPLE = Hyperprior.multiple
+
+
+@dataclass(frozen=True)
+class _Symbols:
+    """What is stored of one picture, int8 (C, H, W): hyperlatents, residuals, and the levels these are coded under."""
+
+    z: np.ndarray
+    r: np.ndarray
+    level: np.ndarray
+    quality: int
 
 
 class HyperpriorCodec:
@@ -73,16 +86,16 @@ class HyperpriorCodec:
             raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
         encoded: list[Encoded | None] = [None] * len(pixels)
         for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
-            x_BCHW = self._input([pixels[index] for index in chunk])
-            quality_B = self._quality([qualities[index] for index in chunk])
-            integers = self._network.quantize(x_BCHW, quality_B, self._low_precision)
-            z_BCHW, r_BCHW, level_BCHW = (part.to(torch.int32).contiguous().cpu().numpy() for part in integers)
-            steps = _step_indices(r_BCHW.shape[1:])
-            for row, index in enumerate(chunk):
-                payload, name = self._pack(z_BCHW[row], r_BCHW[row], level_BCHW[row], qualities[index], steps, packer)
-                height, width = pixels[index].shape[:2]
-                encoded[index] = Encoded(payload, width, height, 3, self.id, qualities[index], name)
+            features_BCHW = self._first_features(self._input([pixels[index] for index in chunk]))
+            chosen = [qualities[index] for index in chunk]
+            symbols, _ = self._quantize(features_BCHW, chosen)
+            for index, one in zip(chunk, symbols, strict=True):
+                encoded[index] = self._packed(one, pixels[index].shape, packer)
         return [one for one in encoded if one is not None]
+
+    def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
+        """See :class:`compressor.quality.Searchable`."""
+        return HyperpriorTrials(self, pixels, packer)
 
     @torch.inference_mode()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
@@ -93,20 +106,10 @@ class HyperpriorCodec:
             z_BCHW, r_BCHW = self.symbols(batch)
             z, r = (torch.from_numpy(part).to(self.device, torch.float32) for part in (z_BCHW, r_BCHW))
             quality_B = self._quality([one.quality for one in batch])
-            pictures = from_network(self._network.reconstruct(z, r, quality_B, self._low_precision))
+            pictures = self._pictures(self._network.latents_of(z, r, quality_B), quality_B)
             for row, index in enumerate(chunk):
-                decoded[index] = np.ascontiguousarray(pictures[row, : encoded[index].height, : encoded[index].width])
+                decoded[index] = _cropped(pictures[row], encoded[index].height, encoded[index].width)
         return [one for one in decoded if one is not None]
-
-    @torch.inference_mode()
-    def psnr_curves(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Expected PSNR of every picture at every quality step, float64 (pictures, 64), without encoding anything."""
-        curves = np.empty((len(pixels), QUALITY_STEPS))
-        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
-            features = _features(self._network, self._input([pixels[index] for index in chunk]), self._low_precision)
-            for row, at_centres in zip(chunk, features @ self._predictor, strict=True):
-                curves[row] = _interpolated(at_centres)
-        return curves
 
     @torch.inference_mode()
     def symbols(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,21 +162,27 @@ class HyperpriorCodec:
             coder.finish()
         return z_BCHW, r_BN.reshape(-1, *r_shape)
 
-    def _pack(
-        self, z: np.ndarray, r: np.ndarray, level: np.ndarray, quality: int, steps: list[np.ndarray], packer: str
-    ) -> tuple[bytes, str]:
-        """One picture's payload and the packer used."""
+    def _quantize(self, features_BCHW: torch.Tensor, qualities: Sequence[int]) -> tuple[list[_Symbols], torch.Tensor]:
+        """Symbols of each picture, and the latents that a reader makes of them."""
+        quality_B = self._quality(qualities)
+        *integers, y_BCHW = self._network.quantize(features_BCHW, quality_B, self._low_precision)
+        parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
+        return [_Symbols(*rows) for rows in zip(*parts, qualities, strict=True)], y_BCHW
+
+    def _packed(self, symbols: _Symbols, shape: tuple[int, ...], packer: str) -> Encoded:
+        """One picture of (height, width, 3) as it is stored."""
+        z, r, level, quality = symbols.z, symbols.r, symbols.level, symbols.quality
         candidates = []
         if packer in ("auto", ENTROPY):
             coder = Encoder()
             coder.push(z.ravel(), _hyper_index(z.shape, quality), self._hyper_tables)
             r_N, level_N = r.ravel(), level.ravel()
-            for index in steps:
+            for index in _step_indices(r.shape):
                 coded = index[level_N[index] >= SKIP_LEVEL]
                 coder.push(r_N[coded], level_N[coded], self._residual_tables)
             candidates.append((coder.finish(), ENTROPY))
         if packer != ENTROPY:
-            data = z.astype(np.int8).tobytes() + r.astype(np.int8).tobytes()
+            data = z.tobytes() + r.tobytes()
             names = [packer]
             if packer == "auto":
                 # Either takes as long as a network: tried only where the fastest deflate comes near the entropy
@@ -181,13 +190,59 @@ class HyperpriorCodec:
                 near = len(zlib.compress(data, 1)) < 1.5 * len(candidates[0][0])
                 names = ["gzip", "lzma"] if near else []
             candidates += [(packers.pack(data, name, 1), name) for name in names]
-        return min(candidates, key=lambda candidate: len(candidate[0]))
+        payload, name = min(candidates, key=lambda candidate: len(candidate[0]))
+        return Encoded(payload, shape[1], shape[0], 3, self.id, quality, name)
+
+    def _pictures(self, y_BCHW: torch.Tensor, quality_B: torch.Tensor) -> np.ndarray:
+        """uint8 (B, H, W, 3) of latents, sides still multiples of 32."""
+        return from_network(self._network.reconstruct(y_BCHW, quality_B, self._low_precision))
+
+    def _first_features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return self._network.first_features(x_BCHW, self._low_precision)
 
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         return pad_to_multiple(to_network(np.stack(pictures), self.device), _MULTIPLE)
 
     def _quality(self, qualities: Sequence[int]) -> torch.Tensor:
         return torch.tensor(qualities, dtype=torch.float32, device=self.device)
+
+
+class HyperpriorTrials:
+    """Tries of some pictures: the first features are computed once, and nothing is coded before the search is over."""
+
+    def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
+        self._codec, self._pixels, self._packer = codec, pixels, packer
+        self._features: list[torch.Tensor] = [torch.empty(0)] * len(pixels)
+        self.curves = np.empty((len(pixels), QUALITY_STEPS))
+        with torch.inference_mode():
+            for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+                x_BCHW = codec._input([pixels[index] for index in chunk])
+                first_BCHW = codec._first_features(x_BCHW)
+                curves = _features(x_BCHW, first_BCHW) @ codec._predictor
+                for index, first_CHW, at_centres in zip(chunk, first_BCHW, curves, strict=True):
+                    self._features[index] = first_CHW
+                    self.curves[index] = _interpolated(at_centres)
+
+    @torch.inference_mode()
+    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
+        """See :class:`compressor.quality.Trials`."""
+        attempts: list[tuple[_Symbols, np.ndarray] | None] = [None] * len(indices)
+        for chunk in pixel_budget_chunks([self._pixels[index].shape[:2] for index in indices]):
+            features_BCHW = torch.stack([self._features[indices[at]] for at in chunk])
+            features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
+            chosen = [qualities[at] for at in chunk]
+            symbols, y_BCHW = self._codec._quantize(features_BCHW, chosen)
+            pictures = self._codec._pictures(y_BCHW, self._codec._quality(chosen))
+            for at, one, picture in zip(chunk, symbols, pictures, strict=True):
+                attempts[at] = (one, _cropped(picture, *self._pixels[indices[at]].shape[:2]))
+        return [one for one in attempts if one is not None]
+
+    def finish(self, indices: Sequence[int], attempts: Sequence[_Symbols]) -> list[Stored]:
+        """See :class:`compressor.quality.Trials`."""
+        pixels = [self._pixels[index] for index in indices]
+        pairs = zip(attempts, pixels, strict=True)
+        encoded = [self._codec._packed(one, picture.shape, self._packer) for one, picture in pairs]
+        return measured(self._codec, encoded, pixels)
 
 
 @torch.inference_mode()
@@ -213,11 +268,12 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     for start in range(0, len(pictures_NHWC), 32):
         chunk = pictures_NHWC[start : start + 32]
         x_BCHW = to_network(chunk, device)
-        features.append(_features(network, x_BCHW, low_precision))
+        first_BCHW = network.first_features(x_BCHW, low_precision)
+        features.append(_features(x_BCHW, first_BCHW))
         for group, centre in enumerate(_CENTRES):
             quality_B = torch.full((len(chunk),), float(centre), device=device)
-            z, r, level = network.quantize(x_BCHW, quality_B, low_precision)
-            decoded = from_network(network.reconstruct(z, r, quality_B, low_precision))
+            z, r, level, y = network.quantize(first_BCHW, quality_B, low_precision)
+            decoded = from_network(network.reconstruct(y, quality_B, low_precision))
             error_B = np.square(decoded.astype(np.float32) - chunk).mean(axis=(1, 2, 3))
             psnr[start : start + len(chunk), group] = 10 * np.log10(255**2 / np.maximum(error_B, 1e-3))
             coded = level >= SKIP_LEVEL
@@ -244,15 +300,13 @@ def _counted(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return torch.bincount(flat, minlength=int(np.prod(shape))).cpu().numpy().reshape(shape)
 
 
-def _features(network: Hyperprior, x_BCHW: torch.Tensor, low_precision: bool) -> np.ndarray:
+def _features(x_BCHW: torch.Tensor, first_BCHW: torch.Tensor) -> np.ndarray:
     """What the predictor of PSNR looks at, float64 (B, features): how much detail there is and how it is spread.
 
     Logarithms of: strength and variation of each channel of the first block; horizontal and vertical differences and
     the Laplacian of the picture; quantiles of the Laplacian's energy over blocks. The last feature is 1.
     """
-    with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-        first = network.analysis.first_features(x_BCHW)
-    first_BCN = first.float().flatten(2)
+    first_BCN = first_BCHW.float().flatten(2)
     grey = x_BCHW.mean(dim=1, keepdim=True)
     energy = F.conv2d(grey, _LAPLACIAN.to(grey.device)).square()
     blocks_BN = F.avg_pool2d(energy, 14).flatten(1)
@@ -288,12 +342,17 @@ def _interpolated(at_centres: np.ndarray) -> np.ndarray:
     return curve
 
 
+def _cropped(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.ascontiguousarray(picture_HWC[:height, :width])
+
+
 def _hyper_index(shape: tuple[int, ...], quality: int) -> np.ndarray:
     """Table of each hyperlatent of a flattened (Z, h, w) array."""
     table = quality // QUALITY_GROUP * shape[0] + np.arange(shape[0])
     return np.repeat(table, int(np.prod(shape[1:])))
 
 
+@lru_cache(maxsize=4)
 def _step_indices(shape: tuple[int, ...]) -> list[np.ndarray]:
     """Positions in a flattened (M, H, W) array that each step codes, in coding order."""
     masks = step_masks(shape, torch.device("cpu")).flatten(1).numpy()

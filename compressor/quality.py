@@ -1,12 +1,14 @@
 """The quality promise: the cheapest encoding whose decoded picture measures at least the target, or a fallback.
 
-Every try is decoded by the code that a reader uses and measured against the pixels that came in.
+What is kept has been decoded by the code that a reader uses and measured against the pixels that came in. A try on the
+way there may take a shorter path to the same pixels (``Trials``).
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +31,45 @@ class Stored:
     psnr: float
 
 
+class Trials(Protocol):
+    """Tries of some pictures with one codec, which share what is the same for every quality.
+
+    ``curves`` is the expected PSNR of every picture at every quality step, float64 (pictures, steps).
+    """
+
+    curves: np.ndarray
+
+    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
+        """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels it decodes to."""
+
+    def finish(self, indices: Sequence[int], attempts: Sequence[Any]) -> list[Stored]:
+        """The encodings of such tries, decoded as a reader does and measured."""
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A codec that knows a shorter way to what a try would measure."""
+
+    def trials(self, pixels: Sequence[np.ndarray], packer: str) -> Trials:
+        """Prepare tries of uint8 (H, W, 3) pictures."""
+
+
+class _WholeTrials:
+    """Tries with any codec: each is encoded and decoded, and nothing is known before the first."""
+
+    def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
+        steps = np.array(codec.qualities)
+        self.curves = np.tile((steps - (steps[0] + steps[-1] + 1) / 2) * _STEP + target, (len(pixels), 1))
+        self._codec, self._pixels, self._packer = codec, pixels, packer
+
+    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Stored, np.ndarray]]:
+        stored = encode_measured(self._codec, [self._pixels[index] for index in indices], qualities, self._packer)
+        return [(one, one.pixels) for one in stored]
+
+    def finish(self, indices: Sequence[int], attempts: Sequence[Stored]) -> list[Stored]:
+        return list(attempts)
+
+
 @dataclass
 class _Search:
     """Where the search for one picture stands: steps known to fail and known to do, and how far off the curve is."""
@@ -40,36 +81,49 @@ class _Search:
     tries: int = 0
     offset: float = 0.0
     psnr_below: float | None = None
-    best: Stored | None = None
+    psnr_above: float | None = None
+    best: Any = None
+    stored: Stored | None = None
 
     def next_quality(self, target: float) -> int:
         """The lowest step expected to reach ``target``, strictly between what is known."""
         if self.tries >= _GUESSES:
             return (self.below + self.above) // 2
-        if self.best is not None and self.psnr_below is not None:
-            slope = (self.best.psnr - self.psnr_below) / (self.above - self.below)
+        if self.psnr_above is not None and self.psnr_below is not None:
+            slope = (self.psnr_above - self.psnr_below) / (self.above - self.below)
             wanted = self.below + math.ceil((target + AIM - self.psnr_below) / max(slope, 1e-3))
         else:
             expected = np.flatnonzero(self.curve + self.offset >= target + AIM)
             wanted = self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
         return min(max(wanted, self.below + 1), self.above - 1)
 
-    def learn(self, stored: Stored, target: float) -> bool:
+    def learn(self, quality: int, attempt: Any, psnr: float, target: float) -> bool:
         """Take a try into account; True when the search is over."""
-        quality = stored.encoded.quality
         self.tries += 1
-        self.offset = stored.psnr - float(self.curve[quality - self.first])
-        if stored.psnr >= target:
-            self.above, self.best = quality, stored
+        self.offset = psnr - float(self.curve[quality - self.first])
+        if psnr >= target:
+            self.above, self.best, self.psnr_above = quality, attempt, psnr
         else:
-            self.below, self.psnr_below = quality, stored.psnr
-        done = self.best is not None and self.best.psnr - target <= TOLERANCE
+            self.below, self.psnr_below = quality, psnr
+        done = self.psnr_above is not None and self.psnr_above - target <= TOLERANCE
         return done or self.below + 1 >= self.above
 
+    def reject(self) -> bool:
+        """Take back the best try, which read back too low by a rounding; True when there is nothing left to try."""
+        self.below, self.psnr_below, self.above = self.above, self.psnr_above, self.first + len(self.curve)
+        self.best = self.psnr_above = None
+        return self.below + 1 >= self.above
 
-def encode_measured(codec: Codec, pixels: Sequence[np.ndarray], quality: int, packer: str = "auto") -> list[Stored]:
-    """Encode at a fixed quality (any number for a codec that has one), decode and measure."""
-    encoded = codec.encode(pixels, quality, packer)
+
+def encode_measured(
+    codec: Codec, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto"
+) -> list[Stored]:
+    """Encode at a fixed quality (any number for a codec that has one) or at one each, decode and measure."""
+    return measured(codec, codec.encode(pixels, quality, packer), pixels)
+
+
+def measured(codec: Codec, encoded: Sequence[Encoded], pixels: Sequence[np.ndarray]) -> list[Stored]:
+    """Encodings of ``pixels`` with what a reader makes of them."""
     decoded = codec.decode(encoded)
     return [Stored(e, d, psnr(p, d)) for e, d, p in zip(encoded, decoded, pixels, strict=True)]
 
@@ -83,32 +137,41 @@ def encode_to_target(
 ) -> list[Stored | None]:
     """For each picture the lowest quality found that reaches ``target`` dB, or None where none does.
 
-    A codec may predict (``psnr_curves``), so that most pictures need one try or two; otherwise the search starts
-    in the middle and halves. ``on_tries`` is told how many encodings each round took.
+    A codec may predict (:class:`Searchable`), so that most pictures need one try or two; otherwise the search starts
+    in the middle and halves. ``on_tries`` is told how many tries each round took.
     """
     if not len(codec.qualities):
         stored = encode_measured(codec, pixels, -1, packer)
         return [one if one.psnr >= target else None for one in stored]
     first, stop = codec.qualities.start, codec.qualities.stop
-    predict: Callable[[Sequence[np.ndarray]], np.ndarray] | None = getattr(codec, "psnr_curves", None)
-    if predict:
-        curves = predict(pixels)
+    trials: Trials
+    if isinstance(codec, Searchable):
+        trials = codec.trials(pixels, packer)
     else:
-        curves = np.tile((np.arange(first, stop) - (first + stop) / 2) * _STEP + target, (len(pixels), 1))
-    searches = [_Search(curve, first, below=first - 1, above=stop) for curve in curves]
+        trials = _WholeTrials(codec, pixels, packer, target)
+    searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))
     while active:
-        qualities = [searches[index].next_quality(target) for index in active]
-        encoded = codec.encode([pixels[index] for index in active], qualities, packer)
-        decoded = codec.decode(encoded)
-        if on_tries:
-            on_tries(len(active))
-        active = [
-            index
-            for index, one, picture in zip(active, encoded, decoded, strict=True)
-            if not searches[index].learn(Stored(one, picture, psnr(pixels[index], picture)), target)
-        ]
-    return [search.best for search in searches]
+        found: list[int] = []
+        while active:
+            qualities = [searches[index].next_quality(target) for index in active]
+            attempts = trials.attempt(active, qualities)
+            if on_tries:
+                on_tries(len(active))
+            rest: list[int] = []
+            for index, quality, (attempt, decoded) in zip(active, qualities, attempts, strict=True):
+                done = searches[index].learn(quality, attempt, psnr(pixels[index], decoded), target)
+                (found if done else rest).append(index)
+            active = rest
+        found = [index for index in found if searches[index].best is not None]
+        finished = trials.finish(found, [searches[index].best for index in found])
+        # A reader's batch is another one, in which a sum of floats may round otherwise: what it reads decides.
+        for index, one in zip(found, finished, strict=True):
+            if one.psnr >= target:
+                searches[index].stored = one
+            elif not searches[index].reject():
+                active.append(index)
+    return [search.stored for search in searches]
 
 
 def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], lossless: Codec) -> Stored | None:

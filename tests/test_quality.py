@@ -1,14 +1,23 @@
 """The promise: never below the target, hardly above it, few tries; a fallback where the codec cannot reach it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from compressor.baselines import STANDARD
-from compressor.codec import Encoded, per_picture
+from compressor.codec import DEFAULT, Encoded, load_codec, per_picture
 from compressor.metrics import psnr
-from compressor.quality import TOLERANCE, encode_fallback, encode_measured, encode_to_target, grey_planes
+from compressor.quality import (
+    TOLERANCE,
+    Stored,
+    encode_fallback,
+    encode_measured,
+    encode_to_target,
+    grey_planes,
+    measured,
+)
 from tests.codecs import smooth_pictures, tiny_codec
 
 
@@ -32,14 +41,28 @@ class Noise:
 
 
 class Predicting(Noise):
-    """The same, predicting its PSNR with an error in dB."""
+    """The same, predicting its PSNR with an error in dB; what is read back may be worse than the try."""
 
-    def __init__(self, error: float) -> None:
-        self.error = error
+    def __init__(self, error: float, rounding: float = 0.0) -> None:
+        self.error, self.rounding = error, rounding
 
-    def psnr_curves(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        curve = [20 * np.log10(255 / 0.5) - 6.02 * (63 - q) / 10 for q in self.qualities]
-        return np.tile(np.array(curve) + self.error, (len(pixels), 1))
+    def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "NoiseTrials":
+        return NoiseTrials(self, pixels)
+
+
+class NoiseTrials:
+    def __init__(self, codec: Predicting, pixels: Sequence[np.ndarray]) -> None:
+        self.codec, self.pixels = codec, pixels
+        curve = [20 * np.log10(255 / 0.5) - 6.02 * (63 - q) / 10 for q in codec.qualities]
+        self.curves = np.tile(np.array(curve) + codec.error, (len(pixels), 1))
+
+    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Encoded, np.ndarray]]:
+        encoded = self.codec.encode([self.pixels[index] for index in indices], qualities)
+        return list(zip(encoded, self.codec.decode(encoded), strict=True))
+
+    def finish(self, indices: Sequence[int], attempts: Sequence[Encoded]) -> list[Stored]:
+        stored = measured(self.codec, attempts, [self.pixels[index] for index in indices])
+        return [replace(one, psnr=one.psnr - self.codec.rounding) for one in stored]
 
 
 @pytest.mark.parametrize("target", [36.0, 40.0, 44.0])
@@ -57,6 +80,25 @@ def test_a_good_prediction_takes_two_tries_at_most() -> None:
     tries: list[int] = []
     encode_to_target(Predicting(0.2), smooth_pictures(20, 40, 40), 34.0, on_tries=tries.append)
     assert sum(tries) <= 2 * 20
+
+
+def test_what_a_reader_measures_decides_not_what_a_try_did() -> None:
+    pictures = smooth_pictures(20, 40, 40)
+    for stored in encode_to_target(Predicting(0.2, rounding=0.3), pictures, 34.0):
+        assert stored is not None
+        assert stored.psnr >= 34.0
+
+
+@pytest.mark.parametrize("packer", ["auto", "lzma"])
+def test_a_try_of_the_shipped_codec_is_what_its_reader_reads(packer: str) -> None:
+    codec = load_codec(DEFAULT)
+    pictures = [*smooth_pictures(3, 64, 64), *smooth_pictures(2, 40, 70)]
+    for picture, stored in zip(pictures, encode_to_target(codec, pictures, 26.0, packer), strict=True):
+        assert stored is not None
+        assert stored.encoded.packer == ("entropy" if packer == "auto" else packer)
+        assert stored.encoded in codec.encode([picture], stored.encoded.quality, packer)
+        assert np.array_equal(stored.pixels, codec.decode([stored.encoded])[0])
+        assert stored.psnr == psnr(picture, stored.pixels) >= 26.0
 
 
 def test_a_target_out_of_reach_gives_none() -> None:

@@ -77,7 +77,11 @@ class Analysis(nn.Module):
         return self.first(self.enter(F.pixel_unshuffle(x_BCHW - 0.5, 8)))
 
     def forward(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        x = self.rest(self.first_features(x_BCHW) * self.gain(quality_B).exp())
+        return self.latents(self.first_features(x_BCHW), quality_B)
+
+    def latents(self, features_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """Latents from what :meth:`first_features` gave."""
+        x = self.rest(features_BCHW * self.gain(quality_B).exp())
         return self.leave(self.deep(self.down(F.pixel_unshuffle(x, 2))))
 
 
@@ -314,14 +318,21 @@ class Hyperprior(nn.Module):
         mse_B = F.mse_loss(x_hat, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
         return mse_B, z_bits.sum(dim=(1, 2, 3)) + y_bits.sum(dim=(1, 2, 3))
 
-    def quantize(self, x_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def first_features(self, x_BCHW: Tensor, low_precision: bool) -> Tensor:
+        """What :meth:`quantize` starts from, the same for every quality."""
+        with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+            return self.analysis.first_features(x_BCHW)
+
+    def quantize(
+        self, features_BCHW: Tensor, quality_B: Tensor, low_precision: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is stored of pictures: hyperlatents z, residuals r and the levels r is coded under, all integers.
 
-        ``low_precision`` runs the analysis in bfloat16. The means never are: a reader must find them again to
-        within rounding noise, or its latents drift from the writer's.
+        And the latents that a reader makes of them. ``low_precision`` runs the analysis in bfloat16. The means never
+        are: a reader must find them again to within rounding noise, or its latents drift from the writer's.
         """
-        with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            y = self.analysis(x_BCHW, quality_B)
+        with torch.autocast(features_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+            y = self.analysis.latents(features_BCHW, quality_B)
             z = self.hyper_analysis(y, quality_B)
         y, z = y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
         gain = self.gain(quality_B).exp()
@@ -335,18 +346,22 @@ class Hyperprior(nn.Module):
             r_hat = torch.where(mask, rounded, r_hat)
             levels = torch.where(mask, level, levels)
             y_hat = torch.where(mask, mean + rounded / gain, y_hat)
-        return z, r_hat, levels
+        return z, r_hat, levels, y_hat
 
-    def reconstruct(self, z_BCHW: Tensor, r_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> Tensor:
-        """Pictures, nominally in [0, 1], from the integers that :meth:`quantize` gave."""
+    def latents_of(self, z_BCHW: Tensor, r_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """The latents that :meth:`quantize` gave, from its integers."""
         gain = self.gain(quality_B).exp()
         mean_features = self.means.features(z_BCHW, quality_B)
         y_hat = torch.zeros_like(r_BCHW)
         for step, mask in enumerate(step_masks(r_BCHW.shape[1:], r_BCHW.device)):
             mean = self.means(step, mean_features, y_hat)
             y_hat = torch.where(mask, mean + r_BCHW / gain, y_hat)
-        with torch.autocast(r_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            return self.synthesis(y_hat, quality_B).float()
+        return y_hat
+
+    def reconstruct(self, y_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> Tensor:
+        """Pictures, nominally in [0, 1], from latents."""
+        with torch.autocast(y_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+            return self.synthesis(y_BCHW, quality_B).float()
 
     @staticmethod
     def _integers(network: Callable[..., Tensor], *arguments: Tensor | int) -> Tensor:
