@@ -276,10 +276,13 @@ class Jobs:
         raise Failed("no scheduled run started and ended in time")
 
     def bulk_over_dask(self) -> str:
-        archive = "s3://archives/bulk"
+        # The same batches: what a network computes differs by a rounding with how many pictures pass at once.
+        archive, by_one = "s3://archives/bulk", "s3://archives/by-one-machine"
         self.site.completed(self._bulk(archive, batch_size=SMALL_BATCH * 2))
-        alone, spread = (_content(one) for one in (self.archive, archive))
-        check(alone == spread, "a cluster's rows are not those of one machine")
+        self.site.completed(self._nightly(by_one, batch_size=SMALL_BATCH * 2, workers=1))
+        alone, spread = _content(by_one), _content(archive)
+        different = [key for key in alone if alone[key] != spread.get(key)]
+        check(alone == spread, f"{len(different)} of a cluster's rows are not those of one machine: {different[:3]}")
         return f"{_rows(archive, len(self.all))}; payloads, PSNR and checksums equal one machine's"
 
     def _bulk(self, archive: str, **parameters: Any) -> str:

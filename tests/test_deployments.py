@@ -111,6 +111,15 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
     assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
 
 
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.__name__)
+def test_every_field_of_a_form_explains_itself(model: Any) -> None:
+    schema = model.model_json_schema()
+    for form in [schema, *schema.get("$defs", {}).values()]:
+        assert form.get("description"), form
+        unexplained = [name for name, field in form.get("properties", {}).items() if not field.get("description")]
+        assert not unexplained
+
+
 @pytest.mark.server
 def test_deploys_and_a_process_worker_completes_a_run(deployment_server: dict[str, str], tmp_path: Path):
     import skimage
