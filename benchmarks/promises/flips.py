@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter, defaultdict
@@ -39,7 +40,9 @@ def run(options: Namespace, scratch: Path) -> bool:
     choose = random.Random(options.seed)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     worker = Worker(_open, (url,), _look)
-    for _ in range(options.flips):
+    for number in range(options.flips):
+        if number and not number % 1000:
+            print(f"{number} flips, {elapsed(started)}", file=sys.stderr, flush=True)
         place = choose.choices(PLACES, SHARES)[0]
         name, start, end = choose.choices(spans[place], [end - start for _, start, end in spans[place]])[0]
         offset, bit = choose.randrange(start, end), choose.randrange(8)

@@ -91,10 +91,11 @@ class _Kills:
         url = str(self._scratch / f"archive-{self.archives}")
         before: set[str] = set()
         for _ in range(1000):
-            aim = self._random.random() < self._wanted.aimed / (self._wanted.aimed + self._wanted.kills)
-            if aim and self.aimed < self._wanted.aimed:
+            aimed, at_random = self._wanted.aimed - self.aimed, self._wanted.kills - self.at_random
+            aim = self._random.random() * (aimed + at_random) < aimed
+            if aim:
                 stage, _ = self._child("run", url, self._random.uniform(0, 0.02), self._random.choice(AIMED))
-            elif not aim and self.at_random < self._wanted.kills:
+            elif at_random:
                 share = 1 - len(before) / len(self.keys)
                 stage, _ = self._child("run", url, self._random.uniform(0, self._run_s * (0.1 + 0.6 * share)))
             else:
