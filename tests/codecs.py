@@ -21,6 +21,7 @@ TINY_HYPERPRIOR = {
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "autoencoder": {"widths": [8, 8, 4], "strides": [2, 2, 2]},
+    "skips": {"widths": [8, 8, 4], "strides": [2, 2, 2], "skips": {"1": 2}},
     "v5": TINY_HYPERPRIOR,
     "v6": {**TINY_HYPERPRIOR, "heads": 2},
 }
@@ -38,13 +39,17 @@ def smooth_pictures(count: int, height: int = 32, width: int = 32, seed: int = 0
 
 
 @cache
-def tiny_artifact(family: str) -> bytes:
-    """Artifact bytes of an untrained codec of a family."""
+def tiny_artifact(family: str, weights: str | None = None) -> bytes:
+    """Artifact bytes of an untrained codec of a family, or of an autoencoder with ``skips``, which V4 has.
+
+    ``weights`` is the type they are stored in.
+    """
     torch.manual_seed(0)
     calibration = np.stack(smooth_pictures(16, seed=1))
     options = _OPTIONS.get(family, {})
+    family = "autoencoder" if family == "skips" else family
     network = FAMILIES[family].build(**options)
-    return freeze(family, network.eval(), calibration, options)
+    return freeze(family, network.eval(), calibration, options, weights=weights)
 
 
 def tiny_codec(family: str) -> Codec:

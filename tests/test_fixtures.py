@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,38 +10,41 @@ from compressor.archive import Archive
 from compressor.codec import Encoded
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import decode_picture
-from tests.fixtures.make import FOLDER, symbols_hash
+from tests.fixtures.make import ARCHIVES, HERE, symbols_hash
 
-EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+EXPECTED = {name: json.loads((HERE / name / "expected.json").read_text()) for name in ARCHIVES}
+ROWS = [(name, key) for name, expected in EXPECTED.items() for key in sorted(expected)]
 
 
 @pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    copy = tmp_path_factory.mktemp("frozen") / "archive"
-    shutil.copytree(FOLDER / "archive", copy)
-    return Archive.open(str(copy))
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Archive]:
+    copies = tmp_path_factory.mktemp("frozen")
+    for name in ARCHIVES:
+        shutil.copytree(HERE / name / "archive", copies / name)
+    return {name: Archive.open(str(copies / name)) for name in ARCHIVES}
 
 
-@pytest.mark.parametrize("key", sorted(EXPECTED))
-def test_frozen_payloads_decode_to_the_same_pictures(frozen: Archive, key: str) -> None:
-    expected = decode_picture((FOLDER / EXPECTED[key]["pixels"]).read_bytes()).pixels
+@pytest.mark.parametrize(("name", "key"), ROWS)
+def test_frozen_payloads_decode_to_the_same_pictures(frozen: dict[str, Archive], name: str, key: str) -> None:
+    expected = decode_picture((HERE / name / EXPECTED[name][key]["pixels"]).read_bytes()).pixels
     # A network's last rounding may fall the other way on another machine; nothing else may differ.
-    assert np.abs(frozen.read(key).astype(int) - expected).max() <= 1
+    assert np.abs(frozen[name].read(key).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("key", sorted(key for key, value in EXPECTED.items() if "symbols" in value))
-def test_frozen_payloads_hold_the_same_symbols(frozen: Archive, key: str) -> None:
-    row = frozen.read_row(key)
-    codec = frozen.codec(row.codec)
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, key in ROWS if "symbols" in EXPECTED[name][key]])
+def test_frozen_payloads_hold_the_same_symbols(frozen: dict[str, Archive], name: str, key: str) -> None:
+    row = frozen[name].read_row(key)
+    codec = frozen[name].codec(row.codec)
     assert isinstance(codec, HyperpriorCodec)
     encoded = Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
-    assert symbols_hash(codec, encoded) == EXPECTED[key]["symbols"]
+    assert symbols_hash(codec, encoded) == EXPECTED[name][key]["symbols"]
 
 
-def test_the_frozen_archive_is_whole(frozen: Archive) -> None:
-    assert sorted(frozen.keys()) == sorted(EXPECTED)
-    assert frozen.verify() == []
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_frozen_archive_is_whole(frozen: dict[str, Archive], name: str) -> None:
+    assert sorted(frozen[name].keys()) == sorted(EXPECTED[name])
+    assert frozen[name].verify() == []
 
 
 def test_fixtures_stay_small() -> None:
-    assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < 1_500_000
+    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 1_500_000
