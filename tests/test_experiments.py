@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from compressor.artifact import identify
 from compressor.errors import SourceError
 from compressor.experiments.cells import Cell, split, train_cell
 from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
 from compressor.experiments.information import code_length, inform
-from compressor.experiments.losses import LOSSES
+from compressor.experiments.losses import LOSSES, ms_ssim
 from compressor.experiments.measuring import Rates, Row, measure
 from compressor.experiments.results import Quantized, Results, Training, Trial
 from compressor.experiments.tables import description_table, ladder_table
@@ -212,3 +213,13 @@ def test_the_rate_is_that_of_the_fastest_stretch():
     training = Training(10, 400, 100, 60.0, "cpu", "a machine", history)
     assert training.rate == 30.0
     assert replace(training, history=[]).rate == pytest.approx(400 / 60)
+
+
+def test_structure_is_judged_in_full_precision_whatever_the_training_runs_in():
+    pictures = torch.from_numpy(np.stack(smooth_pictures(2, 128, 128))).permute(0, 3, 1, 2) / 255
+    near = (pictures + 0.01 * torch.sin(torch.arange(128.0))).clamp(0, 1)
+    exact = ms_ssim(near, pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ms_ssim(near, pictures) == exact
+    assert ms_ssim(pictures, pictures) == pytest.approx(1.0, abs=1e-5)
+    assert 0.5 < float(exact) < 1.0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import bits
 
-OWN, RATE, STRUCTURE = "own", "rate-mse", "ms-ssim-mse"
+OWN, RATE, STRUCTURE = "own", "rate-mse", "mse-ms-ssim"
 LOSSES = {
     OWN: "the network's own; mean squared error for V1 to V4",
     RATE: "mean squared error and bits of noisy latents under a learned logistic for each channel",
@@ -62,7 +62,12 @@ class WithLoss(nn.Module):
 
 def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     """Differentiable MS-SSIM of pictures in [0, 1] over three scales, mean over batch and channels."""
-    a, b = a_BCHW.float(), b_BCHW.float()
+    # Variances are differences of nearly equal numbers: in bfloat16 nothing but noise would be left of them.
+    with torch.autocast(a_BCHW.device.type, enabled=False):
+        return _ms_ssim(a_BCHW.float(), b_BCHW.float())
+
+
+def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     offsets = torch.arange(_WINDOW, dtype=torch.float32, device=a.device) - _WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
