@@ -17,6 +17,7 @@ from compressor.errors import LatentpackError
 T = TypeVar("T")
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
 CONNECT_S = 30
+FIRST_WORKER_S = 120  # an adaptive cluster may have to start a machine first
 KEPT_BYTES = 2**28  # of freed memory that a worker keeps for itself
 
 
@@ -63,18 +64,25 @@ class DaskPool:
     runner
         A started ``DaskTaskRunner``.
     workers
-        Threads that work.
+        Threads that work; None: as many as the cluster has at the time, which grows where it adapts to work that waits.
     tracked
         Whether workers can reach the Prefect server. If not, they run the tasks' bodies alone, with the same retries.
     resources
         What a worker must declare (``dask worker --resources``) to be given a task, and how much of it one takes.
     """
 
-    def __init__(self, runner: Any, workers: int, tracked: bool, resources: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, runner: Any, workers: int | None, tracked: bool, resources: dict[str, float] | None = None
+    ) -> None:
         self._runner = runner
+        self._workers = workers
         self._tracked = tracked
         self._resources = resources or {}
-        self.workers = workers
+
+    @property
+    def workers(self) -> int:
+        """Threads that work now."""
+        return self._workers or max(1, sum(self._runner.client.nthreads().values()))
 
     def _submit(self, task: Task[..., Any], arguments: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
         """The Dask future, and what gives its result or raises."""
@@ -95,7 +103,8 @@ class DaskPool:
         running: dict[str, tuple[T, Any, Callable[[], Any]]] = {}
         try:
             while True:
-                while len(running) < AHEAD * self.workers and (item := take()) is not None:
+                window = AHEAD * self.workers
+                while len(running) < window and (item := take()) is not None:
                     future, result_of = self._submit(task, arguments(item))
                     running[future.key] = item, future, result_of
                     future.add_done_callback(lambda done: finished.put(done.key))
@@ -149,7 +158,8 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
     with dask.config.set(settings), DaskTaskRunner(**options) as runner:
         try:
             client = runner.client
-            client.wait_for_workers(1, timeout=CONNECT_S)
+            # Work that waits, unlike waiting for a worker, has an adaptive cluster start one.
+            client.submit(int, pure=False).result(timeout=FIRST_WORKER_S)
         except (OSError, TimeoutError) as error:
             where = scheduler or "this machine"
             raise LatentpackError(f"no Dask worker can be reached at {where} ({error}); check --scheduler") from error
@@ -160,7 +170,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
                 f"dask worker {scheduler} --nthreads 1 --resources {told}"
             )
         tracked = not scheduler or _is_local(scheduler) or not _is_local(get_current_settings().api.url or "")
-        yield DaskPool(runner, sum(client.nthreads().values()) if scheduler else workers, tracked, resources)
+        yield DaskPool(runner, None if scheduler else workers, tracked, resources)
 
 
 def declared(client: Any, resources: dict[str, float]) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,12 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path)
     environment |= {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
     # A codec and batches that take seconds in all: enough for Ctrl-C to come in the middle on a busy machine.
     command = [*LATENTPACK, "run", str(folder), str(archive), "--codec", "avif", "--batch-size", "1", "--workers", "1"]
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell has its background jobs, and theirs, ignore it
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     end = time.monotonic() + 60
     while len(list(archive.glob("images/_delta_log/*.json"))) < 3 and first.poll() is None and time.monotonic() < end:
         time.sleep(0.05)

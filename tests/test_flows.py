@@ -186,6 +186,16 @@ def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
     assert checked["pictures"] == 3 and checked["problems"] == []
 
 
+def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster.adapt(minimum=0, maximum=2, interval="200ms")
+        summary = archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
+    assert summary["archived"] == 6 and len(Archive.open(str(archive))) == 6
+
+
 def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
