@@ -19,4 +19,9 @@ def tasks_of_nothing(scheduler: str | None, workers: int, count: int) -> list[fl
     """When each result came: seconds since 1970."""
     numbers = iter(range(count))
     with pool(scheduler, workers, count) as found:
-        return [time.time() for _ in found.run(nothing, lambda: next(numbers, None), lambda number: {"number": number})]
+        times = []
+        for _, result in found.run(nothing, lambda: next(numbers, None), lambda number: {"number": number}):
+            if isinstance(result, Exception):
+                raise result
+            times.append(time.time())
+        return times

@@ -79,8 +79,7 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`."""
-        if packer != "auto" and packer not in self.packers:
-            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
+        self._check_packer(packer)
         qualities = per_picture(quality, len(pixels))
         if any(q not in self.qualities for q in qualities):
             raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
@@ -95,6 +94,7 @@ class HyperpriorCodec:
 
     def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
         """See :class:`compressor.quality.Searchable`."""
+        self._check_packer(packer)
         return HyperpriorTrials(self, pixels, packer)
 
     @torch.inference_mode()
@@ -196,6 +196,10 @@ class HyperpriorCodec:
     def _pictures(self, y_BCHW: torch.Tensor, quality_B: torch.Tensor) -> np.ndarray:
         """uint8 (B, H, W, 3) of latents, sides still multiples of 32."""
         return from_network(self._network.reconstruct(y_BCHW, quality_B, self._low_precision))
+
+    def _check_packer(self, packer: str) -> None:
+        if packer != "auto" and packer not in self.packers:
+            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
 
     def _first_features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         return self._network.first_features(x_BCHW, self._low_precision)
@@ -356,4 +360,4 @@ def _hyper_index(shape: tuple[int, ...], quality: int) -> np.ndarray:
 def _step_indices(shape: tuple[int, ...]) -> list[np.ndarray]:
     """Positions in a flattened (M, H, W) array that each step codes, in coding order."""
     masks = step_masks(shape, torch.device("cpu")).flatten(1).numpy()
-    return [np.flatnonzero(mask) for mask in masks]
+    return [np.flatnonzero(mask).astype(np.int32) for mask in masks]

@@ -110,8 +110,9 @@ class _Search:
 
     def reject(self) -> bool:
         """Take back the best try, which read back too low by a rounding; True when there is nothing left to try."""
-        self.below, self.psnr_below, self.above = self.above, self.psnr_above, self.first + len(self.curve)
-        self.best = self.psnr_above = None
+        self.below, self.above = self.above, self.first + len(self.curve)
+        self.best = self.psnr_above = self.psnr_below = None
+        self.tries = 0  # the next step up nearly always does: do not halve what is left
         return self.below + 1 >= self.above
 
 

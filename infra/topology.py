@@ -292,11 +292,7 @@ class Jobs:
 
     def maintenance(self) -> str:
         before = len(_parts(self.archive))
-        names = {one["name"] for one in self.site.ask("/deployments/filter", {})}
-        name = "maintain-weekly" if "maintain-weekly" in names else "verify-weekly"
-        self.site.completed(self.site.trigger(name, archive=self.archive))
-        if name == "verify-weekly":
-            _open(self.archive).compact()
+        self.site.completed(self.site.trigger("maintain-weekly", archive=self.archive))
         after = len(_parts(self.archive))
         check(after < before, f"{before} files before compaction, {after} after")
         return f"{_rows(self.archive, len(self.all))}; {before} files became {after}"

