@@ -177,9 +177,8 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path)
     environment |= {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
     # A codec and batches that take seconds in all: enough for Ctrl-C to come in the middle on a busy machine.
     command = [*LATENTPACK, "run", str(folder), str(archive), "--codec", "avif", "--batch-size", "1", "--workers", "1"]
-    heard = partial(
-        signal.signal, signal.SIGINT, signal.SIG_DFL
-    )  # a shell has its background jobs, and theirs, ignore it
+    # A shell has the jobs that it starts in the background, and all that these start, ignore Ctrl-C.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     first = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     )
