@@ -30,6 +30,8 @@ class _Format:
     effort: int  # the format's own scale: WebP's method, AVIF's speed, JPEG XL's effort; not used by JPEG
     longest_side: int  # pixels
     library: Callable[[], str]
+    draft: int | None = None  # the fastest effort, where the usual one takes so long that it pays to ask there first
+    draft_loss: float = 0.0  # dB that it loses on average at the same quality
 
 
 class StandardCodec:
@@ -74,6 +76,9 @@ class StandardCodec:
         self.qualities = range(0) if name == LOSSLESS else range(1, 101)
         self._format = _FORMATS[name]
         self._effort = self._format.effort if effort is None else effort
+        self.draft_loss = self._format.draft_loss
+        fast = self._format.draft
+        self.draft = None if fast is None or fast == self._effort else StandardCodec(name, fast)
 
     def __repr__(self) -> str:
         return f"StandardCodec({self.id!r}, effort={self._effort})"
@@ -258,7 +263,9 @@ def _imagecodecs(library: str) -> Callable[[], str]:
 _FORMATS = {
     "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, 65_535, _pillow_libjpeg),
     "webp": _Format("WebP, method {effort}", _webp_encode, _webp_decode, 6, 16_383, _imagecodecs("libwebp")),
-    "avif": _Format("AVIF 4:2:0, speed {effort}", _avif_encode, _avif_decode, 4, 65_535, _imagecodecs("libavif")),
+    "avif": _Format(
+        "AVIF 4:2:0, speed {effort}", _avif_encode, _avif_decode, 4, 65_535, _imagecodecs("libavif"), 9, 0.55
+    ),
     "jpegxl": _Format("JPEG XL, effort {effort}", _jpegxl_encode, _jpegxl_decode, 7, 2**30 - 1, _imagecodecs("libjxl")),
     LOSSLESS: _Format(
         "JPEG XL without loss, effort {effort}", _lossless_encode, _jpegxl_decode, 7, 2**30 - 1, _imagecodecs("libjxl")

@@ -1,7 +1,8 @@
 """The quality promise: the cheapest encoding whose decoded picture measures at least the target, or a fallback.
 
-What is kept has been decoded by the code that a reader uses and measured against the pixels that came in. A try on the
-way there may take a shorter path to the same pixels (``Trials``).
+What is kept has been decoded by the code that a reader uses and measured against the pixels that came in. Nothing is
+done twice for it: a codec whose tries stop short of bytes (``Trials``) shows in the end that the bytes read back as
+what was tried.
 """
 
 import math
@@ -20,6 +21,7 @@ TOLERANCE = 0.4  # dB above the target at which a try is good enough
 AIM = 0.1  # dB above the target that a try aims at: with the tolerance, the best of what was tried for bytes and time
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
+_DRAFTS = (45, 75)  # qualities of a standard format that its fastest setting is measured at, to start from
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,18 @@ class Stored:
 class Trials(Protocol):
     """Tries of some pictures with one codec, which share what is the same for every quality.
 
-    ``curves`` is the expected PSNR of every picture at every quality step, float64 (pictures, steps).
+    ``curves`` is the expected PSNR of every picture at every quality step, float64 (pictures, steps). ``slack`` is what
+    a reader may measure less than a try did, in dB: in another batch sums of floating point round otherwise.
     """
 
     curves: np.ndarray
+    slack: float
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
-        """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels it decodes to."""
+        """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels a reader gets."""
 
-    def finish(self, indices: Sequence[int], attempts: Sequence[Any]) -> list[Stored]:
-        """The encodings of such tries, decoded as a reader does and measured."""
+    def finish(self, indices: Sequence[int], attempts: Sequence[Any]) -> list[Encoded | None]:
+        """Such tries as they are stored; None for one that a reader would not read back as it was tried."""
 
 
 @runtime_checkable
@@ -54,19 +58,36 @@ class Searchable(Protocol):
         """Prepare tries of uint8 (H, W, 3) pictures."""
 
 
+@runtime_checkable
+class Drafted(Protocol):
+    """A codec that is slow and has a fast sibling, ``draft_loss`` dB worse at the same quality. None: it has not."""
+
+    draft: Codec | None
+    draft_loss: float
+
+
 class _WholeTrials:
-    """Tries with any codec: each is encoded and decoded, and nothing is known before the first."""
+    """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
+
+    slack = 0.0
 
     def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
         steps = np.array(codec.qualities)
-        self.curves = np.tile((steps - (steps[0] + steps[-1] + 1) / 2) * _STEP + target, (len(pixels), 1))
         self._codec, self._pixels, self._packer = codec, pixels, packer
+        if isinstance(codec, Drafted) and codec.draft is not None:
+            at = np.array(_DRAFTS)
+            drafts = [encode_measured(codec.draft, pixels, int(quality), packer) for quality in at]
+            # An infinite PSNR, of a plain picture, has no line through it.
+            low, high = (np.array([[min(one.psnr, 99.0)] for one in each]) + codec.draft_loss for each in drafts)
+            self.curves = low + (high - low) * (steps - at[0]) / (at[1] - at[0])
+        else:
+            self.curves = np.tile((steps - (steps[0] + steps[-1] + 1) / 2) * _STEP + target, (len(pixels), 1))
 
-    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Stored, np.ndarray]]:
+    def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Encoded, np.ndarray]]:
         stored = encode_measured(self._codec, [self._pixels[index] for index in indices], qualities, self._packer)
-        return [(one, one.pixels) for one in stored]
+        return [(one.encoded, one.pixels) for one in stored]
 
-    def finish(self, indices: Sequence[int], attempts: Sequence[Stored]) -> list[Stored]:
+    def finish(self, indices: Sequence[int], attempts: Sequence[Encoded]) -> list[Encoded | None]:
         return list(attempts)
 
 
@@ -82,8 +103,7 @@ class _Search:
     offset: float = 0.0
     psnr_below: float | None = None
     psnr_above: float | None = None
-    best: Any = None
-    stored: Stored | None = None
+    best: tuple[Any, np.ndarray, float] | None = None
 
     def next_quality(self, target: float) -> int:
         """The lowest step expected to reach ``target``, strictly between what is known."""
@@ -97,34 +117,23 @@ class _Search:
             wanted = self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
         return min(max(wanted, self.below + 1), self.above - 1)
 
-    def learn(self, quality: int, attempt: Any, psnr: float, target: float) -> bool:
+    def learn(self, quality: int, attempt: tuple[Any, np.ndarray], psnr: float, target: float) -> bool:
         """Take a try into account; True when the search is over."""
         self.tries += 1
         self.offset = psnr - float(self.curve[quality - self.first])
         if psnr >= target:
-            self.above, self.best, self.psnr_above = quality, attempt, psnr
+            self.above, self.best, self.psnr_above = quality, (*attempt, psnr), psnr
         else:
             self.below, self.psnr_below = quality, psnr
         done = self.psnr_above is not None and self.psnr_above - target <= TOLERANCE
         return done or self.below + 1 >= self.above
-
-    def reject(self) -> bool:
-        """Take back the best try, which read back too low by a rounding; True when there is nothing left to try."""
-        self.below, self.above = self.above, self.first + len(self.curve)
-        self.best = self.psnr_above = self.psnr_below = None
-        self.tries = 0  # the next step up nearly always does: do not halve what is left
-        return self.below + 1 >= self.above
 
 
 def encode_measured(
     codec: Codec, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto"
 ) -> list[Stored]:
     """Encode at a fixed quality (any number for a codec that has one) or at one each, decode and measure."""
-    return measured(codec, codec.encode(pixels, quality, packer), pixels)
-
-
-def measured(codec: Codec, encoded: Sequence[Encoded], pixels: Sequence[np.ndarray]) -> list[Stored]:
-    """Encodings of ``pixels`` with what a reader makes of them."""
+    encoded = codec.encode(pixels, quality, packer)
     decoded = codec.decode(encoded)
     return [Stored(e, d, psnr(p, d)) for e, d, p in zip(encoded, decoded, pixels, strict=True)]
 
@@ -150,29 +159,27 @@ def encode_to_target(
         trials = codec.trials(pixels, packer)
     else:
         trials = _WholeTrials(codec, pixels, packer, target)
+    goal = target + trials.slack
     searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))
     while active:
-        found: list[int] = []
-        while active:
-            qualities = [searches[index].next_quality(target) for index in active]
-            attempts = trials.attempt(active, qualities)
-            if on_tries:
-                on_tries(len(active))
-            rest: list[int] = []
-            for index, quality, (attempt, decoded) in zip(active, qualities, attempts, strict=True):
-                done = searches[index].learn(quality, attempt, psnr(pixels[index], decoded), target)
-                (found if done else rest).append(index)
-            active = rest
-        found = [index for index in found if searches[index].best is not None]
-        finished = trials.finish(found, [searches[index].best for index in found])
-        # A reader's batch is another one, in which a sum of floats may round otherwise: what it reads decides.
-        for index, one in zip(found, finished, strict=True):
-            if one.psnr >= target:
-                searches[index].stored = one
-            elif not searches[index].reject():
-                active.append(index)
-    return [search.stored for search in searches]
+        qualities = [searches[index].next_quality(goal) for index in active]
+        attempts = trials.attempt(active, qualities)
+        if on_tries:
+            on_tries(len(active))
+        tried = zip(active, qualities, attempts, strict=True)
+        active = [
+            index
+            for index, quality, attempt in tried
+            if not searches[index].learn(quality, attempt, psnr(pixels[index], attempt[1]), goal)
+        ]
+    found = [(index, *search.best) for index, search in enumerate(searches) if search.best]
+    finished = trials.finish([index for index, *_ in found], [attempt for _, attempt, *_ in found])
+    result: list[Stored | None] = [None] * len(pixels)
+    for (index, _, decoded, reached), one in zip(found, finished, strict=True):
+        if one is not None:
+            result[index] = Stored(one, decoded, reached)
+    return result
 
 
 def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], lossless: Codec) -> Stored | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.artifact import Artifact
 from compressor.errors import CodecError
+from compressor.networks.blocks import to_bytes
 
 PIXEL_BUDGET = 32 * 128 * 128  # of one pass through a network: activations that still fit the cache
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,10 +23,9 @@ def to_network(pictures_BHWC: np.ndarray, device: torch.device) -> Tensor:
 
 
 def from_network(x_BCHW: Tensor) -> np.ndarray:
-    """float (B, 3, H, W) to uint8 (B, H, W, 3), rounded."""
-    return (
-        x_BCHW.float().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    )
+    """uint8 (B, 3, H, W), or float in [0, 1] to be rounded, to uint8 (B, H, W, 3)."""
+    x_BCHW = x_BCHW if x_BCHW.dtype == torch.uint8 else to_bytes(x_BCHW)
+    return x_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:

@@ -35,8 +35,8 @@ class ResidualBlock(nn.Module):
         self.contract = faint(nn.Conv2d(2 * channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1)))
-        return x + self.contract(F.leaky_relu(self.expand(x), 0.1))
+        x = x + self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1, inplace=True)))
+        return x + self.contract(F.leaky_relu(self.expand(x), 0.1, inplace=True))
 
 
 @torch.no_grad()
@@ -77,6 +77,15 @@ class QualityCurve(nn.Module):
         values = self.values[left] * (1 - share) + self.values[left + 1] * share
         return values[:, :, None, None]
 
+    def scaled(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """``x_BCHW`` times the exponential of the curve.
+
+        In use the result keeps the precision of ``x_BCHW``, and so do the blocks behind it, which halves what they
+        read and write; in training it takes that of the curve, so that a trunk adds up in float32 under autocast.
+        """
+        factor = self(quality_B).exp()
+        return x_BCHW * (factor if self.training else factor.to(x_BCHW.dtype))
+
     def integers(self, quality_B: Tensor, unit: int) -> Tensor:
         """Vectors (B, C, 1, 1) in whole parts of 1/``unit`` for whole quality steps: the same on every machine.
 
@@ -89,6 +98,11 @@ class QualityCurve(nn.Module):
         weight = (scaled - left * span)[:, None]
         mixed = anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight
         return floor_ste((mixed + span // 2) / span)[:, :, None, None]
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Values of [0, 1] as the nearest of uint8's 0 to 255; what lies outside is clipped."""
+    return x.float().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, round_ste
+from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, round_ste, to_bytes
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
 
 QUALITY_STEPS = 64
@@ -81,7 +81,7 @@ class Analysis(nn.Module):
 
     def latents(self, features_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """Latents from what :meth:`first_features` gave."""
-        x = self.rest(features_BCHW * self.gain(quality_B).exp())
+        x = self.rest(self.gain.scaled(features_BCHW, quality_B))
         return self.leave(self.deep(self.down(F.pixel_unshuffle(x, 2))))
 
 
@@ -98,9 +98,14 @@ class Synthesis(nn.Module):
         self.leave = nn.Conv2d(trunk, 3 * 64, 1)
 
     def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.patches(y_BCHW, quality_B), 8)
+
+    def patches(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+        """The picture before 8x8 values of each colour are put in their places: float32 (B, 3 * 64, H/8, W/8)."""
         x = self.up(self.deep(self.enter(y_BCHW)))
-        x = F.pixel_shuffle(x, 2) * self.gain(quality_B).exp()
-        return F.pixel_shuffle(self.leave(self.blocks(x)), 8) + 0.5
+        x = self.gain.scaled(F.pixel_shuffle(x, 2), quality_B)
+        # In bfloat16 a sum above 0.5 would have steps of 1/256, as coarse as a pixel's.
+        return self.leave(self.blocks(x)).float() + 0.5
 
 
 class HyperAnalysis(nn.Module):
@@ -114,7 +119,7 @@ class HyperAnalysis(nn.Module):
         self.leave = nn.Conv2d(4 * latents, hyper, 1)
 
     def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        x = self.block(self.enter(y_BCHW) * self.gain(quality_B).exp())
+        x = self.block(self.gain.scaled(self.enter(y_BCHW), quality_B))
         return self.leave(F.pixel_unshuffle(x, 2))
 
 
@@ -138,7 +143,7 @@ class MeanNetwork(nn.Module):
         )
 
     def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        x = self.coarse(self.enter(z_BCHW) * self.gain(quality_B).exp())
+        x = self.coarse(self.gain.scaled(self.enter(z_BCHW), quality_B))
         return self.fine(F.pixel_shuffle(self.up(x), 2))
 
     def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
@@ -359,9 +364,10 @@ class Hyperprior(nn.Module):
         return y_hat
 
     def reconstruct(self, y_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> Tensor:
-        """Pictures, nominally in [0, 1], from latents."""
+        """Pictures from latents, uint8 (B, 3, H, W)."""
         with torch.autocast(y_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            return self.synthesis(y_BCHW, quality_B).float()
+            patches = self.synthesis.patches(y_BCHW, quality_B)
+        return F.pixel_shuffle(to_bytes(patches), 8)
 
     @staticmethod
     def _integers(network: Callable[..., Tensor], *arguments: Tensor | int) -> Tensor:
