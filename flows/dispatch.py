@@ -13,6 +13,7 @@ from prefect import Task
 from prefect.settings import get_current_settings
 
 from compressor.errors import LatentpackError
+from flows.progress import listener
 
 T = TypeVar("T")
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
@@ -155,6 +156,8 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
             "env": _worker_environment(),
         }
         options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": cluster}
+    if scheduler:
+        listener().stage(f"waiting for a worker of {scheduler}")
     with dask.config.set(settings), DaskTaskRunner(**options) as runner:
         try:
             client = runner.client

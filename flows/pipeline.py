@@ -217,6 +217,7 @@ class _Encoding:
                 self._lost_in_a_row = 0
                 report = BatchReport.from_dict(result)
             summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
+            summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
             progress.show(summary)
             last = summary.tried == self._planned and not plan.more
