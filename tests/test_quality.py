@@ -14,6 +14,7 @@ from compressor.metrics import psnr
 from compressor.quality import (
     TOLERANCE,
     Drafted,
+    Searchable,
     encode_fallback,
     encode_measured,
     encode_to_target,
@@ -134,6 +135,17 @@ def test_a_try_of_the_shipped_codec_is_what_its_reader_reads(packer: str) -> Non
         # In a batch of another size a network's last rounding may fall the other way.
         assert np.abs(stored.pixels.astype(int) - codec.decode([stored.encoded])[0]).max() <= 1
         assert stored.psnr == psnr(picture, stored.pixels) >= 26.0
+
+
+def test_a_try_has_the_very_pixels_that_reading_the_same_batch_gives() -> None:
+    codec = load_codec(DEFAULT)
+    assert isinstance(codec, Searchable)
+    pictures, qualities = smooth_pictures(5, 64, 64), [5, 20, 35, 50, 63]
+    trials = codec.trials(pictures, "auto")
+    attempts = trials.attempt(range(5), qualities)
+    encoded = [one for one in trials.finish(range(5), [attempt for attempt, _ in attempts]) if one is not None]
+    for (_, tried), read in zip(attempts, codec.decode(encoded), strict=True):
+        assert np.array_equal(tried, read)
 
 
 def test_a_target_out_of_reach_gives_none() -> None:
