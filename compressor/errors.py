@@ -31,3 +31,11 @@ class ImageError(LatentpackError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def told(error: BaseException) -> str:
+    """What a foreign error says, on one line."""
+    answer = getattr(error.__cause__, "response", {}).get("Error", {})
+    # Some stores (Ceph) send a code and no message, of which s3fs makes the word None.
+    text = str(error) if answer.get("Message", error) else answer.get("Code", "")
+    return " ".join(text.split()) or type(error).__name__

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 from compressor.addresses import ADVICE, has_password, shown
-from compressor.errors import SourceError
+from compressor.errors import SourceError, told
 from compressor.listing import (
     HIDDEN,
     Info,
@@ -306,18 +306,17 @@ class Source:
 
     def _error(self, what: str, error: Exception) -> SourceError:
         """A SourceError that tells what to do, with no secret in it."""
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         user = re.match(r"[\w+.-]+://([^/@]*@)", self.url)
-        told = shown(told.replace(user[1], "") if user else told)
+        reason = shown(told(error).replace(user[1], "") if user else told(error))
         if isinstance(error, FileNotFoundError):
-            told = f"it does not exist ({told})"
+            reason = f"it does not exist ({reason})"
         elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            told += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the option anon for a public bucket"
+            reason += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the option anon for a public bucket"
         elif isinstance(error, PermissionError):
-            told += "; check the credentials in the environment and the permissions"
+            reason += "; check the credentials in the environment and the permissions"
         elif is_transient(error):
-            told += f" (tried {ATTEMPTS} times); check the network and the endpoint, then run again"
-        return SourceError(f"{what}: {told}")
+            reason += f" (tried {ATTEMPTS} times); check the network and the endpoint, then run again"
+        return SourceError(f"{what}: {reason}")
 
 
 def _glob(path: str) -> _Place | None:

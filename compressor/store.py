@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from compressor.addresses import ADVICE, has_password, shown
-from compressor.errors import ArchiveError, LatentpackError
+from compressor.errors import ArchiveError, LatentpackError, told
 
 # delta-rs's names, which are also the environment's, to s3fs's.
 S3FS_OPTIONS = {
@@ -183,11 +184,16 @@ class Store:
             self.fs.pipe_file(probe, b"1", mode="create")
             try:
                 self.fs.pipe_file(probe, b"2", mode="create")
-            except FileExistsError:
+            finally:
+                self.fs.rm_file(probe)
+        except OSError as error:
+            # Not the error's type, which s3fs derives from a word that AWS alone uses.
+            status = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == HTTPStatus.PRECONDITION_FAILED:
                 self._conditional_puts = True
                 return
-        finally:
-            self.fs.rm_file(probe)
+            if status != HTTPStatus.NOT_IMPLEMENTED:
+                raise
         raise ArchiveError(
             f"{self.url}: this S3 store ignores conditional puts (If-None-Match), without which two runs would lose "
             "each other's rows; use a store that honours them (AWS S3, MinIO, Ceph, R2)"
@@ -204,9 +210,13 @@ class Store:
             if not _is_foreign(error):
                 raise
             # delta-rs colours its messages and spreads them over lines.
-            reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+            reason = re.sub(r"\x1b\[[0-9;]*m", "", told(error))
             if system := re.search(r"Os \{ code: (\d+)", reason):  # as delta-rs prints what the system refused
                 reason = os.strerror(int(system[1])).lower()
+            elif "URL scheme is not allowed" in reason:
+                reason = "the endpoint has no TLS; use https://, or set AWS_ALLOW_HTTP=true where you trust the network"
+            elif self.is_s3 and isinstance(error, PermissionError):
+                reason += "; check the credentials in the environment and the permissions"
             raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error
 
 

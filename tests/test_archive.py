@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import duckdb
@@ -20,9 +22,9 @@ from deltalake import DeltaTable
 from compressor import maintenance
 from compressor.archive import CRASHED, Archive
 from compressor.codec import ORIGINAL
-from compressor.errors import ArchiveError, CodecError
+from compressor.errors import ArchiveError, CodecError, SourceError
 from compressor.images import encode_picture
-from compressor.sources import SourceFile
+from compressor.sources import Source, SourceFile
 from compressor.table import QuarantineRow, Row
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import commit_forever, commit_many, face_key, face_rows, original_row, picture_row
@@ -573,34 +575,48 @@ def test_the_same_on_s3(bucket):
     assert archive.known().state([source_file(row) for row in face_rows(2)]) == ["new", "same"]
 
 
-def test_s3_errors_are_told_plainly(bucket):
+def test_s3_errors_are_told_plainly(bucket, monkeypatch):
     with pytest.raises(ArchiveError, match="no archive here"):
         Archive.open(f"{bucket}/none")
     with pytest.raises(ArchiveError, match="bucket does not exist"):
         Archive.create("s3://there-is-no-such-bucket/archive")
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(ArchiveError, match="no TLS; .* set AWS_ALLOW_HTTP=true"):
+        Archive.create(f"{bucket}/archive")
 
 
-class ForgetsConditions(http.server.BaseHTTPRequestHandler):
-    """An S3 server in front of another that, like some, does not know the header If-None-Match."""
+class OtherStore(http.server.BaseHTTPRequestHandler):
+    """An S3 server in front of another that does as some do: it may drop conditions, refuse them, or say less."""
 
     behind = ""
+    conditions = "honoured"  # or "ignored", or "refused"
+    tells_codes_alone = False
     protocol_version = "HTTP/1.1"
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        left_out = {"expect"} | ({"if-none-match"} if self.conditions == "ignored" else set())
+        if self.conditions == "refused" and "If-None-Match" in self.headers:
+            self.answer(501, {}, b"<Error><Code>NotImplemented</Code></Error>")
+            return
         connection = http.client.HTTPConnection(self.behind)
-        headers = {
-            name: value for name, value in self.headers.items() if name.lower() not in ("if-none-match", "expect")
-        }
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         content = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
+        if answer.status >= 400 and self.tells_codes_alone:
+            content = re.sub(rb"<Condition>.*?</Condition>", b"", content)
+            content = re.sub(rb"<Message>.*?</Message>", b"<Message></Message>", content)
+            del answer.headers["Content-Length"]
+        self.answer(answer.status, dict(answer.getheaders()), content)
+
+    def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 self.send_header(name, value)
-        if self.command == "HEAD" or answer.status != 204:
-            self.send_header("Content-Length", answer.headers.get("Content-Length", str(len(content))))
+        if self.command == "HEAD" or status != 204:
+            self.send_header("Content-Length", headers.get("Content-Length", str(len(content))))
         self.end_headers()
         self.wfile.write(content)
 
@@ -610,23 +626,42 @@ class ForgetsConditions(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_store_that_ignores_conditional_puts_is_refused_before_the_first_write(bucket, s3_server):
+@contextmanager
+def other_store(s3_server, **ways):
+    """Options of a store of other ways."""
+    handler = type("Handler", (OtherStore,), {"behind": s3_server.removeprefix("http://"), **ways})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+def test_a_store_without_conditional_puts_is_refused_before_the_first_write(bucket, s3_server, conditions):
     import boto3
 
     sound = Archive.create(f"{bucket}/sound")
-    ForgetsConditions.behind = s3_server.removeprefix("http://")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ForgetsConditions)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    options = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
-    try:
+    with other_store(s3_server, conditions=conditions) as options:
         with pytest.raises(ArchiveError, match="ignores conditional puts"):
             Archive.create(f"{bucket}/archive", options)
         moved = Archive.open(sound.url, options)
         with pytest.raises(ArchiveError, match="ignores conditional puts"):
             add(moved, [picture_row("a")])
-    finally:
-        server.shutdown()
-        server.server_close()
     objects = boto3.client("s3").list_objects_v2(Bucket=bucket[5:])["Contents"]
     assert all(entry["Key"].startswith("sound/") and "probe" not in entry["Key"] for entry in objects)
     assert len(Archive.open(sound.url)) == 0
+
+
+def test_a_store_that_tells_codes_alone_as_ceph_does_is_written_to_and_understood(bucket, s3_server):
+    with other_store(s3_server, tells_codes_alone=True) as options:
+        archive = Archive.create(f"{bucket}/archive", options)
+        add(archive, [picture_row("a")])
+        assert list(Archive.open(archive.url, options).keys()) == ["a"]
+        with pytest.raises(ArchiveError, match="cannot create an archive here: NoSuchBucket"):
+            Archive.create("s3://there-is-no-such-bucket/archive", options)
+        settings = {"endpoint_url": options["AWS_ENDPOINT_URL"]}
+        with pytest.raises(SourceError, match="NoSuchBucket"):
+            list(Source.open("s3://there-is-no-such-bucket/pictures", settings).files())
