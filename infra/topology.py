@@ -1,11 +1,12 @@
 """The whole topology on loopback, as plain processes: everything that a cluster runs, put to work and to the test.
 
-    python infra/topology.py [--pictures FOLDER] [--only STEP...] [--keep]
+    python infra/topology.py [--pictures FOLDER] [--only STEP...] [--s3 ceph|moto] [--keep]
 
-A Prefect server with its services, a process worker, a Dask scheduler with two workers and an S3 server (moto) start on
-free ports of 127.0.0.1. Then all of prefect.yaml is deployed and its jobs are run on a bucket of pictures: by
-hand, by schedule, over Dask, with a Dask worker killed, and with the server killed. Prints a table of what was checked;
-exit status 1 if anything is not as it must be. ``--keep`` leaves it running until Ctrl-C and says where the UI is.
+A Prefect server with its services, a process worker, a Dask scheduler with two workers and an S3 server (Ceph's RADOS
+gateway where it is installed, else moto) start on free ports of 127.0.0.1. Then all of prefect.yaml is deployed and its
+jobs are run on a bucket of pictures: by hand, by schedule, over Dask, with a Dask worker killed, and with the server
+killed. Prints a table of what was checked; exit status 1 if anything is not as it must be. ``--keep`` leaves it running
+until Ctrl-C and says where the UI is.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ceph_gateway import CephError, CephGateway, is_installed
 
 from compressor.archive import Archive
 from compressor.errors import ArchiveError, LatentpackError
@@ -69,8 +71,9 @@ class Run:
 class Site:
     """All processes, and what a client asks of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, with_ceph: bool) -> None:
         self.folder = folder
+        self.with_ceph = with_ceph
         self.api = f"http://127.0.0.1:{free_port()}/api"
         self.s3 = f"http://127.0.0.1:{free_port()}"
         self.dask = f"tcp://127.0.0.1:{free_port()}"
@@ -113,9 +116,15 @@ class Site:
         self._answers("server", f"{self.api}/health")
 
     def start_all(self) -> None:
-        self.start("s3", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2])
+        if self.with_ceph:
+            ceph = CephGateway(self.folder / "ceph", self.s3, free_port())
+            ceph.start(self.start)
+        else:
+            self.start("s3", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2])
         self.start_server()
-        self._answers("s3", f"{self.s3}/moto-api/")
+        self._answers("radosgw" if self.with_ceph else "s3", self.s3)
+        if self.with_ceph:
+            ceph.add_user(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
         dask = (sys.executable, "-m", "distributed.cli")
         self.start("scheduler", *dask[:2], f"{dask[2]}.dask_scheduler", "--host", self.dask, "--no-dashboard")
         for number in (1, 2):
@@ -418,19 +427,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="folder (default: tiles of bundled photographs)")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="words of the steps to take, such as schedule killed")
+    parser.add_argument("--s3", choices=("ceph", "moto"), default="ceph" if is_installed() else "moto")
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its processes
     pictures = pictures_of(options.pictures)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="latentpack-topology-", ignore_cleanup_errors=True) as scratch:
-        site = Site(Path(scratch))
+        site = Site(Path(scratch), with_ceph=options.s3 == "ceph")
         try:
             site.start_all()
             jobs = Jobs(site, pictures)
-            print(
-                f"{len(pictures)} pictures\n\n| step | state | seconds | seen |\n| --- | --- | ---: | --- |", flush=True
-            )
+            print(f"{len(pictures)} pictures, S3 by {options.s3}\n\n| step | state | seconds | seen |")
+            print("| --- | --- | ---: | --- |", flush=True)
             for name, step in chosen(options.only).items():
                 started = time.monotonic()
                 state = "passed"
@@ -445,6 +454,9 @@ def main() -> None:
                 signal.pause()
         except KeyboardInterrupt:
             pass
+        except (Failed, CephError) as failure:
+            failed += 1
+            print(f"cannot start: {failure}", flush=True)
         finally:
             site.stop()
     sys.exit(1 if failed else 0)
