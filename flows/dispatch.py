@@ -136,6 +136,10 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         "distributed.scheduler.allowed-failures": 1,  # the flow looks for the culprit itself
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.worker.daemon": True,
+        # A profile of what threads do, a hundred times a second, and a clock that ticks fifty times: with batches of
+        # seconds nobody looks at them, and they took a tenth of the time.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
         # Dask has workers give memory back at once. A network asks for the same megabytes again and again, and the
         # page faults cost more than its arithmetic: three times as long for two workers as for one without them.
         "distributed.nanny.pre-spawn-environ": {
