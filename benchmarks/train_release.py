@@ -75,8 +75,10 @@ def train(options: argparse.Namespace) -> None:
     )
     out = Path(options.out)
     settings = json.loads(options.network)
-    untrained = NETWORKS[options.family](**settings)
-    network, state = fit(untrained, pictures, held_out, config, out / "training.ckpt", show, device)
+    start = NETWORKS[options.family](**settings)
+    if options.start:
+        start.load_state_dict(torch.load(options.start, weights_only=True, map_location="cpu"))
+    network, state = fit(start, pictures, held_out, config, out / "training.ckpt", show, device)
     torch.save(network.state_dict(), out / "weights.pt")
     history = {
         "family": options.family,
@@ -114,6 +116,7 @@ def main() -> None:
     training.add_argument("pictures")
     training.add_argument("--eval")
     training.add_argument("--out", required=True)
+    training.add_argument("--start", metavar="weights.pt", help="go on from the weights of a finished training")
     training.add_argument("--minutes", type=float, default=20)
     training.add_argument("--batch", type=int, default=16)
     training.add_argument("--family", choices=NETWORKS, default="v5")

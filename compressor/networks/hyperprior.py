@@ -21,7 +21,7 @@ from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, r
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
 
 QUALITY_STEPS = 64
-LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.2  # bits per pixel that one unit of squared error (0..255) is worth
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.8  # bits per pixel that one unit of squared error (0..255) is worth
 
 SCALE_LEVELS = 64
 SCALE_MIN, SCALE_MAX = 0.11, 32.0
