@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask_kubernetes
+import jsonschema
 import kubernetes_validate
 import prefect.server.api.collections_data as collections
 import pytest
 import yaml
+from dask_kubernetes.operator.controller import controller as operator
 from prefect.utilities.templating import apply_values
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
-KUSTOMIZATIONS = ["base", "overlays/gpu", "overlays/external-database", "overlays/aws-role"]
+KUSTOMIZATIONS = ["base", "overlays/gpu", "overlays/external-database", "overlays/aws-role", "overlays/dask-operator"]
 KUBERNETES = "1.34"
 SECRET = re.compile(r"(PASSWORD|SECRET|AUTH_STRING|TOKEN|ACCESS_KEY|ROOT_USER)(?!.*_(FILE|NAME|KEY)$)")
 
@@ -156,14 +159,38 @@ def test_compose_listens_on_loopback_holds_no_credential_and_limits_everything()
 # ---- Kubernetes
 
 
+def _built(name: str) -> list[dict[str, Any]]:
+    made = _run(BIN / "kubectl", "kustomize", INFRA / "kubernetes" / name)
+    assert made.returncode == 0, made.stderr
+    return list(yaml.safe_load_all(made.stdout))
+
+
+def _as_the_operator_makes_it(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    """Scheduler, service and one worker, by the Dask operator's own functions."""
+    name, spec = cluster["metadata"]["name"], cluster["spec"]
+    of_scheduler = {}, spec["scheduler"]["metadata"]["labels"]
+    of_worker = {}, spec["worker"]["metadata"]["labels"]
+    made = [
+        operator.build_scheduler_deployment_spec(name, spec["scheduler"]["spec"], *of_scheduler),
+        operator.build_scheduler_service_spec(name, spec["scheduler"]["service"], *of_scheduler),
+        operator.build_worker_deployment_spec(
+            f"{name}-default", "latentpack", name, "0", spec["worker"]["spec"], *of_worker
+        ),
+    ]
+    for one in made:
+        one["metadata"] = {**one["metadata"], "namespace": "latentpack"}
+    return made
+
+
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, list[dict[str, Any]]]:
-    """What each kustomization makes."""
+    """What each kustomization makes, and what the Dask operator makes of that."""
     built = {}
     for name in KUSTOMIZATIONS:
-        made = _run(BIN / "kubectl", "kustomize", INFRA / "kubernetes" / name)
-        assert made.returncode == 0, made.stderr
-        built[name] = list(yaml.safe_load_all(made.stdout))
+        built[name] = [one for one in _built(name) if not one["apiVersion"].startswith("kubernetes.dask.org/")]
+        for one in _built(name):
+            if one["kind"] == "DaskCluster":
+                built[name] += _as_the_operator_makes_it(one)
     return built
 
 
@@ -208,6 +235,47 @@ def test_a_misspelt_field_is_refused(manifests: dict[str, list[dict[str, Any]]])
         kubernetes_validate.validate(bad, KUBERNETES, strict=True)
 
 
+def _closed(schema: Any) -> Any:
+    """A schema under which a field that it does not name is a mistake, as for ``kubectl --validate=strict``."""
+    if isinstance(schema, dict):
+        closed = {key: _closed(value) for key, value in schema.items()}
+        return {"additionalProperties": False, **closed} if isinstance(schema.get("properties"), dict) else closed
+    return [_closed(one) for one in schema] if isinstance(schema, list) else schema
+
+
+def test_dask_clusters_are_valid_by_the_operators_schemas():
+    folder = Path(dask_kubernetes.__file__).parent / "operator/deployment/helm/dask-kubernetes-operator/crds"
+    schemas = {}
+    for path in folder.glob("*.yaml"):
+        published = yaml.safe_load(path.read_text())["spec"]
+        schemas[published["names"]["kind"]] = _closed(published["versions"][0]["schema"]["openAPIV3Schema"])
+    resources = {one["kind"]: one for one in _built("overlays/dask-operator") if one["kind"].startswith("Dask")}
+    assert set(resources) == {"DaskCluster", "DaskAutoscaler"}
+    for kind, one in resources.items():
+        jsonschema.validate({"spec": one["spec"]}, schemas[kind])
+    bad = copy.deepcopy(resources["DaskCluster"])
+    bad["spec"]["worker"]["spec"]["containers"][0]["resorces"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="resorces"):
+        jsonschema.validate({"spec": bad["spec"]}, schemas["DaskCluster"])
+    assert resources["DaskAutoscaler"]["spec"]["cluster"] == resources["DaskCluster"]["metadata"]["name"]
+
+
+def test_the_operators_cluster_takes_the_place_of_the_bases(manifests: dict[str, list[dict[str, Any]]]):
+    base, kept = manifests["base"], manifests["overlays/dask-operator"]
+    services = {one["metadata"]["name"]: one["spec"] for one in kept if one["kind"] == "Service"}
+    assert services.keys() == {one["metadata"]["name"] for one in base if one["kind"] == "Service"}
+    ports = {port["name"]: port["port"] for port in services["dask-scheduler"]["ports"]}
+    assert ports["http-dashboard"] == 8787, "the name by which the operator looks for the scheduler's web API"
+    pods = dict(_pods(copy.deepcopy(kept)))
+    assert {"dask-scheduler", "dask-default-worker-0"} < set(pods) and "dask-worker" not in pods
+    assert not [one for one in kept if one["kind"] == "HorizontalPodAutoscaler"]
+    labels = pods["dask-scheduler"]["metadata"]["labels"]
+    assert services["dask-scheduler"]["selector"].items() <= labels.items()
+    (worker,) = pods["dask-default-worker-0"]["spec"]["containers"]
+    assert worker["args"][-2:] == ["--name", "$(DASK_WORKER_NAME)"], "the operator retires workers by their names"
+    assert "DASK_WORKER_NAME" in {entry["name"] for entry in worker["env"]}
+
+
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
 def test_pods_are_unprivileged_limited_and_probed(manifests: dict[str, list[dict[str, Any]]], name: str):
     pods = dict(_pods(copy.deepcopy([*manifests[name], _job(_template())])))
@@ -235,8 +303,9 @@ def test_pods_are_unprivileged_limited_and_probed(manifests: dict[str, list[dict
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(spec["containers"][0]), pod
 
 
-def test_selectors_and_network_policies_name_pods_that_exist(manifests: dict[str, list[dict[str, Any]]]):
-    documents = manifests["overlays/gpu"]
+@pytest.mark.parametrize("name", ["overlays/gpu", "overlays/dask-operator"])
+def test_selectors_and_network_policies_name_pods_that_exist(manifests: dict[str, list[dict[str, Any]]], name: str):
+    documents = manifests[name]
     labels = [template["metadata"]["labels"] for _, template in _pods([*documents, _job(_template())])]
 
     def finds(selector: dict[str, Any]) -> bool:
@@ -257,6 +326,10 @@ def test_selectors_and_network_policies_name_pods_that_exist(manifests: dict[str
     for one in documents:
         if one["kind"] == "Service":
             assert finds({"matchLabels": one["spec"]["selector"]}), one["metadata"]["name"]
+
+
+def test_gpu_workers_are_counted_by_themselves_and_declare_their_gpu(manifests: dict[str, list[dict[str, Any]]]):
+    documents = manifests["overlays/gpu"]
     workloads = {one["metadata"]["name"]: one["spec"] for one in documents if one["kind"] == "Deployment"}
     cpu, gpu = workloads["dask-worker"], workloads["dask-worker-gpu"]
     chosen = cpu["selector"]["matchLabels"].items()
