@@ -140,6 +140,8 @@ def fit(
 
     started = time.monotonic() - state.seconds
     network.train()
+    parameters = list(network.parameters())
+    skipped = torch.zeros((), dtype=torch.long, device=device)
     done = _share(state, config)
     while done < 1:
         for group in optimizer.param_groups:
@@ -149,11 +151,13 @@ def fit(
             loss = loss_of(batch, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
-        else:
-            state.skipped += 1
+        # Nothing in a step waits for the device, and an `if` would: where the norm is not finite, clipping left nothing
+        # but zeros and NaN.
+        skipped += ~torch.isfinite(nn.utils.clip_grad_norm_(parameters, config.clip))
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0)
+        optimizer.step()
         state.step += 1
         state.pictures += len(batch)
         _update_average(average, network, min(config.ema, (1 + state.step) / (10 + state.step)))
@@ -162,6 +166,8 @@ def fit(
         if state.step % config.validate_every and done < 1:
             continue
 
+        state.skipped += int(skipped)
+        skipped.zero_()
         row = validate(average, held_out, config.batch)
         state.history.append(
             {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()} | row

@@ -1,8 +1,10 @@
 """Training: learns, repeats exactly from a seed, and goes on after a kill as if nothing had happened."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,3 +92,52 @@ def test_training_stops_when_it_no_longer_improves() -> None:
 def test_an_endless_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match="steps or minutes"):
         TrainingConfig(steps=0, minutes=0)
+
+
+class Stumbling(torch.nn.Module):
+    """A network whose loss is now and then not a number, or has no bound."""
+
+    def __init__(self, wrong: dict[int, float]) -> None:
+        super().__init__()
+        self.network, self.wrong, self.calls = autoencoder(), wrong, 0
+        self.validation = self.network.validation
+
+    def training_loss(self, x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        self.calls += 1
+        return self.network.training_loss(x_BCHW, generator) * self.wrong.get(self.calls, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted(factor: float, optimizer: str) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    trained, state = fit(Stumbling({3: factor, 12: factor}), gradients(16), gradients(4), config)
+    assert torch.isfinite(weights(trained)).all()
+    assert (state.step, state.skipped) == (20, 2)
+    assert all(np.isfinite(row["loss"]) for row in state.history)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    reads: list[str] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        read = getattr(torch.Tensor, name)
+
+        def reading(self: torch.Tensor, *rest: Any) -> Any:
+            # The optimizers count their steps in tensors that stay with the host, whatever the device.
+            if "optim" not in sys._getframe(1).f_code.co_filename:
+                reads.append(name)
+            return read(self, *rest)
+
+        return reading
+
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, watched(name))
+    counts = []
+    for steps in (5, 15):
+        reads.clear()
+        config = replace(CONFIG, steps=steps, validate_every=99, optimizer=optimizer)
+        fit(Hyperprior(**TINY_HYPERPRIOR), gradients(16), gradients(4), config)
+        counts.append(len(reads))
+    assert counts[0] == counts[1]
