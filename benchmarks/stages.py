@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from floor import multiply_adds
 
 from compressor.archive import Archive
 from compressor.artifact import identify
@@ -34,7 +35,6 @@ from compressor.codec import Codec, artifact_bytes, load_codec
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.metrics import psnr, ssim
-from compressor.networks.integer import IntegerConv
 from compressor.quality import encode_measured, encode_to_target
 from compressor.reading import read_contents
 from compressor.sources import Source
@@ -75,22 +75,6 @@ def copy_rate() -> float:
     """Bytes a second."""
     block = np.zeros(2**26, np.uint8)
     return block.size / cpu_seconds(block.copy)
-
-
-def multiply_adds(network: torch.nn.Module, work: Callable[[], Any]) -> float:
-    """Multiply-adds of the convolutions that ``work`` runs in ``network``."""
-    total = 0
-
-    def count(module: Any, _: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * module.weight[0].numel()
-
-    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | IntegerConv)]
-    hooks = [module.register_forward_hook(count) for module in convolutions]
-    work()
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 class Table:
