@@ -101,7 +101,10 @@ class CephGateway:
         return (program, "-c", str(self.folder / "ceph.conf"), *options)
 
     def _run(self, program: str, *options: str) -> str:
-        done = subprocess.run(self._command(program, *options), capture_output=True, text=True, timeout=START_S)
+        try:
+            done = subprocess.run(self._command(program, *options), capture_output=True, text=True, timeout=START_S)
+        except subprocess.TimeoutExpired as error:
+            raise CephError(f"{program} {options[0]} did not end within {START_S} s") from error
         if done.returncode:
             raise CephError(f"{program} {options[0]}: {done.stderr.strip()[-500:]}")
         return done.stdout
