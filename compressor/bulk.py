@@ -29,11 +29,9 @@ PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through 
 CODEC_PIXELS = 2**22  # a larger picture goes to the fallback: a network takes ten times as long for it as AVIF does
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
-COSTLY_BITS = 0.75  # a pixel; a learned codec that needs more, and more than
+COSTLY_BITS = 0.5  # a pixel; a learned codec that needs more, and more than
 COSTLY_SHARE = 0.5  # of a JPEG file as good, is tried against the fallback
-JPEGXL_SHARE = (
-    0.7  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was never smaller by much below
-)
+JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
 FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
@@ -283,6 +281,8 @@ def _fall_back(picture: Picture, goal: float) -> Stored | None:
     """The smallest of the standard formats at ``goal`` dB, but for one that is rarely so and then hardly."""
     codecs = [StandardCodec("avif", effort=AVIF_SPEED)]
     one = encode_fallback(picture.pixels, goal, codecs, STANDARD[LOSSLESS])
+    if one is not None and one.encoded.codec == "avif":
+        one = replace(one, encoded=STANDARD["av1"].bare(one.encoded) or one.encoded)
     small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
     if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
         rivals = [one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS])]

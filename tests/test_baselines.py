@@ -1,7 +1,9 @@
 """One battery over all standard formats: round trip, quality, damage, sizes; and what counts as payload."""
 
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from compressor.baselines import LOSSLESS, STANDARD, StandardCodec, payload_size
-from compressor.codec import Codec
+from compressor.codec import Codec, Encoded
 from compressor.errors import CodecError
 from compressor.metrics import psnr
 
@@ -72,7 +74,7 @@ def test_damage_is_an_error(name: str, pictures: list[np.ndarray]) -> None:
 
 
 def test_wrong_use_is_told(pictures: list[np.ndarray]) -> None:
-    with pytest.raises(CodecError, match="jpeg, webp, avif, jpegxl"):
+    with pytest.raises(CodecError, match="jpeg, webp, avif, av1, jpegxl"):
         StandardCodec("gif")
     with pytest.raises(CodecError, match="quality 0 is outside 1 to 100 of webp"):
         STANDARD["webp"].encode(pictures, 0)
@@ -122,3 +124,54 @@ def test_payload_of_a_progressive_jpeg_counts_every_scan(pictures: list[np.ndarr
 )
 def test_payload_size_takes_any_bytes(data: bytes) -> None:
     assert 0 <= payload_size(data) <= len(data)
+
+
+# An earlier release wrote it, of a picture that shades from black: 20 x 12 pixels, quality 60.
+FROZEN_AV1 = bytes.fromhex(
+    "12000a091810e76d9020206840323917878786218001e4011000aeb6dc68afd7cd167d2c4f8b735e11fc2d5da656f2e5cca4264084da49fd72"
+    "f10489276dfed9fe523c6593d397a0"
+)
+
+
+def test_av1_is_an_avif_file_without_its_container(pictures: list[np.ndarray]) -> None:
+    files, payloads = STANDARD["avif"].encode(pictures, 60), STANDARD["av1"].encode(pictures, 60)
+    for file, payload in zip(files, payloads, strict=True):
+        assert file.payload.endswith(payload.payload) and len(file.payload) - len(payload.payload) == 275
+        assert STANDARD["av1"].bare(file) == payload
+    for whole, bare in zip(STANDARD["avif"].decode(files), STANDARD["av1"].decode(payloads), strict=True):
+        assert np.array_equal(whole, bare)
+
+
+def test_the_format_tells_the_container_that_av1_leaves_out(pictures: list[np.ndarray]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    for file, bare in zip(STANDARD["avif"].encode(pictures, 60), STANDARD["av1"].encode(pictures, 60), strict=True):
+        size = len(bare.payload)
+        numbers = {"N": size, "N+8": size + 8, "WIDTH": file.width, "HEIGHT": file.height}
+        words = re.search(r"\*\*`av1`\*\*.*?```\n(.*?)```", text, re.DOTALL)[1].split()
+        container = "".join(f"{numbers[word]:08x}" if word in numbers else word for word in words)
+        assert bytes.fromhex(container) + bare.payload == file.payload
+
+
+def test_av1_of_an_earlier_release_decodes() -> None:
+    row, column = np.mgrid[:12, :20]
+    picture = np.stack([column * 12, row * 20, (row + column) * 8], axis=-1)
+    [decoded] = STANDARD["av1"].decode([Encoded(FROZEN_AV1, 20, 12, 3, "av1", 60, "")])
+    assert np.abs(decoded.astype(int) - picture).mean() < 3
+
+
+def test_a_container_that_is_not_the_usual_one_stays_on_its_file(pictures: list[np.ndarray]) -> None:
+    large = np.zeros((512, 512, 3), np.uint8)  # of a higher level of AV1
+    [file] = STANDARD["avif"].encode([large], 60)
+    assert STANDARD["av1"].bare(file) is None
+    with pytest.raises(CodecError, match="av1 cannot hold a picture of 512 x 512 pixels"):
+        STANDARD["av1"].encode([large], 60)
+    [file] = STANDARD["avif"].encode(pictures[:1], 60)
+    assert STANDARD["av1"].bare(replace(file, payload=file.payload.replace(b"MA1B", b"MA1A"))) is None
+    assert STANDARD["av1"].bare(replace(file, payload=b"")) is None
+    assert STANDARD["av1"].bare(replace(file, width=file.width + 1)) is None
+
+
+@pytest.mark.parametrize("width", [19, 21, 40])
+def test_av1_of_another_size_than_its_rows_is_an_error(width: int) -> None:
+    with pytest.raises(CodecError, match="20 x 12 pixels"):
+        STANDARD["av1"].decode([Encoded(FROZEN_AV1, width, 12, 3, "av1", 60, "")])
