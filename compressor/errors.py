@@ -1,5 +1,7 @@
 """Errors that a user can act on: each message says what is wrong, where, and what to do. Nothing else is caught."""
 
+from typing import Any
+
 
 class LatentpackError(Exception):
     """Base of all errors that the command line prints without a traceback."""
@@ -33,9 +35,15 @@ class ImageError(LatentpackError):
         return self.detail
 
 
+def s3_response(error: BaseException) -> dict[str, Any]:
+    """What an S3 store answered, as botocore reads it, where a foreign error comes from such an answer."""
+    response = getattr(error.__cause__, "response", None)
+    return response if isinstance(response, dict) else {}
+
+
 def told(error: BaseException) -> str:
     """What a foreign error says, on one line."""
-    answer = getattr(error.__cause__, "response", {}).get("Error", {})
+    answer = s3_response(error).get("Error", {})
     # Some stores (Ceph) send a code and no message, of which s3fs makes the word None.
     text = str(error) if answer.get("Message", error) else answer.get("Code", "")
     return " ".join(text.split()) or type(error).__name__

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor import listing, retrying
-from compressor.errors import SourceError
+from compressor.errors import SourceError, told
 from compressor.sources import Source
 
 NAMES = ["00000/00000.png", "00000/00001.PNG", "00000-b.jpeg", "00000.png", "01000/x[1].webp", "01000/deep/y z.tif"]
@@ -283,6 +283,15 @@ def test_unreachable_endpoint_is_told(monkeypatch):
     with pytest.raises(SourceError, match="check the network") as caught:
         Source.open("s3://bucket/prefix")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("response", [None, object(), {}, {"Error": {"Message": "why"}}])
+def test_errors_of_any_client_are_told(response):
+    cause = OSError()
+    cause.response = response  # a dictionary in botocore, an object or None in clients of other stores
+    error = OSError("it\nbroke")
+    error.__cause__ = cause
+    assert told(error) == "it broke"
 
 
 def test_no_credentials_in_messages(s3_server, monkeypatch):
