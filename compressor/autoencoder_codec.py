@@ -14,7 +14,7 @@ import torch
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import Encoded
+from compressor.codec import NETWORK_PIXELS, Encoded
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
@@ -64,6 +64,10 @@ class AutoencoderCodec:
     @cached_property
     def _tables(self) -> list[Tables]:
         return [Tables(frequency, 0) for frequency in self._frequencies]
+
+    def suits(self, height: int, width: int) -> bool:
+        """See :class:`compressor.codec.Codec`."""
+        return height * width <= NETWORK_PIXELS
 
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""

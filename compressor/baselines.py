@@ -29,12 +29,14 @@ class _Format:
     encode: Callable[[np.ndarray, int, int], bytes]
     decode: Callable[[bytes], np.ndarray]
     effort: int  # the format's own scale: WebP's method, AVIF's speed, JPEG XL's effort; not used by JPEG
-    longest_side: int  # pixels
+    size: tuple[int, int]  # width and height at most
     library: Callable[[], str]
     draft: int | None = None  # the fastest effort, where the usual one takes so long that it pays to ask there first
     draft_loss: float = 0.0  # dB that it loses on average at the same quality
     # What a file begins with and a payload leaves out, from width, height and the bytes that follow.
     container: Callable[[int, int, int], bytes] = lambda width, height, size: b""
+    pixels: int | None = None  # at most, where that is less than the sides allow
+    qualities: range = range(1, 101)
 
 
 class StandardCodec:
@@ -77,8 +79,8 @@ class StandardCodec:
         if name not in _FORMATS:
             raise CodecError(f"there is no standard format {name!r}; choose one of {', '.join(_FORMATS)}")
         self.id = name
-        self.qualities = range(0) if name == LOSSLESS else range(1, 101)
         self._format = _FORMATS[name]
+        self.qualities = self._format.qualities
         self._effort = self._format.effort if effort is None else effort
         self.draft_loss = self._format.draft_loss
         fast = self._format.draft
@@ -92,8 +94,13 @@ class StandardCodec:
         """Settings and the versions of the libraries that do the work."""
         return f"{self._format.title.format(effort=self._effort)}, one thread ({self._format.library()})"
 
+    def suits(self, height: int, width: int) -> bool:
+        """See :class:`compressor.codec.Codec`: here whether the format can hold it."""
+        widest, highest = self._format.size
+        return width <= widest and height <= highest and width * height <= (self._format.pixels or width * height)
+
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
-        """See :class:`compressor.codec.Codec`. ``quality`` is 1 to 100, and not used without loss.
+        """See :class:`compressor.codec.Codec`. ``quality`` is 1 to 100 (``av1``: 99), not used without loss.
 
         Raises
         ------
@@ -110,12 +117,12 @@ class StandardCodec:
         if not self.qualities:
             quality = -1
         elif quality not in self.qualities:
-            raise CodecError(f"quality {quality} is outside 1 to 100 of {self.id}")
+            raise CodecError(f"quality {quality} is outside 1 to {self.qualities[-1]} of {self.id}")
         height, width = picture.shape[:2]
-        if max(height, width) > self._format.longest_side:
-            raise CodecError(
-                f"{self.id} holds up to {self._format.longest_side} pixels a side, the picture has {width} x {height}"
-            )
+        if not self.suits(height, width):
+            widest, highest = self._format.size
+            limit = f"{widest} x {highest}" + (f" and {self._format.pixels:,}" if self._format.pixels else "")
+            raise CodecError(f"{self.id} holds up to {limit} pixels, the picture has {width} x {height}")
         try:
             file = self._format.encode(np.ascontiguousarray(picture), quality, self._effort)
         except Exception as error:  # each library has its own errors, down to bare RuntimeError
@@ -316,26 +323,32 @@ def _imagecodecs(library: str) -> Callable[[], str]:
     return version
 
 
+# As the libraries have it: some stop short of what the formats could hold.
+_JPEG_SIZE = (65_500, 65_500)
+_WEBP_SIZE = (16_382, 16_382)
+_AVIF_SIZE = (32_768, 32_768)
+_JPEGXL_SIZE = (2**30 - 1, 2**30 - 1)
+_AVIF = _Format(
+    "AVIF 4:2:0, speed {effort}", _avif_encode, _avif_decode, 4, _AVIF_SIZE, _imagecodecs("libavif"), 9, 0.55
+)
+_JPEGXL = _Format("JPEG XL, effort {effort}", _jpegxl_encode, _jpegxl_decode, 7, _JPEGXL_SIZE, _imagecodecs("libjxl"))
 _FORMATS = {
-    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, 65_535, _pillow_libjpeg),
-    "webp": _Format("WebP, method {effort}", _webp_encode, _webp_decode, 6, 16_383, _imagecodecs("libwebp")),
-    "avif": _Format(
-        "AVIF 4:2:0, speed {effort}", _avif_encode, _avif_decode, 4, 65_535, _imagecodecs("libavif"), 9, 0.55
+    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _pillow_libjpeg),
+    "webp": _Format("WebP, method {effort}", _webp_encode, _webp_decode, 6, _WEBP_SIZE, _imagecodecs("libwebp")),
+    "avif": _AVIF,
+    # AV1's level 2.0, and not the highest quality, at which libavif keeps RGB instead of YCbCr.
+    "av1": replace(
+        _AVIF,
+        title="AVIF 4:2:0 without its container, speed {effort}",
+        decode=_av1_decode,
+        container=_avif_container,
+        size=(2048, 1152),
+        pixels=147_456,
+        qualities=range(1, 100),
     ),
-    "av1": _Format(
-        "AVIF 4:2:0 without its container, speed {effort}",
-        _avif_encode,
-        _av1_decode,
-        4,
-        65_535,
-        _imagecodecs("libavif"),
-        9,
-        0.55,
-        _avif_container,
-    ),
-    "jpegxl": _Format("JPEG XL, effort {effort}", _jpegxl_encode, _jpegxl_decode, 7, 2**30 - 1, _imagecodecs("libjxl")),
-    LOSSLESS: _Format(
-        "JPEG XL without loss, effort {effort}", _lossless_encode, _jpegxl_decode, 7, 2**30 - 1, _imagecodecs("libjxl")
+    "jpegxl": _JPEGXL,
+    LOSSLESS: replace(
+        _JPEGXL, title="JPEG XL without loss, effort {effort}", encode=_lossless_encode, qualities=range(0)
     ),
 }
 

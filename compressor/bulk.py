@@ -26,7 +26,6 @@ from compressor.sources import Source, SourceFile
 LOSSLESS = "lossless"
 PART_BYTES = 256 * 2**20
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
-CODEC_PIXELS = 2**22  # a larger picture goes to the fallback: a network takes ten times as long for it as AVIF does
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
 COSTLY_BITS = 0.5  # a pixel; a learned codec that needs more, and more than
@@ -240,7 +239,7 @@ def _encode_pictures(
     fits = [
         index
         for index, (_, _, picture) in enumerate(pictures)
-        if not picture.keep and picture.pixels[:, :, 0].size <= CODEC_PIXELS
+        if not picture.keep and codec.suits(*picture.pixels.shape[:2])
     ]
     with clock("encode"):
         for index, one in zip(fits, _encode([pictures[i][2] for i in fits], codec, options), strict=True):

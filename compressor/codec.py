@@ -13,6 +13,7 @@ from compressor.errors import CodecError
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
 DEFAULT = "faces"
 ORIGINAL = "original"  # the source file's own bytes: what no codec may touch
+NETWORK_PIXELS = 2**22  # of a picture; for a larger one a network takes ten times as long as AVIF
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Codec(Protocol):
     @property
     def packers(self) -> tuple[str, ...]:
         """Names for ``packer`` besides ``auto``, which takes the smallest; empty where there is no choice."""
+
+    def suits(self, height: int, width: int) -> bool:
+        """Whether a picture of this size should go to this codec and not to a fallback."""
 
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """Encode uint8 (H, W, 3) pictures, whatever their sizes, at one quality or at one each."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import Encoded, per_picture
+from compressor.codec import NETWORK_PIXELS, Encoded, per_picture
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
@@ -73,6 +73,10 @@ class HyperpriorCodec:
                 f"codec {artifact.id} predicts PSNR from an array of {self._predictor.shape}, "
                 f"this version from one of {expected}: freeze it again"
             )
+
+    def suits(self, height: int, width: int) -> bool:
+        """See :class:`compressor.codec.Codec`."""
+        return height * width <= NETWORK_PIXELS
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:

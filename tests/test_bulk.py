@@ -37,7 +37,8 @@ def run(folder: Path, files: dict[str, bytes], family: str = "v5", **options) ->
         (pictures / name).write_bytes(content)
     archive, codec = archive_of(folder, family)
     source = Source.open(str(pictures))
-    report = encode_batch(source, list(source.files()), archive, EncodeOptions(codec, **options), "run")
+    options = EncodeOptions(**({"codec": codec} | options))
+    report = encode_batch(source, list(source.files()), archive, options, "run")
     report = BatchReport.from_dict(json.loads(json.dumps(report.to_dict())))
     if report.parts:
         archive.commit(report.parts)
@@ -75,6 +76,26 @@ def test_every_kind_of_file_is_archived_or_named(tmp_path: Path) -> None:
     assert (grey == grey[:, :, :1]).all()
     assert archive.read_row("grey.png").channels == 1
     assert archive.verify() == []
+
+
+@pytest.mark.parametrize("name", ["jpeg", "lossless", "v5"])
+def test_a_large_picture_stays_with_the_codec_asked_for_but_for_networks(tmp_path: Path, name: str) -> None:
+    large = np.full((2049, 2048, 3), 90, np.uint8)
+    codec = {} if name == "v5" else {"codec": name}
+    archive, _ = run(tmp_path, {"large.bmp": file_of(large, "BMP")}, **codec)
+    assert archive.read_row("large.bmp").codec == ("avif" if name == "v5" else name)
+    assert name != "lossless" or np.array_equal(archive.read("large.bmp"), large)
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 50}])
+def test_a_picture_that_a_format_cannot_hold_goes_to_the_fallback_alone(tmp_path: Path, options: dict) -> None:
+    small, wide = smooth_pictures(1, 40, 30)[0], smooth_pictures(1, 8, 16_384)[0]
+    files = {"small.png": file_of(small), "wide.png": file_of(wide)}
+    archive, report = run(tmp_path, files, codec="webp", **options)
+    assert report.archived == 2
+    assert archive.read_row("small.png").codec == "webp"
+    assert archive.read_row("wide.png").codec in ("avif", "jpegxl")
+    assert psnr(wide, archive.read("wide.png")) >= 34
 
 
 def test_a_codec_that_cannot_reach_the_target_falls_back_and_none_is_below(tmp_path: Path) -> None:
