@@ -396,7 +396,8 @@ class Archive:
                         data = self._store.get(f"codecs/{id}.safetensors")
                     except FileNotFoundError:
                         raise ArchiveError(
-                            f"{self.url}: codec {id!r} is not in its codecs folder, nor is it a standard format"
+                            f"{self.url}: codec {id!r} is not in its codecs folder, nor is it a format that this "
+                            "version knows; a newer latentpack may"
                         ) from None
                 codec = load_codec(data)
                 if codec.id != id:

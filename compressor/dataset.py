@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,16 @@ class ArchiveDataset(Dataset[torch.Tensor]):
         sizes = [self._images.footer(part).row_group(group).num_rows for part, group in self._groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
         self._kept: OrderedDict[int, list[Row]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is not a fork: it opens the archive anew and numbers the pictures as here."""
+        return {name: getattr(self, name) for name in ("_archive", "_groups", "_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()
+        self._images = self._archive._images
+        self._kept = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -40,6 +40,10 @@ _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside w
 _RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out
 _QUANTILES = torch.tensor([10, 25, 50, 75, 90, 100])  # percent
 _MULTIPLE = Hyperprior.multiple
+# In another batch sums round otherwise. Of 200 portraits of this size, read one by one and together, PSNR differed by
+# 0.0075 dB at most; in fewer pixels each counts for more: of 240 crops with a 64th of them, by 0.054.
+_SLACK = 0.01  # dB
+_SLACK_PIXELS = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -220,12 +224,12 @@ class HyperpriorTrials:
     back as these integers, which a reader's first pass does.
     """
 
-    slack = 0.01  # dB; 200 portraits read one by one differed by 0.0075 at most from the same ones read together
-
     def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
         self._codec, self._pixels, self._packer = codec, pixels, packer
         self._features: list[torch.Tensor] = [torch.empty(0)] * len(pixels)
         self.curves = np.empty((len(pixels), QUALITY_STEPS))
+        areas = np.array([picture.shape[0] * picture.shape[1] for picture in pixels])
+        self.slack = _SLACK * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
         with torch.inference_mode():
             for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
                 x_BCHW = codec._input([pixels[index] for index in chunk])

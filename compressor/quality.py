@@ -1,7 +1,7 @@
 """The quality promise: the cheapest encoding whose decoded picture measures at least the target, or a fallback.
 
-What is kept has been decoded by the code that a reader uses and measured against the pixels that came in. Nothing is
-done twice for it: a codec whose tries stop short of bytes (``Trials``) shows in the end that the bytes read back as
+What is kept has been reconstructed by the code that a reader uses and measured against the pixels that came in. Nothing
+is done twice for it: a codec whose tries stop short of bytes (``Trials``) shows in the end that the bytes read back as
 what was tried.
 """
 
@@ -37,11 +37,11 @@ class Trials(Protocol):
     """Tries of some pictures with one codec, which share what is the same for every quality.
 
     ``curves`` is the expected PSNR of every picture at every quality step, float64 (pictures, steps). ``slack`` is what
-    a reader may measure less than a try did, in dB: in another batch sums of floating point round otherwise.
+    a reader may measure less of each than a try did, in dB: in another batch sums of floating point round otherwise.
     """
 
     curves: np.ndarray
-    slack: float
+    slack: np.ndarray
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
         """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels a reader gets."""
@@ -69,9 +69,8 @@ class Drafted(Protocol):
 class _WholeTrials:
     """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
 
-    slack = 0.0
-
     def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
+        self.slack = np.zeros(len(pixels))
         steps = np.array(codec.qualities)
         self._codec, self._pixels, self._packer = codec, pixels, packer
         if isinstance(codec, Drafted) and codec.draft is not None:
@@ -159,11 +158,11 @@ def encode_to_target(
         trials = codec.trials(pixels, packer)
     else:
         trials = _WholeTrials(codec, pixels, packer, target)
-    goal = target + trials.slack
+    goals = target + trials.slack
     searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))
     while active:
-        qualities = [searches[index].next_quality(goal) for index in active]
+        qualities = [searches[index].next_quality(goals[index]) for index in active]
         attempts = trials.attempt(active, qualities)
         if on_tries:
             on_tries(len(active))
@@ -171,7 +170,7 @@ def encode_to_target(
         active = [
             index
             for index, quality, attempt in tried
-            if not searches[index].learn(quality, attempt, psnr(pixels[index], attempt[1]), goal)
+            if not searches[index].learn(quality, attempt, psnr(pixels[index], attempt[1]), goals[index])
         ]
     found = [(index, *search.best) for index, search in enumerate(searches) if search.best]
     finished = trials.finish([index for index, *_ in found], [attempt for _, attempt, *_ in found])

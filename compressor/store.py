@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -181,11 +181,12 @@ class Store:
             return
         probe = self.path(f".latentpack-probe-{uuid.uuid4().hex}")
         try:
-            self.fs.pipe_file(probe, b"1", mode="create")
             try:
+                self.fs.pipe_file(probe, b"1", mode="create")
                 self.fs.pipe_file(probe, b"2", mode="create")
             finally:
-                self.fs.rm_file(probe)
+                with suppress(OSError):  # it may not be there; and what went wrong before is what counts
+                    self.fs.rm_file(probe)
         except OSError as error:
             # Not the error's type, which s3fs derives from a word that AWS alone uses.
             status = s3_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -1,6 +1,7 @@
 """What each command does: parameters in, a flow or an archive's own method, results out. Parsing is in cli.py."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from flows.parameters import (
 )
 from flows.terminal import print_rows, quieten, warn, watching
 from tasks.home import home
+
+EVENTS_S = 5  # at most, for events that nobody watches
 
 
 @contextmanager
@@ -39,7 +42,16 @@ def prefect_api(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield ready
     finally:
         if server:
+            _send_events()
             server.stop()
+
+
+def _send_events() -> None:
+    """Have Prefect send what it holds: it would otherwise look in the end, for seconds, for a server that is gone."""
+    if "prefect.events.worker" in sys.modules:
+        from prefect.events.worker import EventsWorker
+
+        EventsWorker.drain_all(timeout=EVENTS_S, at_exit=False)
 
 
 def _check_source(url: str) -> None:

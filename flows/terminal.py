@@ -71,12 +71,15 @@ class Terminal:
             self.console.print(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip(), soft_wrap=True)
 
 
+_CONNECTIONS = ("prefect.events", "prefect._internal", "EventsWorker")
+
+
 class _ForPeople(logging.Filter):
     """Passes what a person can use: errors come with a traceback, and the command line says them in its own words."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for errors, and for what Prefect says of its own connections."""
-        return record.levelno < logging.ERROR and not record.name.startswith(("prefect.events", "prefect._internal"))
+        return record.levelno < logging.ERROR and not record.name.startswith(_CONNECTIONS)
 
 
 def quieten() -> None:

@@ -49,7 +49,7 @@ def packer_for(codec: Codec, packer: str, latents: str) -> str:
         wanted = packer
     if wanted != "auto" and wanted not in codec.packers:
         choices = ", ".join(("auto", *codec.packers))
-        raise CodecError(f"{codec.description} has no packer {wanted!r}: choose from {choices}")
+        raise CodecError(f"{codec.description} has no packer {str(wanted)!r}: choose from {choices}")
     return wanted
 
 

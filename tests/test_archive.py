@@ -9,6 +9,8 @@ import pickle
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -531,7 +533,7 @@ def test_info_counts_everything(archive):
     json.dumps(Archive.create(archive.url + "-empty").info().to_dict())
 
 
-def test_dataset_gives_every_picture_to_a_dataloader(archive):
+def test_dataset_gives_every_picture_once(archive):
     torch = pytest.importorskip("torch")
     add(archive, [picture_row(f"{seed:03d}", seed) for seed in range(40)])
     dataset = archive.dataset()
@@ -540,8 +542,24 @@ def test_dataset_gives_every_picture_to_a_dataloader(archive):
     assert dataset.row(7).key == "007"
     sampler = dataset.sampler(seed=1)
     assert sorted(sampler) == list(range(40)) and list(sampler) != list(sampler)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=16, sampler=sampler, num_workers=1)
-    assert [tuple(batch.shape) for batch in loader] == [(16, 3, 24, 32), (16, 3, 24, 32), (8, 3, 24, 32)]
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_dataset_feeds_the_workers_of_a_dataloader(archive, start):
+    add(archive, [picture_row(f"{seed:03d}", seed) for seed in range(40)])
+    code = f"""
+from torch.utils.data import DataLoader
+from compressor.archive import Archive
+dataset = Archive.open({archive.url!r}).dataset()
+dataset[0]  # opens what a worker must not share
+loader = DataLoader(
+    dataset, batch_size=16, sampler=dataset.sampler(seed=1), num_workers=1, multiprocessing_context={start!r}
+)
+print([tuple(batch.shape) for batch in loader])
+"""
+    # In a process of its own: a fork of this one would have what is left of other tests' threads.
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.strip() == "[(16, 3, 24, 32), (16, 3, 24, 32), (8, 3, 24, 32)]", ended.stderr
 
 
 # --- S3 ---

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -210,6 +211,15 @@ def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
         while time.monotonic() < end:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             time.sleep(0.1)
+
+
+def test_an_error_in_a_flow_is_one_line_from_start_to_end_of_the_process(pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli", "run", str(pictures), str(pictures)]
+    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert re.fullmatch("latentpack: .* not an archive, and not empty .*\n", ended.stderr), ended.stderr
 
 
 def test_repair_encodes_again_what_verify_names(
