@@ -160,15 +160,18 @@ def repair(options: argparse.Namespace) -> int:
 
 def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:
     """Run a flow where somebody may watch it, else only its work: a private server would take longer than that."""
-    set_defaults(options.verbose)
-    with watching(options.json):
-        if api_is_configured():
+    if api_is_configured():
+        with prefect_api(options) as ready:
             from flows import archive
 
-            result: dict[str, Any] = getattr(archive, name)(parameters)
-            return result
-        from flows import reading
+            ready()
+            with watching(options.json):
+                result: dict[str, Any] = getattr(archive, name)(parameters)
+        return result
+    set_defaults(options.verbose)
+    from flows import reading
 
+    with watching(options.json):
         return dict(getattr(reading, name)(parameters))
 
 
