@@ -59,6 +59,17 @@ def evaluate(network: Hyperprior, pictures_NCHW: np.ndarray, device: torch.devic
         print(f"| {quality} | {torch.cat(psnr).mean():.2f} dB | {torch.cat(size).mean():.0f} |", flush=True)
 
 
+def weights_of(path: str) -> dict[str, torch.Tensor]:
+    """Weights of a finished training, or of a frozen codec as it stores them."""
+    if not path.endswith(".safetensors"):
+        return torch.load(path, weights_only=True, map_location="cpu")
+    from compressor.artifact import parse
+    from compressor.families import family
+
+    artifact = parse(Path(path).read_bytes())
+    return family(artifact.family).network(artifact).state_dict()
+
+
 def train(options: argparse.Namespace) -> None:
     device = pick_device()
     pictures, held_out = split(load(options.pictures))
@@ -77,7 +88,7 @@ def train(options: argparse.Namespace) -> None:
     settings = json.loads(options.network)
     start = NETWORKS[options.family](**settings)
     if options.start:
-        start.load_state_dict(torch.load(options.start, weights_only=True, map_location="cpu"))
+        start.load_state_dict(weights_of(options.start))
     network, state = fit(start, pictures, held_out, config, out / "training.ckpt", show, device)
     torch.save(network.state_dict(), out / "weights.pt")
     history = {
@@ -116,7 +127,7 @@ def main() -> None:
     training.add_argument("pictures")
     training.add_argument("--eval")
     training.add_argument("--out", required=True)
-    training.add_argument("--start", metavar="weights.pt", help="go on from the weights of a finished training")
+    training.add_argument("--start", metavar="FILE", help="go on from a training's weights.pt or a codec")
     training.add_argument("--minutes", type=float, default=20)
     training.add_argument("--batch", type=int, default=16)
     training.add_argument("--family", choices=NETWORKS, default="v5")

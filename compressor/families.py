@@ -42,11 +42,17 @@ class Family:
     freeze: Callable[[Any, np.ndarray], dict[str, np.ndarray]]
     wrap: Callable[[Artifact, Any], Codec]
 
+    def network(self, artifact: Artifact) -> Any:
+        """The network frozen in ``artifact``, weights as stored. CodecError where it does not fit this family."""
+        return self._filled(artifact, lambda network: load_state(network, artifact))
+
     def codec(self, artifact: Artifact) -> Codec:
         """The codec frozen in ``artifact``. CodecError where it does not fit this family."""
+        return self._filled(artifact, lambda network: self.wrap(artifact, network))
+
+    def _filled(self, artifact: Artifact, fill: Callable[[Any], Any]) -> Any:
         try:
-            network = self.build(**artifact.metadata.get("network", {}))
-            return self.wrap(artifact, network)
+            return fill(self.build(**artifact.metadata.get("network", {})))
         except (KeyError, TypeError, ValueError) as error:
             raise CodecError(f"codec {artifact.id} is not a sound {self.name} codec: {error}") from error
 
@@ -122,7 +128,7 @@ def freeze(
 def refreeze(data: bytes, pictures_NHWC: np.ndarray, weights: str, method: str = "calibrated") -> bytes:
     """An artifact's codec with its weights stored as ``weights``: another codec, with tables and an id of its own."""
     artifact = parse(data)
-    network = load_state(family(artifact.family).build(**artifact.metadata.get("network", {})), artifact)
+    network = family(artifact.family).network(artifact)
     card = {**artifact.metadata.get("card", {}), "weights": {"kind": weights, "method": method, "of": artifact.id}}
     options = artifact.metadata.get("network", {})
     return freeze(artifact.family, network, pictures_NHWC, options, artifact.name, card, weights, method)

@@ -107,6 +107,7 @@ def fit(
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
     device: torch.device | None = None,
+    trained: bool = False,
 ) -> tuple[nn.Module, TrainingState]:
     """Train ``network`` and return its moving average with the best validation loss, and the final state.
 
@@ -119,6 +120,8 @@ def fit(
         configuration or network is refused with ``ValueError``.
     on_progress
         Called after every validation with the state and the share of the run that is done, 0 to 1.
+    trained
+        The network has learned before: it is returned as it was where no validation finds it better.
     """
     device = device or pick_device()
     torch.manual_seed(config.seed)
@@ -134,6 +137,8 @@ def fit(
 
     pictures = torch.as_tensor(pictures_NCHW).to(device)
     held_out = torch.as_tensor(validation_NCHW).to(device)
+    if trained and not state.step:
+        state.best = validate(average, held_out, config.batch)["loss"]
     loss_of: Any = network.training_loss
     if config.compile:
         loss_of = torch.compile(loss_of)

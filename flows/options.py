@@ -92,7 +92,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 _METAVARS = {
     "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
     "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "train": "FAMILY", "target_psnr": "DB",
-    "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
+    "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
 }  # fmt: skip
 
 

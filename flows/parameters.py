@@ -177,7 +177,10 @@ class TrainParameters(TrainingParameters):
     """Train a codec on a source and freeze it into one file."""
 
     source: SourceUrl
-    family: Family = Field(Family.V3, description="family of codecs to train")
+    family: Family | None = Field(None, description="family of codecs to train (default: v3, or that of --start)")
+    start: str | None = Field(
+        None, min_length=1, description="codec to go on from, by name or path (default: none, learn from nothing)"
+    )
     out: str = Field("codec.safetensors", min_length=1, description="file that the codec is written to")
     limit: Limit = None
     batch_size: BatchSize = 1000
@@ -186,6 +189,11 @@ class TrainParameters(TrainingParameters):
         description="address of a running Dask scheduler; a worker with a GPU trains (default: this machine)",
     )
     workers: Workers = None
+
+    @property
+    def what(self) -> str:
+        """What is trained, in the name of a run."""
+        return f"on from {self.start}" if self.start else str((self.family or Family.V3).value)
 
 
 class BenchmarkParameters(Parameters):

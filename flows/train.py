@@ -8,14 +8,18 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from compressor.artifact import parse
+from compressor.baselines import STANDARD
+from compressor.codec import artifact_bytes, released
 from compressor.errors import CodecError, LatentpackError
+from compressor.families import family as family_named
 from compressor.images import Limits
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from flows.dispatch import UndeclaredError, dask_pool
-from flows.parameters import PipelineParameters, TrainingParameters, TrainParameters
+from flows.parameters import Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from tasks.caching import cached, fresh
 from tasks.home import home
@@ -29,36 +33,63 @@ VALIDATE_EVERY = 200  # steps, where only minutes are given
 PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
 
 
-@flow(name="train", flow_run_name="train {parameters.family.value} on {parameters.source}", persist_result=False)
+@flow(name="train", flow_run_name="train {parameters.what} on {parameters.source}", persist_result=False)
 def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
     out = Path(parameters.out)
     if not out.parent.is_dir():
         raise CodecError(f"cannot write {out}: there is no folder {out.parent}; create it first")
     source = Source.open(parameters.source)
-    record = train_codec(source, parameters.family, parameters, parameters)
+    start = _origin(parameters.start) if parameters.start else None
+    family = _family(parameters, start)
+    record = train_codec(source, family, parameters, parameters, start)
     shutil.copyfile(record.path, out)
     return {**vars(record), "path": str(out)}
 
 
+def _origin(name: str) -> bytes:
+    """The artifact to go on from."""
+    if name in STANDARD:
+        raise CodecError(
+            f"{name} is a standard format, it learns nothing: start from {', '.join(released())} or a file"
+        )
+    return artifact_bytes(name)
+
+
+def _family(parameters: TrainParameters, start: bytes | None) -> str:
+    """The family asked for, which has to be that of the codec to start from; CodecError where it is not."""
+    if start is None:
+        return parameters.family or Family.V3
+    there = parse(start).family
+    if parameters.family not in (None, there):
+        raise CodecError(f"{parameters.start} is of family {there}, not {parameters.family}: leave --family out")
+    return family_named(there).name
+
+
 def train_codec(
-    source: Source, family: str, training: TrainingParameters, work: TrainParameters | PipelineParameters
+    source: Source,
+    family: str,
+    training: TrainingParameters,
+    work: TrainParameters | PipelineParameters,
+    start: bytes | None = None,
 ) -> TrainingRecord:
     """Train a codec of ``family`` on a source, or find that it has been: shards and training are remembered.
+
+    It goes on from the artifact ``start`` where one is given.
 
     With a scheduler a worker of that cluster with a GPU does all of it, and remembers nothing but its checkpoint. Where
     there is none, a run that was to archive too trains here, and one that was only to train ends with UndeclaredError.
     """
     if work.scheduler:
         try:
-            return _train_there(work.scheduler, source, family, training, work)
+            return _train_there(work.scheduler, source, family, training, work, start)
         except UndeclaredError as error:
             if isinstance(work, TrainParameters):
                 raise
             get_run_logger().warning("training on this machine: %s", error)
     files = itertools.islice(source.files(), work.limit)
     workers = work.workers or cores()
-    return train_on(source, files, family, training, work.batch_size, workers)
+    return train_on(source, files, family, training, work.batch_size, workers, start)
 
 
 def _train_there(
@@ -67,6 +98,7 @@ def _train_there(
     family: str,
     training: TrainingParameters,
     work: TrainParameters | PipelineParameters,
+    start: bytes | None,
 ) -> TrainingRecord:
     with dask_pool(scheduler, 1, {"GPU": 1}) as pool:
         listener().stage(f"training {family} on a worker of {scheduler}")
@@ -78,6 +110,7 @@ def _train_there(
             "family": str(family),
             "config": configure(training),
             "card": {"source": source.shown, "side": training.side},
+            "start": start,
         }
         waiting = [arguments]
         ((_, result),) = pool.run(train_there, lambda: waiting.pop() if waiting else None, lambda given: given)
@@ -100,8 +133,9 @@ def train_on(
     training: TrainingParameters,
     batch_size: int,
     workers: int,
+    start: bytes | None = None,
 ) -> TrainingRecord:
-    """Train a codec of ``family`` on some files of a source."""
+    """Train a codec of ``family`` on some files of a source, from the artifact ``start`` where one is given."""
     shards = prepare_shards(source, files, training.side, batch_size, workers)
     pin_threads(workers)
     config = configure(training)
@@ -113,7 +147,8 @@ def train_on(
         note = f"step {state.step:,}, loss {last['loss']:.5f}" + (f", {last['psnr']:.2f} dB" if "psnr" in last else "")
         listener().advance(round(100 * done), note)
 
-    return fresh(train, TrainingRecord, family=str(family), records=shards, config=config, card=card, on_progress=tell)
+    arguments = {"family": str(family), "records": shards, "config": config, "card": card, "start": start}
+    return fresh(train, TrainingRecord, **arguments, on_progress=tell)
 
 
 def configure(training: TrainingParameters) -> TrainingConfig:

@@ -58,13 +58,16 @@ def _content(records: Sequence[ShardRecord]) -> str:
     return hashlib.blake2b("".join(record.digest for record in records).encode(), digest_size=16).hexdigest()
 
 
-def training_key(family: str, records: Sequence[ShardRecord], config: TrainingConfig) -> str:
+def training_key(
+    family: str, records: Sequence[ShardRecord], config: TrainingConfig, start: bytes | None = None
+) -> str:
     """Name of a training: what is learned from what, and how."""
-    return stage_key("train", VERSION, _content(records), {"family": family, **asdict(config)})
+    origin = {"start": hashlib.sha256(start).hexdigest()} if start else {}
+    return stage_key("train", VERSION, _content(records), {"family": family, **asdict(config), **origin})
 
 
 def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
-    return training_key(arguments["family"], arguments["records"], arguments["config"])
+    return training_key(arguments["family"], arguments["records"], arguments["config"], arguments["start"])
 
 
 # No timeout: a blocking call cannot be interrupted, and --minutes bounds it. One training at a time where a limit on
@@ -82,22 +85,28 @@ def train(
     records: Sequence[ShardRecord],
     config: TrainingConfig,
     card: dict[str, Any],
+    start: bytes | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a codec on the shards and freeze it. Returns a :class:`TrainingRecord` as JSON."""
+    """Train a codec on the shards and freeze it, from the weights of the codec ``start`` where one is given.
+
+    Returns a :class:`TrainingRecord` as JSON.
+    """
     import torch
 
-    from compressor.artifact import identify
+    from compressor.artifact import identify, parse
     from compressor.families import family as family_named
     from compressor.families import freeze
     from compressor.training import fit, pick_device
 
     pictures_NHWC = load_shards(records)
     learned, held_out = _split(pictures_NHWC)
-    key = training_key(family, records, config)
+    key = training_key(family, records, config, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
     torch.manual_seed(config.seed)
-    network = family_named(family).build()
+    origin = parse(start) if start else None
+    network = family_named(family).network(origin).requires_grad_(True) if origin else family_named(family).build()
+    options = origin.metadata.get("network", {}) if origin else {}
     show = _shown(family)
     started = time.monotonic()
 
@@ -110,7 +119,14 @@ def train(
     if TaskRunContext.get():
         get_run_logger().info("training %s on %d pictures on %s", family, len(learned), device.type)
     network, state = fit(
-        network, np.moveaxis(learned, -1, 1), np.moveaxis(held_out, -1, 1), config, checkpoint, tell, device
+        network,
+        np.moveaxis(learned, -1, 1),
+        np.moveaxis(held_out, -1, 1),
+        config,
+        checkpoint,
+        tell,
+        device,
+        trained=origin is not None,
     )
     validation = state.history[-1] if state.history else {}
     full_card = card | {
@@ -121,8 +137,10 @@ def train(
         "device": device.type,
         "validation": validation,
     }
+    if origin:
+        full_card["start"] = {"id": origin.id, "name": origin.name, "card": origin.metadata.get("card", {})}
     chosen = np.random.default_rng(config.seed).permutation(len(learned))[:CALIBRATION]
-    data = freeze(family, network.cpu().eval(), learned[np.sort(chosen)], title=family, card=full_card)
+    data = freeze(family, network.cpu().eval(), learned[np.sort(chosen)], options, family, full_card)
     path = codec_folder() / f"{key}.safetensors"
     write_whole(path, data)
     checkpoint.unlink(missing_ok=True)
@@ -164,6 +182,7 @@ def train_there(
     family: str,
     config: TrainingConfig,
     card: dict[str, Any],
+    start: bytes | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
     pin_threads(cores())
@@ -171,7 +190,7 @@ def train_there(
     records = []
     while batch := list(itertools.islice(files, batch_size)):
         records.append(prepare_shard(source, batch, shards, home() / "shards"))
-    trained = train.fn(family, records, config, card)
+    trained = train.fn(family, records, config, card, start)
     return trained, Path(trained["path"]).read_bytes()
 
 

@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from compressor.archive import Archive
-from compressor.errors import LatentpackError
+from compressor.artifact import Artifact, parse
+from compressor.errors import CodecError, LatentpackError
 from compressor.images import encode_picture
 from flows.parameters import ExperimentsParameters, PipelineParameters, TrainingParameters, TrainParameters
 from tests.codecs import smooth_pictures, tiny_artifact
@@ -152,6 +153,44 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     assert out.stat().st_size > 100_000
 
 
+@pytest.mark.parametrize("family", ["v2", "v6"])
+def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
+    from compressor.families import FAMILIES
+    from flows.train import train_flow
+
+    folder, out = write_pictures(tmp_path / "in", 12), tmp_path / "out.safetensors"
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(tiny_artifact(family, "int8"))
+    given = {"source": str(folder), "start": str(start), "out": str(out), "batch": 2, "side": 32, "workers": 1}
+    gentle = train_flow(TrainParameters(**given, steps=1, learning_rate=1e-12))
+    before, after = parse(start.read_bytes()), parse(out.read_bytes())
+    assert gentle["family"] == family and after.metadata["network"] == before.metadata["network"]
+    assert after.metadata["card"]["start"]["id"] == before.id
+
+    def values(artifact: Artifact) -> np.ndarray:
+        return np.concatenate([p.numpy().ravel() for p in FAMILIES[family].network(artifact).parameters()])
+
+    np.testing.assert_array_equal(values(after), values(before))
+    train_flow(TrainParameters(**given, steps=20, learning_rate=1e-3))
+    assert (values(parse(out.read_bytes())) != values(before)).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("start", "family", "message"),
+    [
+        ("avif", None, "avif is a standard format, it learns nothing: start from faces or a file"),
+        ("faces", "v3", "faces is of family v5, not v3: leave --family out"),
+        ("missing.safetensors", None, "there is no codec 'missing.safetensors'"),
+    ],
+)
+def test_what_a_training_cannot_start_from(tmp_path: Path, start: str, family: str | None, message: str) -> None:
+    from flows.train import train_flow
+
+    folder = write_pictures(tmp_path / "in", 2)
+    with pytest.raises(CodecError, match=message):
+        train_flow(TrainParameters(source=str(folder), start=start, family=family, out=str(tmp_path / "out"), steps=1))
+
+
 def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from compressor.experiments import cells, measuring
     from flows.experiments import experiments
@@ -213,6 +252,9 @@ def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path
     away = tmp_path / "away"
     with LocalCluster(**settings, env={"LATENTPACK_HOME": str(away)}, resources={"GPU": 1}) as cluster:
         record = train_flow(TrainParameters(**given, scheduler=cluster.scheduler_address))
-    assert record["steps"] == 3 and record["pictures"] == 5
-    (there,) = (away / "training").glob("*.safetensors")
-    assert out.read_bytes() == there.read_bytes() and load_codec(str(out)).id == record["id"]
+        assert record["steps"] == 3 and record["pictures"] == 5
+        (there,) = (away / "training").glob("*.safetensors")
+        assert out.read_bytes() == there.read_bytes() and load_codec(str(out)).id == record["id"]
+        on = TrainParameters(**{**given, "family": None}, start=str(out), scheduler=cluster.scheduler_address)
+        assert train_flow(on)["id"] != record["id"]
+        assert parse(out.read_bytes()).metadata["card"]["start"]["id"] == record["id"]

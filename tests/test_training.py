@@ -59,6 +59,16 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert torch.equal(weights(first), weights(second))
 
 
+def test_what_has_learned_is_returned_as_it_was_where_training_makes_it_no_better() -> None:
+    config = replace(CONFIG, steps=60, batch=8, learning_rate=5e-3, ema=0.9)
+    learned, before = fit(autoencoder(), gradients(32), gradients(8), config)
+    kept = weights(learned).clone()
+    ruinous = replace(config, steps=10, learning_rate=1.0)
+    same, after = fit(learned.requires_grad_(True), gradients(32), gradients(8), ruinous, trained=True)
+    assert min(row["loss"] for row in after.history) > before.best, "the training was to do harm"
+    assert after.best == pytest.approx(before.best) and torch.equal(weights(same), kept)
+
+
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path, optimizer: str) -> None:
     config = replace(CONFIG, optimizer=optimizer)
