@@ -1,6 +1,6 @@
 """Bytes of an archive's Parquet files, all columns, per picture at equal mean PSNR, beside the standard formats.
 
-    python benchmarks/archive_size.py FOLDER [--codec faces] [--limit 200]
+    python benchmarks/archive_size.py FOLDER [--codec faces] [--effort 0] [--limit 200]
 
 Every figure is of files written in this run: the archive's parts, and one file a picture for the other formats
 (``payload`` leaves out what every file of a format repeats). Pictures are taken as they are; each codec runs through
@@ -49,7 +49,7 @@ def standard_curve(name: str, pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(rows)
 
 
-def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str) -> np.ndarray:
+def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, effort: int = 0) -> np.ndarray:
     """Rows of (mean PSNR, bytes of Parquet a picture, bytes of payload) at fixed quality steps, read back from disk."""
     data = artifact_bytes(codec)
     files = list(islice(source.files(), len(pictures)))
@@ -58,7 +58,9 @@ def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str) ->
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(f"{folder}/archive")
             archive.put_codec(identify(data), data)
-            report = encode_batch(source, files, archive, EncodeOptions(identify(data), quality=quality), "benchmark")
+            report = encode_batch(
+                source, files, archive, EncodeOptions(identify(data), quality=quality, effort=effort), "benchmark"
+            )
             archive.commit(report.parts)
             read = [archive.read(file.key) for file in files]
             psnr = [psnr_batch(a[None], b[None])[0] for a, b in zip(pictures, read, strict=True)]
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--codec", default="faces")
+    parser.add_argument("--effort", type=int, default=0)
     parser.add_argument("--limit", type=int, default=200)
     options = parser.parse_args()
 
@@ -84,7 +87,7 @@ def main() -> None:
     files = list(islice(source.files(), options.limit))
     pictures = [decode_picture(content).pixels for content in source.read([file.path for file in files])]
     curves = {name: standard_curve(name, pictures) for name in QUALITIES}
-    archive = archive_curve(source, pictures, options.codec)
+    archive = archive_curve(source, pictures, options.codec, options.effort)
 
     print(f"{len(pictures)} pictures, bytes a picture at equal mean PSNR\n")
     print("| | " + " | ".join(f"{target:.0f} dB" for target in TARGETS) + " | BD-rate of the archive against it |")

@@ -15,7 +15,7 @@ import numpy as np
 
 from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.baselines import STANDARD, StandardCodec
-from compressor.codec import ORIGINAL, Codec, Encoded
+from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
@@ -52,6 +52,8 @@ class EncodeOptions:
         Floor in dB: a picture below it is stored by a fallback. None: 1 dB under the target, or none without one.
     packer
         ``auto`` or one of the codec's.
+    effort
+        Rounds of refinement of each picture, for a codec that knows them.
     resize
         Side of a centre crop that pictures are resized to; None keeps every picture's own size.
     limits
@@ -63,6 +65,7 @@ class EncodeOptions:
     quality: int | None = None
     min_psnr: float | None = None
     packer: str = "auto"
+    effort: int = 0
     resize: int | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -145,7 +148,7 @@ def encode_batch(
     -------
     Counts that add up: every file is archived or quarantined.
     """
-    codec = archive.codec(options.codec)
+    codec = with_effort(archive.codec(options.codec), options.effort)
     clock = _Clock()
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []

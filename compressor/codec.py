@@ -62,6 +62,23 @@ class Codec(Protocol):
         """uint8 (H, W, 3) pictures. CodecError where a payload is not one that this codec wrote."""
 
 
+@runtime_checkable
+class Refinable(Protocol):
+    """A codec that finds fewer bytes for a picture if it may take longer."""
+
+    def with_effort(self, effort: int) -> Codec:
+        """The same codec, with ``effort`` rounds of refinement for each picture."""
+
+
+def with_effort(codec: Codec, effort: int) -> Codec:
+    """``codec`` taking ``effort`` rounds of refinement. CodecError where it can not take any."""
+    if not effort:
+        return codec
+    if not isinstance(codec, Refinable):
+        raise CodecError(f"{codec.description} knows no effort but 0: leave --effort out, or take a codec of v5 or v6")
+    return codec.with_effort(effort)
+
+
 def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
     """One quality for each of ``count`` pictures."""
     return [quality] * count if isinstance(quality, int) else [int(q) for q in quality]

@@ -4,6 +4,7 @@ Reading takes two passes. The first turns bytes into integers and is integer ari
 machine reads the same. The second turns integers into pixels in floating point.
 """
 
+import copy
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from compressor.networks.hyperprior import (
     residual_probability,
     step_masks,
 )
+from compressor.refining import REFINED_PIXELS, expected_gain, refine
 from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
 from compressor.training import has_fast_bf16
 
@@ -64,6 +66,7 @@ class HyperpriorCodec:
 
     def __init__(self, artifact: Artifact, network: Hyperprior, device: torch.device | None = None) -> None:
         self.id = artifact.id
+        self.effort = 0
         self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_state(network, artifact).to(self.device)
@@ -82,7 +85,12 @@ class HyperpriorCodec:
         """See :class:`compressor.codec.Codec`."""
         return height * width <= NETWORK_PIXELS
 
-    @torch.inference_mode()
+    def with_effort(self, effort: int) -> "HyperpriorCodec":
+        """See :class:`compressor.codec.Refinable`."""
+        other = copy.copy(self)
+        other.effort = effort
+        return other
+
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`."""
         self._check_packer(packer)
@@ -91,9 +99,10 @@ class HyperpriorCodec:
             raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
         encoded: list[Encoded | None] = [None] * len(pixels)
         for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
-            features_BCHW = self._first_features(self._input([pixels[index] for index in chunk]))
-            chosen = [qualities[index] for index in chunk]
-            symbols, _ = self._quantize(features_BCHW, chosen)
+            pictures, chosen = [pixels[index] for index in chunk], [qualities[index] for index in chunk]
+            with torch.inference_mode():
+                features_BCHW = self._first_features(self._input(pictures))
+            symbols, _ = self._quantize(features_BCHW, chosen, pictures if self.effort else None)
             for index, one in zip(chunk, symbols, strict=True):
                 encoded[index] = self._packed(one, pixels[index].shape, packer)
         return [one for one in encoded if one is not None]
@@ -168,11 +177,29 @@ class HyperpriorCodec:
             coder.finish()
         return z_BCHW, r_BN.reshape(-1, *r_shape)
 
-    def _quantize(self, features_BCHW: torch.Tensor, qualities: Sequence[int]) -> tuple[list[_Symbols], torch.Tensor]:
-        """Symbols of each picture, and the latents that a reader makes of them."""
-        quality_B = self._quality(qualities)
-        *integers, y_BCHW = self._network.quantize(features_BCHW, quality_B, self._low_precision)
-        parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
+    def _quantize(
+        self,
+        features_BCHW: torch.Tensor,
+        qualities: Sequence[int],
+        refined: Sequence[np.ndarray] | None = None,
+        goals: Sequence[float] | None = None,
+    ) -> tuple[list[_Symbols], torch.Tensor]:
+        """Symbols of each picture, and the latents that a reader makes of them.
+
+        With the pictures as ``refined`` these are the best that were found for them; ``goals`` are in dB.
+        """
+        with torch.inference_mode():
+            quality_B = self._quality(qualities)
+            y, z = self._network.unrounded(features_BCHW, quality_B, self._low_precision)
+        if refined is not None and refined[0].shape[0] * refined[0].shape[1] <= REFINED_PIXELS:
+            goal_B = None if goals is None else 255**2 / 10 ** (self._quality(goals) / 10)
+            x_BCHW = to_network(np.stack(refined), self.device)
+            # A gradient does not pass through what inference mode has made.
+            y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
+            y = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision, goal_B)
+        with torch.inference_mode():
+            *integers, y_BCHW = self._network.rounded(y, z, quality_B)
+            parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
         return [_Symbols(*rows) for rows in zip(*parts, qualities, strict=True)], y_BCHW
 
     def _packed(self, symbols: _Symbols, shape: tuple[int, ...], packer: str) -> Encoded:
@@ -213,7 +240,7 @@ class HyperpriorCodec:
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         return pad_to_multiple(to_network(np.stack(pictures), self.device), _MULTIPLE)
 
-    def _quality(self, qualities: Sequence[int]) -> torch.Tensor:
+    def _quality(self, qualities: Sequence[float]) -> torch.Tensor:
         return torch.tensor(qualities, dtype=torch.float32, device=self.device)
 
 
@@ -226,6 +253,7 @@ class HyperpriorTrials:
 
     def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
         self._codec, self._pixels, self._packer = codec, pixels, packer
+        self.gain = expected_gain(codec.effort)
         self._features: list[torch.Tensor] = [torch.empty(0)] * len(pixels)
         self.curves = np.empty((len(pixels), QUALITY_STEPS))
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in pixels])
@@ -239,16 +267,30 @@ class HyperpriorTrials:
                     self._features[index] = first_CHW
                     self.curves[index] = _interpolated(at_centres)
 
-    @torch.inference_mode()
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
+        return self._tried(indices, qualities, None)
+
+    def refine(
+        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float]
+    ) -> list[tuple[_Symbols, np.ndarray]]:
+        """See :class:`compressor.quality.Refining`."""
+        return self._tried(indices, qualities, goals)
+
+    def _tried(
+        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float] | None
+    ) -> list[tuple[_Symbols, np.ndarray]]:
         attempts: list[tuple[_Symbols, np.ndarray] | None] = [None] * len(indices)
         for chunk in pixel_budget_chunks([self._pixels[index].shape[:2] for index in indices]):
-            features_BCHW = torch.stack([self._features[indices[at]] for at in chunk])
-            features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
             chosen = [qualities[at] for at in chunk]
-            symbols, y_BCHW = self._codec._quantize(features_BCHW, chosen)
-            pictures = self._codec._pictures(y_BCHW, self._codec._quality(chosen))
+            refined = None if goals is None else [self._pixels[indices[at]] for at in chunk]
+            wanted = None if goals is None else [goals[at] for at in chunk]
+            with torch.inference_mode():
+                features_BCHW = torch.stack([self._features[indices[at]] for at in chunk])
+                features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
+            symbols, y_BCHW = self._codec._quantize(features_BCHW, chosen, refined, wanted)
+            with torch.inference_mode():
+                pictures = self._codec._pictures(y_BCHW, self._codec._quality(chosen))
             for at, one, picture in zip(chunk, symbols, pictures, strict=True):
                 attempts[at] = (one, _cropped(picture, *self._pixels[indices[at]].shape[:2]))
         return [one for one in attempts if one is not None]

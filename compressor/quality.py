@@ -66,6 +66,21 @@ class Drafted(Protocol):
     draft_loss: float
 
 
+@runtime_checkable
+class Refining(Protocol):
+    """Trials that find fewer bytes for the same quality, if they may take longer.
+
+    ``gain`` is the PSNR in dB that refining is expected to add at one quality step; 0: it is not wanted.
+    """
+
+    gain: float
+
+    def refine(
+        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float]
+    ) -> list[tuple[Any, np.ndarray]]:
+        """Like :meth:`Trials.attempt`, with the fewest bytes found at which a picture measures its goal in dB."""
+
+
 class _WholeTrials:
     """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
 
@@ -115,6 +130,11 @@ class _Search:
             expected = np.flatnonzero(self.curve + self.offset >= target + AIM)
             wanted = self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
         return min(max(wanted, self.below + 1), self.above - 1)
+
+    def refined_quality(self, target: float, gain: float) -> int:
+        """The step to refine at: the lowest that is expected to miss ``target`` by no more than ``gain`` dB."""
+        expected = np.flatnonzero(self.curve + self.offset >= target - gain)
+        return self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
 
     def learn(self, quality: int, attempt: tuple[Any, np.ndarray], psnr: float, target: float) -> bool:
         """Take a try into account; True when the search is over."""
@@ -173,8 +193,24 @@ def encode_to_target(
             if not searches[index].learn(quality, attempt, psnr(pixels[index], attempt[1]), goals[index])
         ]
     found = [(index, *search.best) for index, search in enumerate(searches) if search.best]
+    result = _finished(trials, found, len(pixels))
+    if isinstance(trials, Refining) and trials.gain:
+        everything = range(len(pixels))
+        qualities = [search.refined_quality(goal, trials.gain) for search, goal in zip(searches, goals, strict=True)]
+        attempts = trials.refine(everything, qualities, goals.tolist())
+        measured = [(i, *attempt, psnr(pixels[i], attempt[1])) for i, attempt in zip(everything, attempts, strict=True)]
+        refined = _finished(trials, [one for one in measured if one[-1] >= goals[one[0]]], len(pixels))
+        result = [
+            min(filter(None, rivals), key=lambda one: len(one.encoded.payload), default=None)
+            for rivals in zip(result, refined, strict=True)
+        ]
+    return result
+
+
+def _finished(trials: Trials, found: Sequence[tuple[int, Any, np.ndarray, float]], count: int) -> list[Stored | None]:
+    """What was found, (picture, attempt, pixels, PSNR), as it is stored of each of ``count`` pictures."""
     finished = trials.finish([index for index, *_ in found], [attempt for _, attempt, *_ in found])
-    result: list[Stored | None] = [None] * len(pixels)
+    result: list[Stored | None] = [None] * count
     for (index, _, decoded, reached), one in zip(found, finished, strict=True):
         if one is not None:
             result[index] = Stored(one, decoded, reached)

@@ -136,6 +136,9 @@ class PipelineParameters(Parameters):
     packer: Packer = Field(
         Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
     )
+    effort: int = Field(
+        0, ge=0, le=1000, description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time"
+    )
     latents: Latents = Field(Latents.INT8, description="type of stored latents, families v1 to v4")
     resize: int | None = Field(
         None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"

@@ -18,6 +18,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
 from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
+from compressor.codec import with_effort
 from compressor.errors import LatentpackError
 from compressor.images import Limits
 from compressor.mirroring import Mirror
@@ -109,6 +110,7 @@ def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeO
         quality=parameters.quality,
         min_psnr=parameters.min_psnr,
         packer=packer,
+        effort=parameters.effort,
         resize=parameters.resize,
         limits=Limits(parameters.max_bytes, parameters.max_pixels),
     )
@@ -169,6 +171,7 @@ class _Encoding:
                 codec = train_codec(self._source, given.train, given.training, given).path
         with _timed(self._summary, "prepare"):
             codec_id, chosen = put_codec(self._archive, codec)
+            with_effort(chosen, given.effort)
             packer = packer_for(chosen, given.packer, given.latents)
         self._summary.codec = chosen.description
         return _options(given, codec_id, packer)

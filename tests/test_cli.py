@@ -72,6 +72,8 @@ def test_json_is_one_object_and_nothing_else(
         (["run", "{in}", "{new}", "--codec", "nope"], "there is no codec 'nope'"),
         (["run", "{in}", "{new}", "--target-psnr", "500"], "--target-psnr"),
         (["run", "{in}", "{new}", "--packer", "zip"], "invalid choice"),
+        (["run", "{in}", "{new}", "--codec", "avif", "--effort", "3"], "knows no effort but 0"),
+        (["run", "{in}", "{new}", "--effort", "-1"], "--effort"),
         (["run", "{in}", "{new}", "--max-failures", "many"], "--max-failures"),
         (["run", "{in}", "{in}"], "not an archive, and not empty"),
         (["run", "{in}"], "required"),

@@ -331,15 +331,22 @@ class Hyperprior(nn.Module):
     def quantize(
         self, features_BCHW: Tensor, quality_B: Tensor, low_precision: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is stored of pictures: hyperlatents z, residuals r and the levels r is coded under, all integers.
+        """What is stored of pictures: see :meth:`unrounded`, and :meth:`rounded` for what is returned."""
+        return self.rounded(*self.unrounded(features_BCHW, quality_B, low_precision), quality_B)
 
-        And the latents that a reader makes of them. ``low_precision`` runs the analysis in bfloat16. The means never
-        are: a reader must find them again to within rounding noise, or its latents drift from the writer's.
-        """
+    def unrounded(self, features_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> tuple[Tensor, Tensor]:
+        """Latents y as the analysis gives them, in bfloat16 if ``low_precision``, and hyperlatents z as integers."""
         with torch.autocast(features_BCHW.device.type, torch.bfloat16, enabled=low_precision):
             y = self.analysis.latents(features_BCHW, quality_B)
             z = self.hyper_analysis(y, quality_B)
-        y, z = y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
+        return y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
+
+    def rounded(self, y: Tensor, z: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is stored of latents: z, residuals r and the levels r is coded under, all integers.
+
+        And the latents that a reader makes of them. The means are never bfloat16: a reader must find them again to
+        within rounding noise, or its latents drift from the writer's.
+        """
         gain = self.gain(quality_B).exp()
         mean_features = self.means.features(z, quality_B)
         scale_features = self.scales.features(z, quality_B)

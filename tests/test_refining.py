@@ -1,0 +1,90 @@
+"""Refinement: fewer bytes for the same promise, read by the same reader; and never more than without it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+
+from compressor import hyperprior_codec
+from compressor.baselines import STANDARD
+from compressor.codec import DEFAULT, load_codec, with_effort
+from compressor.errors import CodecError
+from compressor.metrics import psnr
+from compressor.networks.hyperprior import quality_to_lambda
+from compressor.quality import encode_measured, encode_to_target
+from compressor.refining import softly_rounded
+from tests.codecs import smooth_pictures, tiny_codec
+
+PORTRAIT = np.ascontiguousarray(astronaut()[:256, 100:356])
+
+
+def tiles(height: int, width: int) -> list[np.ndarray]:
+    return [PORTRAIT[y : y + height, x : x + width] for y in (0, 100) for x in (0, 100)]
+
+
+@pytest.mark.parametrize(("height", "width", "packer"), [(128, 128, "auto"), (128, 128, "lzma"), (70, 101, "auto")])
+def test_a_target_takes_fewer_bytes_and_is_met(height: int, width: int, packer: str) -> None:
+    codec, pictures, target = load_codec(DEFAULT), tiles(height, width), 31.0
+    plain = encode_to_target(codec, pictures, target, packer)
+    refined = encode_to_target(with_effort(codec, 5), pictures, target, packer)
+    sizes = []
+    for picture, before, after in zip(pictures, plain, refined, strict=True):
+        assert before is not None and after is not None
+        assert after.psnr == psnr(picture, after.pixels) >= target
+        assert psnr(picture, codec.decode([after.encoded])[0]) >= target, "read alone, by a codec that was not told"
+        sizes.append((len(before.encoded.payload), len(after.encoded.payload)))
+    assert all(after <= before for before, after in sizes)
+    before, after = np.sum(sizes, axis=0)
+    assert after < 0.97 * before
+
+
+@pytest.mark.parametrize("quality", [8, 28, 52])
+def test_a_fixed_quality_costs_less_in_rate_and_distortion(quality: int) -> None:
+    codec, pictures = load_codec(DEFAULT), tiles(96, 128)
+    trade_off = float(quality_to_lambda(torch.tensor(float(quality))))
+
+    def cost(effort: int) -> float:
+        stored = encode_measured(with_effort(codec, effort), pictures, quality)
+        assert {one.encoded.quality for one in stored} == {quality}
+        errors = sum(255**2 / 10 ** (one.psnr / 10) for one in stored)
+        return trade_off * errors + sum(8 * len(one.encoded.payload) for one in stored) / (96 * 128)
+
+    assert cost(12) < 0.998 * cost(0)
+
+
+def test_what_is_out_of_reach_stays_so_and_costs_no_picture_its_place() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    grey = np.repeat(PORTRAIT[:64, :64, :1], 3, axis=2)
+    stored = encode_to_target(with_effort(load_codec(DEFAULT), 2), [noise, grey, noise[:1, :1], grey[:9]], 28.0)
+    assert stored[0] is None
+    assert all(one is not None and one.psnr >= 28 for one in (stored[1], stored[3]))
+
+
+def test_a_picture_too_large_to_refine_is_stored_as_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, pictures = load_codec(DEFAULT), tiles(64, 64)
+    monkeypatch.setattr(hyperprior_codec, "REFINED_PIXELS", 64 * 64 - 1)
+    for way in (lambda codec: codec.encode(pictures, 30), lambda codec: encode_to_target(codec, pictures, 30.0)):
+        plain, refined = way(codec), way(with_effort(codec, 3))
+        assert [getattr(one, "encoded", one) for one in plain] == [getattr(one, "encoded", one) for one in refined]
+
+
+@pytest.mark.parametrize("family", ["v5", "v6"])
+def test_an_untrained_codec_is_refined_too(family: str) -> None:
+    for stored in with_effort(tiny_codec(family), 2).encode(smooth_pictures(3, 40, 40), [0, 30, 63]):
+        assert len(stored.payload) > 0
+
+
+@pytest.mark.parametrize("codec", [STANDARD["avif"], tiny_codec("v3")])
+def test_who_knows_no_effort_says_so(codec: object) -> None:
+    assert with_effort(codec, 0) is codec  # type: ignore[arg-type]
+    with pytest.raises(CodecError, match="knows no effort but 0"):
+        with_effort(codec, 1)  # type: ignore[arg-type]
+
+
+def test_soft_rounding_hardens_and_always_has_a_gradient() -> None:
+    value = torch.tensor([-1.7, -0.4, 0.1, 0.3, 2.6], requires_grad=True)
+    assert torch.allclose(softly_rounded(value, 0.02).detach(), value.detach().round(), atol=1e-3)
+    softly_rounded(value, 1.0).sum().backward()
+    assert value.grad is not None and bool((value.grad > 0).all()) and math.isfinite(float(value.grad.sum()))
