@@ -95,7 +95,7 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
         names = {file.key for file in held_out}
     learned = (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
     ends = parameters.steps or parameters.minutes
-    config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}))
+    config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}), learned=False)
     whole = replace(
         config,
         warmup=min(config.warmup, WARMUP),

@@ -113,7 +113,9 @@ class TrainingParameters(Parameters):
     )
     batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
     optimizer: Optimizer = Field(Optimizer.MUON, description="how steps are taken; muon learns in fewer of them")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="peak learning rate (default: 0.003, with start 0.001)"
+    )
     patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
         128, ge=16, le=4096, description="side in pixels that training pictures are cropped and resized to"

@@ -28,6 +28,7 @@ from tasks.threads import cores, pin_threads
 from tasks.train import TrainingRecord, codec_folder, train, train_there, write_whole
 
 MINUTES = 15.0  # where neither steps nor minutes are given
+RATE, RATE_ONWARD = 3e-3, 1e-3  # of learning, from nothing and from a codec
 VALIDATIONS = 40  # in a run of a given number of steps
 VALIDATE_EVERY = 200  # steps, where only minutes are given
 PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
@@ -108,7 +109,7 @@ def _train_there(
             "batch_size": work.batch_size,
             "shards": ShardConfig(training.side, Limits()),
             "family": str(family),
-            "config": configure(training),
+            "config": configure(training, start is not None),
             "card": {"source": source.shown, "side": training.side},
             "start": start,
         }
@@ -138,7 +139,7 @@ def train_on(
     """Train a codec of ``family`` on some files of a source, from the artifact ``start`` where one is given."""
     shards = prepare_shards(source, files, training.side, batch_size, workers)
     pin_threads(workers)
-    config = configure(training)
+    config = configure(training, start is not None)
     card = {"source": source.shown, "side": training.side}
     listener().stage(f"training {family}", 100, "%")
 
@@ -151,8 +152,8 @@ def train_on(
     return fresh(train, TrainingRecord, **arguments, on_progress=tell)
 
 
-def configure(training: TrainingParameters) -> TrainingConfig:
-    """How long to train, and how often to look, from what was asked for."""
+def configure(training: TrainingParameters, learned: bool) -> TrainingConfig:
+    """How to train, from what was asked for. ``learned``: it goes on from a codec, which larger steps would undo."""
     minutes = training.minutes if training.minutes is not None else 0.0 if training.steps else MINUTES
     return TrainingConfig(
         steps=training.steps,
@@ -160,7 +161,7 @@ def configure(training: TrainingParameters) -> TrainingConfig:
         patience=training.patience,
         batch=training.batch,
         optimizer=training.optimizer.value,
-        learning_rate=training.learning_rate,
+        learning_rate=training.learning_rate or (RATE_ONWARD if learned else RATE),
         warmup=max(1, min(200, training.steps // 10 or 200)),
         validate_every=max(1, training.steps // VALIDATIONS) if training.steps else VALIDATE_EVERY,
         seed=training.seed,
