@@ -28,6 +28,7 @@ PART_BYTES = 256 * 2**20
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
+PATIENT_AVIF_SPEED = 4  # where refinement takes as long
 COSTLY_BITS = 0.5  # a pixel; a learned codec that needs more, and more than
 COSTLY_SHARE = 0.5  # of a JPEG file as good, is tried against the fallback
 JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
@@ -53,7 +54,7 @@ class EncodeOptions:
     packer
         ``auto`` or one of the codec's.
     effort
-        Rounds of refinement of each picture, for a codec that knows them.
+        Rounds of refinement of each picture, for a codec that knows them. With any, fallbacks take their time too.
     resize
         Side of a centre crop that pictures are resized to; None keeps every picture's own size.
     limits
@@ -256,10 +257,10 @@ def _encode_pictures(
         one = stored.get(index)
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
             with clock("fallback"):
-                one = _fall_back(picture, goal)
+                one = _fall_back(picture, goal, options)
         elif one is not None and target is not None:
             with clock("fallback"):
-                rivals = [one, _fall_back(picture, goal) if _is_costly(one, picture, goal) else None]
+                rivals = [one, _fall_back(picture, goal, options) if _is_costly(one, picture, goal) else None]
                 one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload))
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
         unchanged = options.resize is None
@@ -279,9 +280,9 @@ def _is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
     return size > COSTLY_SHARE * _jpeg_size(picture, goal)
 
 
-def _fall_back(picture: Picture, goal: float) -> Stored | None:
+def _fall_back(picture: Picture, goal: float, options: EncodeOptions) -> Stored | None:
     """The smallest of the standard formats at ``goal`` dB, but for one that is rarely so and then hardly."""
-    codecs = [StandardCodec("avif", effort=AVIF_SPEED)]
+    codecs = [StandardCodec("avif", effort=PATIENT_AVIF_SPEED if options.effort else AVIF_SPEED)]
     one = encode_fallback(picture.pixels, goal, codecs, STANDARD[LOSSLESS])
     if one is not None and one.encoded.codec == "avif":
         one = replace(one, encoded=STANDARD["av1"].bare(one.encoded) or one.encoded)

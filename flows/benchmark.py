@@ -17,6 +17,5 @@ def benchmark(parameters: BenchmarkParameters) -> dict[str, Any]:
     """Measure and write the report. Returns where it lies, and its summary."""
     source = Source.open(parameters.source)
     pin_threads(parameters.workers or cores())
-    return measure(
-        source, parameters.limit, parameters.codec, Path(parameters.report), on_progress("measuring", "encodings")
-    )
+    report, progress = Path(parameters.report), on_progress("measuring", "encodings")
+    return measure(source, parameters.limit, parameters.codec, report, parameters.effort, progress)

@@ -139,7 +139,7 @@ class PipelineParameters(Parameters):
         Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
     )
     effort: int = Field(
-        0, ge=0, le=1000, description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time"
+        0, ge=0, le=100, description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time"
     )
     latents: Latents = Field(Latents.INT8, description="type of stored latents, families v1 to v4")
     resize: int | None = Field(
@@ -207,6 +207,7 @@ class BenchmarkParameters(Parameters):
     source: SourceUrl
     report: str = Field("report", min_length=1, description="folder that the report is written to")
     codec: list[str] = Field(["faces"], description="codecs by name or path, beside the standard ones")
+    effort: int = Field(0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
     limit: int = Field(50, ge=1, description="take at most this many pictures")
     workers: Workers = None
 

@@ -171,7 +171,7 @@ class _Encoding:
                 codec = train_codec(self._source, given.train, given.training, given).path
         with _timed(self._summary, "prepare"):
             codec_id, chosen = put_codec(self._archive, codec)
-            with_effort(chosen, given.effort)
+            with_effort(chosen, given.effort)  # refuses here, not in every batch
             packer = packer_for(chosen, given.packer, given.latents)
         self._summary.codec = chosen.description
         return _options(given, codec_id, packer)

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from compressor.codec import load_codec
+from compressor.codec import load_codec, with_effort
 from compressor.errors import ImageError, SourceError
 from compressor.images import decode_picture
 from compressor.sources import Source
@@ -42,13 +42,19 @@ def benchmark(
     limit: int,
     codecs: Sequence[str],
     directory: Path,
+    effort: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure ``codecs`` and the standard ones. Returns where the report lies, and its summary."""
+    """Measure ``codecs`` and the standard ones. Returns where the report lies, and its summary.
+
+    With an ``effort``, each of ``codecs`` is measured a second time, with as many rounds of refinement.
+    """
     from compressor.report import measure, standard_codecs, write_report
 
     pictures = load_pictures(source, limit)
     named = {Path(name).stem: load_codec(name) for name in codecs}
+    if effort:
+        named |= {f"{name}, effort {effort}": with_effort(codec, effort) for name, codec in named.items()}
     compared = {**named, **standard_codecs()}
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.data import chelsea
 
 from compressor.archive import Archive
 from compressor.artifact import identify
@@ -107,6 +108,17 @@ def test_a_codec_that_cannot_reach_the_target_falls_back_and_none_is_below(tmp_p
         row = archive.read_row(f"{index}.bmp")
         assert row.codec in ("av1", "jpegxl", "lossless", "original")
         assert psnr(pixels, archive.read(row.key)) >= 36
+
+
+def test_with_effort_a_fallback_takes_its_time_too(tmp_path: Path) -> None:
+    photograph = file_of(np.ascontiguousarray(chelsea()[:256, 100:356]))
+    sizes = []
+    for effort in (0, 1):
+        (tmp_path / str(effort)).mkdir()
+        archive, report = run(tmp_path / str(effort), {"cat.png": photograph}, effort=effort)
+        assert archive.read_row("cat.png").codec in ("av1", "avif") and report.psnr_min >= 34
+        sizes.append(report.payload_bytes)
+    assert sizes[1] < sizes[0]
 
 
 def test_a_fixed_quality_is_kept_but_for_the_floor(tmp_path: Path) -> None:

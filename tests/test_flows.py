@@ -12,7 +12,13 @@ from compressor.archive import Archive
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, LatentpackError
 from compressor.images import encode_picture
-from flows.parameters import ExperimentsParameters, PipelineParameters, TrainingParameters, TrainParameters
+from flows.parameters import (
+    BenchmarkParameters,
+    ExperimentsParameters,
+    PipelineParameters,
+    TrainingParameters,
+    TrainParameters,
+)
 from tests.codecs import smooth_pictures, tiny_artifact
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -171,7 +177,8 @@ def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
         return np.concatenate([p.numpy().ravel() for p in FAMILIES[family].network(artifact).parameters()])
 
     np.testing.assert_array_equal(values(after), values(before))
-    train_flow(TrainParameters(**given, steps=20, learning_rate=1e-3))
+    train_flow(TrainParameters(**given, steps=20))
+    assert parse(out.read_bytes()).metadata["card"]["training"]["learning_rate"] == 1e-3
     assert (values(parse(out.read_bytes())) != values(before)).mean() > 0.5
 
 
@@ -189,6 +196,23 @@ def test_what_a_training_cannot_start_from(tmp_path: Path, start: str, family: s
     folder = write_pictures(tmp_path / "in", 2)
     with pytest.raises(CodecError, match=message):
         train_flow(TrainParameters(source=str(folder), start=start, family=family, out=str(tmp_path / "out"), steps=1))
+
+
+def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from flows.benchmark import benchmark
+
+    folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "mine.safetensors"
+    codec.write_bytes(tiny_artifact("v5", "int8"))
+    given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
+    table = pq.read_table(benchmark(BenchmarkParameters(**given, workers=1))["parquet"])
+
+    def stored(name: str) -> list[tuple[int, float]]:
+        return [(row["bytes"], row["psnr"]) for row in table.to_pylist() if row["codec"] == name]
+
+    assert {"mine", "mine, effort 2", "JPEG"} <= set(table["codec"].to_pylist())
+    assert len(stored("mine")) == len(stored("mine, effort 2")) and stored("mine") != stored("mine, effort 2")
 
 
 def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
