@@ -20,6 +20,8 @@ from compressor.errors import ArchiveError
 
 FINGERPRINT_BYTES = 8
 GROUP_ROWS = 1024
+_DECIMALS = {"psnr": 2, "ssim": 3}  # that a row has
+_UNITS = {"psnr": 128, "ssim": 1024}  # parts of 1 that are stored: every such decimal comes back
 FOOTER_GUESS = 65536  # bytes: what is fetched of a file's end before the length of its footer is known
 GROUP_BYTES = 8 * 2**20  # of payloads: a row group is what reading one picture fetches, so originals end it early
 
@@ -144,8 +146,8 @@ IMAGES = Layout(
         Column("codec", pa.string(), None),
         Column("quality", pa.int16(), None, "zstd"),
         Column("packer", pa.string(), None),
-        Column("psnr", pa.float32(), None, "zstd", nullable=True),
-        Column("ssim", pa.float32(), None, nullable=True),
+        Column("psnr", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True),
+        Column("ssim", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True),
         Column("crc32c", pa.int32(), "PLAIN"),
         Column("payload", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
     ),
@@ -187,10 +189,10 @@ def _column(rows: Sequence[Any], column: Column) -> pa.Array:
     if column.name == "crc32c":
         # Delta has no unsigned integers, and 64 bits would cost 4 bytes a row: the same 32 bits as a signed number.
         return pa.array(np.array(values, np.uint32).view(np.int32))
-    if column.name in ("psnr", "ssim"):
-        # Rounded to what is worth knowing, few values remain, and a dictionary's indices are small.
-        digits = 2 if column.name == "psnr" else 3
-        values = [None if value is None else round(float(value), digits) for value in values]
+    if column.name in _DECIMALS:
+        # To the decimals that are worth knowing, and on to a binary fraction, of which a byte and more are always zero.
+        digits, unit = _DECIMALS[column.name], _UNITS[column.name]
+        values = [None if value is None else round(round(float(value), digits) * unit) / unit for value in values]
     return pa.array(values, column.type)
 
 
@@ -202,8 +204,8 @@ def from_table(table: pa.Table, layout: Layout) -> list[Any]:
             columns[field.name] = [None] * table.num_rows
         elif field.name == "crc32c":
             columns[field.name] = table["crc32c"].to_numpy().view(np.uint32).tolist()
-        elif field.name in ("psnr", "ssim"):
-            digits = 2 if field.name == "psnr" else 3
+        elif field.name in _DECIMALS:
+            digits = _DECIMALS[field.name]
             values = table[field.name].to_pylist()
             columns[field.name] = [None if value is None else round(value, digits) for value in values]
         else:

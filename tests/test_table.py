@@ -91,7 +91,7 @@ def test_metadata_costs_less_than_promised():
     written = face_rows(1000)
     data, _, _ = encode([to_table(written, IMAGES)], IMAGES)
     payloads = sum(len(row.payload) for row in written)
-    assert (len(data) - payloads) / len(written) < 22
+    assert (len(data) - payloads) / len(written) < 20.5
     assert payload_bytes(read_metadata(open_bytes(data)[0])) == payloads
 
 
