@@ -1,10 +1,12 @@
 """Trains the codec that ships, on one GPU or on a CPU, evaluates it and prints a table; then freezes it.
 
     python benchmarks/train_release.py train PICTURES --eval PICTURES --out DIR --minutes 20 --batch 256 --compile
+    python benchmarks/train_release.py grow CODEC PICTURES --out DIR --network '{"blocks": 6, ...}'
     python benchmarks/train_release.py freeze DIR PICTURES --out compressor/weights/faces.safetensors
 
 PICTURES is a Parquet file with a column ``image`` of encoded 128x128 pictures. ``train`` needs torch, NumPy, pyarrow
-and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one.
+and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one. ``grow`` makes
+a larger network of a codec without shortcuts and trains what codes its new latents: ``train --start DIR/weights.pt``.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from compressor.training import TrainingConfig, TrainingState, fit, pick_device
 NETWORKS = {"v5": Hyperprior, "v6": transformer_hyperprior}
 HELD_OUT = 128
 CALIBRATION = 3072
+LOOKED_AT = 2048
 
 
 def load(path: str) -> np.ndarray:
@@ -102,6 +105,30 @@ def train(options: argparse.Namespace) -> None:
     evaluate(network, load(options.eval) if options.eval else held_out, device)
 
 
+def enlarge(options: argparse.Namespace) -> None:
+    from compressor.growing import RateAlone, grow
+
+    old = Hyperprior()
+    old.load_state_dict(weights_of(options.codec))
+    pictures, held_out = split(load(options.pictures))
+    network = grow(old, json.loads(options.network), torch.as_tensor(pictures[:LOOKED_AT]))
+    config = TrainingConfig(
+        steps=0,
+        minutes=options.minutes,
+        batch=options.batch,
+        learning_rate=2e-3,
+        warmup=50,
+        shift=4,
+        ema=0.99,
+        optimizer="muon",
+        validate_every=200,
+    )
+    trained, _ = fit(RateAlone(network), pictures, held_out, config, on_progress=show)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(trained.network.state_dict(), out / "weights.pt")
+
+
 def freeze(options: argparse.Namespace) -> None:
     from compressor.families import freeze as freeze_codec
 
@@ -137,6 +164,14 @@ def main() -> None:
     training.add_argument("--network", default="{}", help="options of the network as JSON")
     training.add_argument("--compile", action="store_true")
     training.set_defaults(run=train)
+    growing = commands.add_parser("grow")
+    growing.add_argument("codec")
+    growing.add_argument("pictures")
+    growing.add_argument("--out", required=True)
+    growing.add_argument("--network", required=True, help="options of the larger network as JSON")
+    growing.add_argument("--minutes", type=float, default=5)
+    growing.add_argument("--batch", type=int, default=32)
+    growing.set_defaults(run=enlarge)
     freezing = commands.add_parser("freeze")
     freezing.add_argument("folder")
     freezing.add_argument("pictures")

@@ -26,6 +26,7 @@ from compressor.networks.hyperprior import (
     RESIDUAL_MAX,
     SCALE_LEVELS,
     SKIP_LEVEL,
+    FirstFeatures,
     Hyperprior,
     level_to_scale,
     residual_probability,
@@ -101,8 +102,8 @@ class HyperpriorCodec:
         for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
             pictures, chosen = [pixels[index] for index in chunk], [qualities[index] for index in chunk]
             with torch.inference_mode():
-                features_BCHW = self._first_features(self._input(pictures))
-            symbols, _ = self._quantize(features_BCHW, chosen, pictures if self.effort else None)
+                first = self._first_features(self._input(pictures))
+            symbols, _ = self._quantize(first, chosen, pictures if self.effort else None)
             for index, one in zip(chunk, symbols, strict=True):
                 encoded[index] = self._packed(one, pixels[index].shape, packer)
         return [one for one in encoded if one is not None]
@@ -179,7 +180,7 @@ class HyperpriorCodec:
 
     def _quantize(
         self,
-        features_BCHW: torch.Tensor,
+        first: FirstFeatures,
         qualities: Sequence[int],
         refined: Sequence[np.ndarray] | None = None,
         goals: Sequence[float] | None = None,
@@ -190,7 +191,7 @@ class HyperpriorCodec:
         """
         with torch.inference_mode():
             quality_B = self._quality(qualities)
-            y, z = self._network.unrounded(features_BCHW, quality_B, self._low_precision)
+            y, z = self._network.unrounded(first, quality_B, self._low_precision)
         if refined is not None and refined[0].shape[0] * refined[0].shape[1] <= REFINED_PIXELS:
             goal_B = None if goals is None else 255**2 / 10 ** (self._quality(goals) / 10)
             x_BCHW = to_network(np.stack(refined), self.device)
@@ -234,7 +235,7 @@ class HyperpriorCodec:
         if packer != "auto" and packer not in self.packers:
             raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
 
-    def _first_features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def _first_features(self, x_BCHW: torch.Tensor) -> FirstFeatures:
         return self._network.first_features(x_BCHW, self._low_precision)
 
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -254,17 +255,17 @@ class HyperpriorTrials:
     def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
         self._codec, self._pixels, self._packer = codec, pixels, packer
         self.gain = expected_gain(codec.effort)
-        self._features: list[torch.Tensor] = [torch.empty(0)] * len(pixels)
+        self._first: list[tuple[torch.Tensor, ...]] = [()] * len(pixels)  # trunk and direct latents of each, (C, H, W)
         self.curves = np.empty((len(pixels), QUALITY_STEPS))
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in pixels])
         self.slack = _SLACK * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
         with torch.inference_mode():
             for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
                 x_BCHW = codec._input([pixels[index] for index in chunk])
-                first_BCHW = codec._first_features(x_BCHW)
-                curves = _features(x_BCHW, first_BCHW) @ codec._predictor
-                for index, first_CHW, at_centres in zip(chunk, first_BCHW, curves, strict=True):
-                    self._features[index] = first_CHW
+                first = codec._first_features(x_BCHW)
+                curves = _features(x_BCHW, first.trunk) @ codec._predictor
+                for row, (index, at_centres) in enumerate(zip(chunk, curves, strict=True)):
+                    self._first[index] = tuple(part[row] for part in first)
                     self.curves[index] = _interpolated(at_centres)
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
@@ -286,9 +287,10 @@ class HyperpriorTrials:
             refined = None if goals is None else [self._pixels[indices[at]] for at in chunk]
             wanted = None if goals is None else [goals[at] for at in chunk]
             with torch.inference_mode():
-                features_BCHW = torch.stack([self._features[indices[at]] for at in chunk])
-                features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
-            symbols, y_BCHW = self._codec._quantize(features_BCHW, chosen, refined, wanted)
+                parts = zip(*(self._first[indices[at]] for at in chunk), strict=True)
+                stacked = (torch.stack(part).contiguous(memory_format=torch.channels_last) for part in parts)
+                first = FirstFeatures(*stacked)
+            symbols, y_BCHW = self._codec._quantize(first, chosen, refined, wanted)
             with torch.inference_mode():
                 pictures = self._codec._pictures(y_BCHW, self._codec._quality(chosen))
             for at, one, picture in zip(chunk, symbols, pictures, strict=True):
@@ -343,11 +345,11 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     for start in range(0, len(pictures_NHWC), 32):
         chunk = pictures_NHWC[start : start + 32]
         x_BCHW = to_network(chunk, device)
-        first_BCHW = network.first_features(x_BCHW, low_precision)
-        features.append(_features(x_BCHW, first_BCHW))
+        first = network.first_features(x_BCHW, low_precision)
+        features.append(_features(x_BCHW, first.trunk))
         for group, centre in enumerate(_CENTRES):
             quality_B = torch.full((len(chunk),), float(centre), device=device)
-            z, r, level, y = network.quantize(first_BCHW, quality_B, low_precision)
+            z, r, level, y = network.quantize(first, quality_B, low_precision)
             decoded = from_network(network.reconstruct(y, quality_B, low_precision))
             error_B = np.square(decoded.astype(np.float32) - chunk).mean(axis=(1, 2, 3))
             psnr[start : start + len(chunk), group] = 10 * np.log10(255**2 / np.maximum(error_B, 1e-3))

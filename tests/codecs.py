@@ -24,6 +24,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "skips": {"widths": [8, 8, 4], "strides": [2, 2, 2], "skips": {"1": 2}},
     "v5": TINY_HYPERPRIOR,
     "v6": {**TINY_HYPERPRIOR, "heads": 2},
+    "shortcuts": {
+        **TINY_HYPERPRIOR,
+        "shortcut": True,
+        "hyper_features": 6,
+        "step_blocks": 2,
+        "analysis_deep_blocks": 2,
+    },
 }
 
 
@@ -40,14 +47,14 @@ def smooth_pictures(count: int, height: int = 32, width: int = 32, seed: int = 0
 
 @cache
 def tiny_artifact(family: str, weights: str | None = None) -> bytes:
-    """Artifact bytes of an untrained codec of a family, or of an autoencoder with ``skips``, which V4 has.
+    """Artifact bytes of an untrained codec of a family, of an autoencoder with ``skips``, or of V5 with ``shortcuts``.
 
     ``weights`` is the type they are stored in.
     """
     torch.manual_seed(0)
     calibration = np.stack(smooth_pictures(16, seed=1))
     options = _OPTIONS.get(family, {})
-    family = "autoencoder" if family == "skips" else family
+    family = {"skips": "autoencoder", "shortcuts": "v5"}.get(family, family)
     network = FAMILIES[family].build(**options)
     return freeze(family, network.eval(), calibration, options, weights=weights)
 

@@ -100,7 +100,7 @@ def test_an_artifact_is_the_same_codec_from_bytes_and_from_a_path(family: str, t
     assert load_codec(path).id == load_codec(data).id == identify(data)
 
 
-hyperpriors = pytest.mark.parametrize("family", ["v5", "v6"])
+hyperpriors = pytest.mark.parametrize("family", ["v5", "v6", "shortcuts"])
 
 
 def hyperprior_codec(family: str) -> HyperpriorCodec:

@@ -12,6 +12,7 @@ network, so that a reader on any machine picks the same tables.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,18 @@ def quality_to_lambda(quality: Tensor) -> Tensor:
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / (QUALITY_STEPS - 1))
 
 
+def draw_qualities(count: int, generator: torch.Generator) -> Tensor:
+    """Random quality steps (B,): eight in ten from a triangle over 0 to 51, where archives are made."""
+    draws = torch.rand(3, count, generator=generator, device=generator.device)
+    share = torch.where(draws[2] < 0.8, 0.4 * (draws[0] + draws[1]), draws[0])
+    return (share * QUALITY_STEPS).floor().clamp(max=QUALITY_STEPS - 1)
+
+
+def evening(trade_off: Tensor) -> Tensor:
+    """Weight of a loss: both its terms grow about as the square root of lambda, and top rates would drown low ones."""
+    return (trade_off / 0.01) ** -0.4
+
+
 def level_to_scale(level: Tensor) -> Tensor:
     """Standard deviation of the residuals coded under a scale level 0..63."""
     return SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (level / (SCALE_LEVELS - 1))
@@ -59,36 +72,53 @@ def step_masks(shape: Sequence[int], device: torch.device) -> Tensor:
 Block = Callable[[int], nn.Module]
 
 
+class FirstFeatures(NamedTuple):
+    """What the analysis makes of a picture whatever the quality."""
+
+    trunk: Tensor  # (B, trunk, H/8, W/8)
+    direct: Tensor  # (B, M, H/16, W/16): latents by the shortcut, of no channels without one
+
+
 class Analysis(nn.Module):
     """Picture (B, 3, H, W) in [0, 1] -> latents (B, M, H/16, W/16)."""
 
-    def __init__(self, trunk: int, deep: int, latents: int, deep_block: Block) -> None:
+    def __init__(
+        self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block, shortcut: bool
+    ) -> None:
         super().__init__()
         self.enter = nn.Conv2d(3 * 64, trunk, 1)
         self.first = ResidualBlock(trunk)
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
-        self.rest = nn.Sequential(ResidualBlock(trunk), ResidualBlock(trunk))
+        self.rest = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks - 1)))
         self.down = nn.Conv2d(4 * trunk, deep, 1)
-        self.deep = deep_block(deep)
+        self.deep = deep_block(deep)  # apart from those behind it, as in artifacts that have one alone
+        self.deeper = nn.Sequential(*(deep_block(deep) for _ in range(deep_blocks - 1)))
         self.leave = nn.Conv2d(deep, latents, 1)
+        self.shortcut = nn.Conv2d(3 * 256, latents, 1, bias=False) if shortcut else None
 
-    def first_features(self, x_BCHW: Tensor) -> Tensor:
-        """What is the same for every quality: features (B, trunk, H/8, W/8)."""
-        return self.first(self.enter(F.pixel_unshuffle(x_BCHW - 0.5, 8)))
+    def first_features(self, x_BCHW: Tensor) -> FirstFeatures:
+        """What is the same for every quality."""
+        patches = F.pixel_unshuffle(x_BCHW - 0.5, 8)
+        trunk = self.first(self.enter(patches))
+        direct = self.shortcut(F.pixel_unshuffle(patches, 2)) if self.shortcut else trunk[:, :0, ::2, ::2]
+        return FirstFeatures(trunk, direct)
 
     def forward(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         return self.latents(self.first_features(x_BCHW), quality_B)
 
-    def latents(self, features_BCHW: Tensor, quality_B: Tensor) -> Tensor:
+    def latents(self, first: FirstFeatures, quality_B: Tensor) -> Tensor:
         """Latents from what :meth:`first_features` gave."""
-        x = self.rest(self.gain.scaled(features_BCHW, quality_B))
-        return self.leave(self.deep(self.down(F.pixel_unshuffle(x, 2))))
+        x = self.rest(self.gain.scaled(first.trunk, quality_B))
+        y = self.leave(self.deeper(self.deep(self.down(F.pixel_unshuffle(x, 2)))))
+        return y + first.direct if self.shortcut else y
 
 
 class Synthesis(nn.Module):
     """Latents (B, M, H/16, W/16) -> picture (B, 3, H, W), nominally in [0, 1]."""
 
-    def __init__(self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block) -> None:
+    def __init__(
+        self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block, shortcut: bool
+    ) -> None:
         super().__init__()
         self.enter = nn.Conv2d(latents, deep, 1)
         self.deep = nn.Sequential(*(deep_block(deep) for _ in range(deep_blocks)))
@@ -96,27 +126,26 @@ class Synthesis(nn.Module):
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
         self.blocks = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks)))
         self.leave = nn.Conv2d(trunk, 3 * 64, 1)
-
-    def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.patches(y_BCHW, quality_B), 8)
+        self.shortcut = nn.Conv2d(latents, 3 * 256, 1, bias=False) if shortcut else None
 
     def patches(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """The picture before 8x8 values of each colour are put in their places: float32 (B, 3 * 64, H/8, W/8)."""
         x = self.up(self.deep(self.enter(y_BCHW)))
         x = self.gain.scaled(F.pixel_shuffle(x, 2), quality_B)
         # In bfloat16 a sum above 0.5 would have steps of 1/256, as coarse as a pixel's.
-        return self.leave(self.blocks(x)).float() + 0.5
+        patches = self.leave(self.blocks(x)).float() + 0.5
+        return patches + F.pixel_shuffle(self.shortcut(y_BCHW), 2) if self.shortcut else patches
 
 
 class HyperAnalysis(nn.Module):
     """Latents (B, M, H, W) -> hyperlatents (B, Z, H/2, W/2), before rounding."""
 
-    def __init__(self, latents: int, hyper: int) -> None:
+    def __init__(self, latents: int, hyper: int, features: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(latents, latents, 1)
-        self.gain = QualityCurve(latents, QUALITY_STEPS, -0.7, 0.7)
-        self.block = ResidualBlock(latents)
-        self.leave = nn.Conv2d(4 * latents, hyper, 1)
+        self.enter = nn.Conv2d(latents, features, 1)
+        self.gain = QualityCurve(features, QUALITY_STEPS, -0.7, 0.7)
+        self.block = ResidualBlock(features)
+        self.leave = nn.Conv2d(4 * features, hyper, 1)
 
     def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         x = self.block(self.gain.scaled(self.enter(y_BCHW), quality_B))
@@ -126,7 +155,7 @@ class HyperAnalysis(nn.Module):
 class MeanNetwork(nn.Module):
     """What to expect of the latents, from the hyperlatents and the latents known so far. Floating point."""
 
-    def __init__(self, latents: int, hyper: int, features: int) -> None:
+    def __init__(self, latents: int, hyper: int, features: int, blocks: int) -> None:
         super().__init__()
         self.enter = nn.Conv2d(hyper, features, 1)
         self.gain = QualityCurve(features, QUALITY_STEPS)
@@ -136,7 +165,7 @@ class MeanNetwork(nn.Module):
         self.steps = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(features + (latents if step else 0), features, 1),
-                ResidualBlock(features),
+                *(ResidualBlock(features) for _ in range(blocks)),
                 nn.Conv2d(features, latents, 1),
             )
             for step in range(STEPS)
@@ -226,6 +255,15 @@ class Hyperprior(nn.Module):
         Channels inside the mean network and inside the integer scale network.
     deep_blocks, blocks
         Blocks of the synthesis at 1/16 and at 1/8.
+    analysis_deep_blocks, analysis_blocks
+        The same of the analysis; 1 or more.
+    hyper_features
+        Channels inside the hyper-analysis; as many as latents where None.
+    step_blocks
+        Blocks of the mean network for each of the four steps.
+    shortcut
+        Add a linear transform of 16x16 patches to the analysis and one to the synthesis: detail that the narrow trunk
+        does not carry.
     deep_block
         What the blocks at 1/16 are, made from a number of channels.
     """
@@ -242,15 +280,20 @@ class Hyperprior(nn.Module):
         scale_features: int = 64,
         deep_blocks: int = 3,
         blocks: int = 4,
+        analysis_deep_blocks: int = 1,
+        analysis_blocks: int = 3,
+        hyper_features: int | None = None,
+        step_blocks: int = 1,
+        shortcut: bool = False,
         deep_block: Block = ResidualBlock,
     ) -> None:
         super().__init__()
         self.latents, self.hyper = latents, hyper
-        self.analysis = Analysis(trunk, deep, latents, deep_block)
-        self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks, deep_block)
-        self.hyper_analysis = HyperAnalysis(latents, hyper)
+        self.analysis = Analysis(trunk, deep, latents, analysis_deep_blocks, analysis_blocks, deep_block, shortcut)
+        self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks, deep_block, shortcut)
+        self.hyper_analysis = HyperAnalysis(latents, hyper, hyper_features or latents)
         self.hyper_prior = HyperlatentPrior(hyper)
-        self.means = MeanNetwork(latents, hyper, features)
+        self.means = MeanNetwork(latents, hyper, features, step_blocks)
         self.scales = ScaleNetwork(latents, hyper, scale_features)
         self.gain = QualityCurve(latents, QUALITY_STEPS, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
 
@@ -259,15 +302,11 @@ class Hyperprior(nn.Module):
 
         ``x_BCHW`` holds pictures in [0, 1] with sides that are multiples of 32; ``generator`` lives on its device.
         """
-        draws = torch.rand(3, len(x_BCHW), generator=generator, device=x_BCHW.device)
-        # Seven in ten steps from a triangle around the middle, where archives are made; the rest from everywhere.
-        share = torch.where(draws[2] < 0.7, (draws[0] + draws[1]) / 2, draws[0])
-        quality_B = (share * QUALITY_STEPS).floor().clamp(max=QUALITY_STEPS - 1)
+        quality_B = draw_qualities(len(x_BCHW), generator)
         mse_B, bits_B = self.rate_distortion(x_BCHW, quality_B, generator)
         trade_off_B = quality_to_lambda(quality_B)
         loss_B = trade_off_B * mse_B + bits_B / x_BCHW[0, 0].numel()
-        # Both terms grow about as the square root of lambda: without this the top rates would drown the low ones.
-        return ((trade_off_B / 0.01) ** -0.4 * loss_B).mean()
+        return (evening(trade_off_B) * loss_B).mean()
 
     @torch.no_grad()
     def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
@@ -290,6 +329,12 @@ class Hyperprior(nn.Module):
         The rate is that of symbols with uniform noise where ``noise`` is given (differentiable), of rounded
         symbols otherwise (what the entropy coder will spend).
         """
+        y_hat, bits_B = self.coded(x_BCHW, quality_B, noise)
+        patches, wanted = self.synthesis.patches(y_hat, quality_B), F.pixel_unshuffle(x_BCHW, 8)
+        return F.mse_loss(patches, wanted, reduction="none").mean(dim=(1, 2, 3)) * 255**2, bits_B
+
+    def coded(self, x_BCHW: Tensor, quality_B: Tensor, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Latents that a reader makes (B, M, H/16, W/16), and bits (B,), as of :meth:`rate_distortion`."""
         y = self.analysis(x_BCHW, quality_B)
         z = self.hyper_analysis(y, quality_B).float()
         y = y.float()
@@ -318,26 +363,23 @@ class Hyperprior(nn.Module):
             y_bits = torch.where(mask, symbol_bits, y_bits)
             r_hat = torch.where(mask, rounded, r_hat)
             y_hat = torch.where(mask, mean + rounded / gain, y_hat)
+        return y_hat, z_bits.sum(dim=(1, 2, 3)) + y_bits.sum(dim=(1, 2, 3))
 
-        x_hat = self.synthesis(y_hat, quality_B).float()
-        mse_B = F.mse_loss(x_hat, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
-        return mse_B, z_bits.sum(dim=(1, 2, 3)) + y_bits.sum(dim=(1, 2, 3))
-
-    def first_features(self, x_BCHW: Tensor, low_precision: bool) -> Tensor:
+    def first_features(self, x_BCHW: Tensor, low_precision: bool) -> FirstFeatures:
         """What :meth:`quantize` starts from, the same for every quality."""
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
             return self.analysis.first_features(x_BCHW)
 
     def quantize(
-        self, features_BCHW: Tensor, quality_B: Tensor, low_precision: bool
+        self, first: FirstFeatures, quality_B: Tensor, low_precision: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is stored of pictures: see :meth:`unrounded`, and :meth:`rounded` for what is returned."""
-        return self.rounded(*self.unrounded(features_BCHW, quality_B, low_precision), quality_B)
+        return self.rounded(*self.unrounded(first, quality_B, low_precision), quality_B)
 
-    def unrounded(self, features_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> tuple[Tensor, Tensor]:
+    def unrounded(self, first: FirstFeatures, quality_B: Tensor, low_precision: bool) -> tuple[Tensor, Tensor]:
         """Latents y as the analysis gives them, in bfloat16 if ``low_precision``, and hyperlatents z as integers."""
-        with torch.autocast(features_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            y = self.analysis.latents(features_BCHW, quality_B)
+        with torch.autocast(quality_B.device.type, torch.bfloat16, enabled=low_precision):
+            y = self.analysis.latents(first, quality_B)
             z = self.hyper_analysis(y, quality_B)
         return y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
 
