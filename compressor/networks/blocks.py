@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer, ties to even; gradients pass unchanged (straight-through, Theis et al., 2017)."""
-    return torch.round(x).detach() + (x - x.detach())
+    return torch.round(x).detach() + (x - x.detach()) if x.requires_grad else torch.round(x)
 
 
 def floor_ste(x: Tensor) -> Tensor:
     """Round down; gradients pass unchanged."""
-    return torch.floor(x).detach() + (x - x.detach())
+    return torch.floor(x).detach() + (x - x.detach()) if x.requires_grad else torch.floor(x)
 
 
 class ResidualBlock(nn.Module):

@@ -8,6 +8,8 @@ order does not matter.
 Fixed point: an activation counts sixteenths, a weight sixty-fourths.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,8 +33,9 @@ class IntegerConv(nn.Module):
     Parameters
     ----------
     input_max
-        Largest magnitude of an input. Where no sum of products can pass 2^24 with it, whatever the weights, float32
-        holds every partial sum and the products are taken in it, three times as fast as in float64.
+        Largest magnitude of an input, 127 or less. Where no sum of products can pass 2^24 with it, whatever the
+        weights, float32 holds every partial sum and the products are taken in it, three times as fast as in float64.
+        A processor with products of eight bits takes those: four times as fast as float32, and integers to begin with.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, input_max: int) -> None:
@@ -41,6 +44,12 @@ class IntegerConv(nn.Module):
         self.fits_float32 = in_channels * kernel**2 * WEIGHT_MAX * input_max <= FLOAT32_INTEGERS
         bound = (in_channels * kernel * kernel) ** -0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
+        self._bytes: Tensor | None = None  # the weight as int8 (k * k * in, out), made at its first use
+
+    def train(self, mode: bool = True) -> "IntegerConv":
+        """Between training and use; a weight may have changed."""
+        self._bytes = None
+        return super().train(mode)
 
     def integer_weight(self) -> Tensor:
         return round_ste((self.weight * WEIGHT_STEPS).clamp(-WEIGHT_MAX, WEIGHT_MAX))
@@ -48,6 +57,8 @@ class IntegerConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
             return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
+        if x_BCHW.device.type == "cpu" and has_exact_bytes():
+            return self._by_bytes(x_BCHW)
         # 1x1 convolutions, that is matrix products: a library may take Winograd or FFT for larger ones, which are not
         # exact. The factors have seven bits, so that even TF32 or bfloat16 products with float32 sums are.
         height, width = x_BCHW.shape[-2:]
@@ -62,6 +73,38 @@ class IntegerConv(nn.Module):
                 patch = padded[:, :, row : row + height, column : column + width]
                 total = total + F.conv2d(patch, weight[:, :, row : row + 1, column : column + 1])
         return torch.as_tensor(total, dtype=torch.float64)
+
+    def _by_bytes(self, x_BCHW: Tensor) -> Tensor:
+        """The same, as one product of int8 matrices, summed up in int32."""
+        if self._bytes is None:
+            self._bytes = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(torch.int8).contiguous()
+        batch, channels, height, width = x_BCHW.shape
+        margin = self.kernel // 2
+        x_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1).to(torch.int8), (0, 0, margin, margin, margin, margin))
+        places = [(row, column) for row in range(self.kernel) for column in range(self.kernel)]
+        patches = [x_BHWC[:, row : row + height, column : column + width] for row, column in places]
+        columns = torch.cat(patches, dim=3).view(-1, len(places) * channels)
+        total = torch._int_mm(columns, self._bytes)
+        return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
+
+
+@cache
+def has_exact_bytes() -> bool:
+    """Whether this processor and this torch multiply int8 matrices fast, and rightly as far as can be tried.
+
+    Instructions older than VNNI add pairs in 16 bits, and some versions of torch let them overflow.
+    """
+    if not (hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for rows, inner, outputs in ((1, 64, 8), (4, 576, 64), (7, 1728, 96), (64, 96, 192), (2048, 1152, 64)):
+        a = torch.randint(-ACTIVATION_MAX, ACTIVATION_MAX + 1, (rows, inner), generator=generator)
+        b = torch.randint(-WEIGHT_MAX, WEIGHT_MAX + 1, (inner, outputs), generator=generator)
+        for left, right in ((a, b), (a.sign() * ACTIVATION_MAX, torch.full_like(b, WEIGHT_MAX))):
+            total = torch._int_mm(left.to(torch.int8), right.to(torch.int8))
+            if not torch.equal(total.double(), left.double() @ right.double()):
+                return False
+    return True
 
 
 def activate(accumulator: Tensor, steps: int) -> Tensor:
