@@ -35,6 +35,7 @@ from compressor.codec import Codec, artifact_bytes, load_codec
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.metrics import psnr, ssim
+from compressor.networks.integer import has_exact_bytes
 from compressor.quality import encode_measured, encode_to_target
 from compressor.reading import read_contents
 from compressor.sources import Source
@@ -71,6 +72,15 @@ def matrix_rate(dtype: torch.dtype) -> float:
     return max(rates)
 
 
+def byte_matrix_rate() -> float:
+    """Multiply-adds a second of products of int8 matrices, the best of some sizes."""
+    rates = []
+    for size in MATRICES:
+        a, b = (torch.randint(-127, 128, (size, size)).to(torch.int8) for _ in range(2))
+        rates.append(size**3 / cpu_seconds(lambda: torch._int_mm(a, b)))  # noqa: B023 - called at once
+    return max(rates)
+
+
 def copy_rate() -> float:
     """Bytes a second."""
     block = np.zeros(2**26, np.uint8)
@@ -100,9 +110,11 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
     pictures = [decode_picture(content).pixels for content in contents]
     target, copying = options.target_psnr, copy_rate()
     rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rates[torch.int8] = byte_matrix_rate() if has_exact_bytes() else rates[torch.float32]
+    shown = ", ".join(f"{rate / 1e9:.0f} ({str(dtype).removeprefix('torch.')})" for dtype, rate in rates.items())
     print(
-        f"{len(pictures)} pictures, one thread; matrices {rates[torch.float32] / 1e9:.0f} (float32) and "
-        f"{rates[torch.bfloat16] / 1e9:.0f} (bfloat16) billion multiply-adds/s, copying {copying / 1e9:.1f} GB/s\n"
+        f"{len(pictures)} pictures, one thread; matrices {shown} billion multiply-adds/s, "
+        f"copying {copying / 1e9:.1f} GB/s\n"
     )
     raw = sum(picture.nbytes for picture in pictures)
     table = Table(len(pictures))
@@ -145,7 +157,7 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
         for name, work, rate in (
             ("analysis", analyse, trunk),
             ("means", means, rates[torch.float32]),
-            ("scales, in integers", scales, rates[torch.float32]),
+            ("scales, in integers", scales, rates[torch.int8]),
             ("synthesis", synthesise, trunk),
         ):
             table.add(name, work, multiply_adds(network, work) / rate)

@@ -62,15 +62,22 @@ def evaluate(network: Hyperprior, pictures_NCHW: np.ndarray, device: torch.devic
         print(f"| {quality} | {torch.cat(psnr).mean():.2f} dB | {torch.cat(size).mean():.0f} |", flush=True)
 
 
-def weights_of(path: str) -> dict[str, torch.Tensor]:
-    """Weights of a finished training, or of a frozen codec as it stores them."""
-    if not path.endswith(".safetensors"):
-        return torch.load(path, weights_only=True, map_location="cpu")
-    from compressor.artifact import parse
-    from compressor.families import family
+def starting_network(path: str | None, family: str, settings: dict | None) -> tuple[Hyperprior, dict]:
+    """A network to train and its options: new, with a training's weights.pt, or a frozen codec with its own options."""
+    if path and path.endswith(".safetensors"):
+        from compressor.artifact import parse
+        from compressor.families import FAMILIES
 
-    artifact = parse(Path(path).read_bytes())
-    return family(artifact.family).network(artifact).state_dict()
+        artifact = parse(Path(path).read_bytes())
+        settings = artifact.metadata["network"] if settings is None else settings
+        weights = FAMILIES[artifact.family].network(artifact).state_dict()
+    else:
+        weights = torch.load(path, weights_only=True, map_location="cpu") if path else None
+    settings = settings or {}
+    network = NETWORKS[family](**settings)
+    if weights is not None:
+        network.load_state_dict(weights)
+    return network, settings
 
 
 def train(options: argparse.Namespace) -> None:
@@ -88,10 +95,7 @@ def train(options: argparse.Namespace) -> None:
         compile=options.compile,
     )
     out = Path(options.out)
-    settings = json.loads(options.network)
-    start = NETWORKS[options.family](**settings)
-    if options.start:
-        start.load_state_dict(weights_of(options.start))
+    start, settings = starting_network(options.start, options.family, options.network)
     network, state = fit(start, pictures, held_out, config, out / "training.ckpt", show, device)
     torch.save(network.state_dict(), out / "weights.pt")
     history = {
@@ -108,10 +112,9 @@ def train(options: argparse.Namespace) -> None:
 def enlarge(options: argparse.Namespace) -> None:
     from compressor.growing import RateAlone, grow
 
-    old = Hyperprior()
-    old.load_state_dict(weights_of(options.codec))
+    old, _ = starting_network(options.codec, "v5", None)
     pictures, held_out = split(load(options.pictures))
-    network = grow(old, json.loads(options.network), torch.as_tensor(pictures[:LOOKED_AT]))
+    network = grow(old, options.network, torch.as_tensor(pictures[:LOOKED_AT]))
     config = TrainingConfig(
         steps=0,
         minutes=options.minutes,
@@ -161,14 +164,16 @@ def main() -> None:
     training.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     training.add_argument("--learning-rate", type=float, default=3e-3)
     training.add_argument("--validate-every", type=int, default=1000)
-    training.add_argument("--network", default="{}", help="options of the network as JSON")
+    training.add_argument(
+        "--network", type=json.loads, help="options of the network as JSON; left out, those of a codec given as --start"
+    )
     training.add_argument("--compile", action="store_true")
     training.set_defaults(run=train)
     growing = commands.add_parser("grow")
     growing.add_argument("codec")
     growing.add_argument("pictures")
     growing.add_argument("--out", required=True)
-    growing.add_argument("--network", required=True, help="options of the larger network as JSON")
+    growing.add_argument("--network", type=json.loads, required=True, help="options of the larger network as JSON")
     growing.add_argument("--minutes", type=float, default=5)
     growing.add_argument("--batch", type=int, default=32)
     growing.set_defaults(run=enlarge)

@@ -335,7 +335,7 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     """
     arrays = state_arrays(network, np.float16)
     network.load_state_dict({name: value.half().to(value.dtype) for name, value in network.state_dict().items()})
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(network.parameters()).device
     low_precision = has_fast_bf16(device)
     residual_counts = np.zeros((SCALE_LEVELS, 2 * RESIDUAL_MAX + 1))
