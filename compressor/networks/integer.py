@@ -44,12 +44,6 @@ class IntegerConv(nn.Module):
         self.fits_float32 = in_channels * kernel**2 * WEIGHT_MAX * input_max <= FLOAT32_INTEGERS
         bound = (in_channels * kernel * kernel) ** -0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
-        self._bytes: Tensor | None = None  # the weight as int8 (k * k * in, out), made at its first use
-
-    def train(self, mode: bool = True) -> "IntegerConv":
-        """Between training and use; a weight may have changed."""
-        self._bytes = None
-        return super().train(mode)
 
     def integer_weight(self) -> Tensor:
         return round_ste((self.weight * WEIGHT_STEPS).clamp(-WEIGHT_MAX, WEIGHT_MAX))
@@ -76,15 +70,14 @@ class IntegerConv(nn.Module):
 
     def _by_bytes(self, x_BCHW: Tensor) -> Tensor:
         """The same, as one product of int8 matrices, summed up in int32."""
-        if self._bytes is None:
-            self._bytes = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(torch.int8).contiguous()
+        weight = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(torch.int8)  # (k * k * in, out)
         batch, channels, height, width = x_BCHW.shape
         margin = self.kernel // 2
         x_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1).to(torch.int8), (0, 0, margin, margin, margin, margin))
         places = [(row, column) for row in range(self.kernel) for column in range(self.kernel)]
         patches = [x_BHWC[:, row : row + height, column : column + width] for row, column in places]
         columns = torch.cat(patches, dim=3).view(-1, len(places) * channels)
-        total = torch._int_mm(columns, self._bytes)
+        total = torch._int_mm(columns, weight.contiguous())
         return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
 
 
