@@ -254,10 +254,10 @@ class HyperpriorTrials:
 
     def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
         self._codec, self._pixels, self._packer = codec, pixels, packer
-        self.gain = expected_gain(codec.effort)
         self._first: list[tuple[torch.Tensor, ...]] = [()] * len(pixels)  # trunk and direct latents of each, (C, H, W)
         self.curves = np.empty((len(pixels), QUALITY_STEPS))
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in pixels])
+        self.gain = np.where(areas <= REFINED_PIXELS, expected_gain(codec.effort), 0.0)
         self.slack = _SLACK * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
         with torch.inference_mode():
             for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):

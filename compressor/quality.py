@@ -70,10 +70,10 @@ class Drafted(Protocol):
 class Refining(Protocol):
     """Trials that find fewer bytes for the same quality, if they may take longer.
 
-    ``gain`` is the PSNR in dB that refining is expected to add at one quality step; 0: it is not wanted.
+    ``gain`` is the PSNR in dB that refining is expected to add to each picture at one quality step; 0: not refined.
     """
 
-    gain: float
+    gain: np.ndarray
 
     def refine(
         self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float]
@@ -194,11 +194,11 @@ def encode_to_target(
         ]
     found = [(index, *search.best) for index, search in enumerate(searches) if search.best]
     result = _finished(trials, found, len(pixels))
-    if isinstance(trials, Refining) and trials.gain:
-        everything = range(len(pixels))
-        qualities = [search.refined_quality(goal, trials.gain) for search, goal in zip(searches, goals, strict=True)]
-        attempts = trials.refine(everything, qualities, goals.tolist())
-        measured = [(i, *attempt, psnr(pixels[i], attempt[1])) for i, attempt in zip(everything, attempts, strict=True)]
+    if isinstance(trials, Refining) and trials.gain.any():
+        chosen = np.flatnonzero(trials.gain).tolist()
+        qualities = [searches[index].refined_quality(goals[index], trials.gain[index]) for index in chosen]
+        attempts = trials.refine(chosen, qualities, goals[chosen].tolist())
+        measured = [(i, *attempt, psnr(pixels[i], attempt[1])) for i, attempt in zip(chosen, attempts, strict=True)]
         refined = _finished(trials, [one for one in measured if one[-1] >= goals[one[0]]], len(pixels))
         result = [
             min(filter(None, rivals), key=lambda one: len(one.encoded.payload), default=None)

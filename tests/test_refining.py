@@ -69,14 +69,9 @@ def test_what_is_out_of_reach_stays_so_and_costs_no_picture_its_place() -> None:
 def test_a_picture_too_large_to_refine_is_stored_as_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, pictures = load_codec(DEFAULT), tiles(64, 64)
     monkeypatch.setattr(hyperprior_codec, "REFINED_PIXELS", 64 * 64 - 1)
-    patient = with_effort(codec, 3)
-    assert patient.encode(pictures, 30) == codec.encode(pictures, 30)
-    # Of a target, the step to refine at is one more try, which may do.
-    for plain, tried in zip(
-        encode_to_target(codec, pictures, 30.0), encode_to_target(patient, pictures, 30.0), strict=True
-    ):
-        assert plain is not None and tried is not None and tried.psnr >= 30
-        assert len(tried.encoded.payload) <= len(plain.encoded.payload)
+    for way in (lambda codec: codec.encode(pictures, 30), lambda codec: encode_to_target(codec, pictures, 30.0)):
+        plain, refined = way(codec), way(with_effort(codec, 3))
+        assert [getattr(one, "encoded", one) for one in plain] == [getattr(one, "encoded", one) for one in refined]
 
 
 @pytest.mark.parametrize("family", ["v5", "v6", "shortcuts"])
