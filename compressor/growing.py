@@ -84,9 +84,8 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
     kept, places, fresh = _arranged(coded_M, new.latents)
     for name, module in new.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.leave.weight" not in old.state_dict():
-            for layer in (module.leave, module.contract):
-                layer.weight.zero_()
-                layer.bias.zero_()  # type: ignore[union-attr]
+            for parameter in (*module.leave.parameters(), *module.contract.parameters()):
+                parameter.zero_()
     _copy(old, new, kept, places)
 
     transform_KP, basis_PK = _directions(patches_NP, lost_NP, len(fresh))
@@ -135,7 +134,7 @@ def _arranged(coded_M: Tensor, latents: int) -> tuple[Tensor, Tensor, Tensor]:
 def _copy(old: Hyperprior, new: Hyperprior, kept: Tensor, places: Tensor) -> None:
     """Put ``old``'s weights in their places in ``new``: latents ``kept`` at ``places``, all else at the same index."""
     before, after = old.state_dict(), new.state_dict()
-    last_before, last = len(old.means.steps[0]) - 1, len(new.means.steps[0]) - 1  # type: ignore[arg-type]
+    last_before, last = old.means.step_blocks + 1, new.means.step_blocks + 1
     for name, target in after.items():
         step, leaves_step = re.match(r"means\.steps\.(\d)\.(\d)\.(.*)", name), False
         source = before.get(name)

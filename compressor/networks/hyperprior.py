@@ -155,8 +155,9 @@ class HyperAnalysis(nn.Module):
 class MeanNetwork(nn.Module):
     """What to expect of the latents, from the hyperlatents and the latents known so far. Floating point."""
 
-    def __init__(self, latents: int, hyper: int, features: int, blocks: int) -> None:
+    def __init__(self, latents: int, hyper: int, features: int, step_blocks: int) -> None:
         super().__init__()
+        self.step_blocks = step_blocks
         self.enter = nn.Conv2d(hyper, features, 1)
         self.gain = QualityCurve(features, QUALITY_STEPS)
         self.coarse = ResidualBlock(features)
@@ -165,7 +166,7 @@ class MeanNetwork(nn.Module):
         self.steps = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(features + (latents if step else 0), features, 1),
-                *(ResidualBlock(features) for _ in range(blocks)),
+                *(ResidualBlock(features) for _ in range(step_blocks)),
                 nn.Conv2d(features, latents, 1),
             )
             for step in range(STEPS)
