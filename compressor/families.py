@@ -1,7 +1,7 @@
 """The families of learned codecs: what each is, how its network is made, frozen and used."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,27 @@ class Family:
         return self._filled(artifact, lambda network: self.wrap(artifact, network))
 
     def _filled(self, artifact: Artifact, fill: Callable[[Any], Any]) -> Any:
+        options = artifact.metadata.get("network", {})
+        # No network has more blocks than its arrays are many, or more channels than the longest of them: to build one
+        # before its arrays are found not to fit could take hours.
+        most = max([len(artifact.tensors), *(side for array in artifact.tensors.values() for side in array.shape)])
+        if (largest := max(_numbers(options), default=0)) > most:
+            raise CodecError(
+                f"codec {artifact.id} is damaged: its options name {largest}, its arrays have {most} at most"
+            )
         try:
-            return fill(self.build(**artifact.metadata.get("network", {})))
+            return fill(self.build(**options))
         except (KeyError, TypeError, ValueError) as error:
             raise CodecError(f"codec {artifact.id} is not a sound {self.name} codec: {error}") from error
+
+
+def _numbers(options: Any) -> Iterator[float]:
+    """All numbers among nested options."""
+    if isinstance(options, dict | list):
+        for value in options.values() if isinstance(options, dict) else options:
+            yield from _numbers(value)
+    elif isinstance(options, int | float):
+        yield options
 
 
 def _autoencoder(name: str, description: str, build: Callable[..., Any]) -> Family:

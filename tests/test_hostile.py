@@ -68,6 +68,14 @@ def test_codecs_that_lie_are_refused_or_decode(archive, family):
             archive.decode([replace(row, codec=identify(data))])
 
 
+@pytest.mark.parametrize("options", [{"blocks": 10**6}, {"step_blocks": 20_000}, {"trunk": 10**9}])
+def test_a_codec_that_would_take_hours_to_build_is_refused_at_once(options):
+    parsed = parse(tiny_artifact("v5"))
+    metadata = {**parsed.metadata, "network": {**parsed.metadata["network"], **options}}
+    with pytest.raises(CodecError, match="its options name"):
+        load_codec(dump(metadata, parsed.tensors))
+
+
 def test_a_codec_and_a_table_of_a_newer_format_are_refused(archive):
     parsed = parse(tiny_artifact("v5"))
     with pytest.raises(CodecError, match="format 99.*upgrade"):
