@@ -6,7 +6,7 @@
 
 PICTURES is a Parquet file with a column ``image`` of encoded 128x128 pictures. ``train`` needs torch, NumPy, pyarrow
 and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one. ``grow`` makes
-a larger network of a codec without shortcuts and trains what codes its new latents: ``train --start DIR/weights.pt``.
+a larger network of a codec and trains what codes its new latents: ``train --start DIR/weights.pt`` does the rest.
 """
 
 import argparse
@@ -74,9 +74,11 @@ def starting_network(path: str | None, family: str, settings: dict | None) -> tu
     else:
         weights = torch.load(path, weights_only=True, map_location="cpu") if path else None
     settings = settings or {}
-    network = NETWORKS[family](**settings)
-    if weights is not None:
-        network.load_state_dict(weights)
+    try:
+        network = NETWORKS[family](**settings)
+        network.load_state_dict(weights or network.state_dict())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{path or family} is no network of the options {settings}: {error}") from error
     return network, settings
 
 
@@ -114,7 +116,10 @@ def enlarge(options: argparse.Namespace) -> None:
 
     old, _ = starting_network(options.codec, "v5", None)
     pictures, held_out = split(load(options.pictures))
-    network = grow(old, options.network, torch.as_tensor(pictures[:LOOKED_AT]))
+    try:
+        network = grow(old, options.network, torch.as_tensor(pictures[:LOOKED_AT]))
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f"{options.codec} cannot grow to {options.network}: {error}") from error
     config = TrainingConfig(
         steps=0,
         minutes=options.minutes,

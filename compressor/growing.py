@@ -65,7 +65,7 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
     Parameters
     ----------
     old
-        Trained V5, without shortcuts.
+        Trained V5.
     settings
         Options of the new network: nothing may be smaller but ``latents``, and ``shortcut`` must be set.
     pictures_NCHW
@@ -86,13 +86,13 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
         if isinstance(module, ResidualBlock) and f"{name}.leave.weight" not in old.state_dict():
             for parameter in (*module.leave.parameters(), *module.contract.parameters()):
                 parameter.zero_()
+    for shortcut in (new.analysis.shortcut, new.synthesis.shortcut):
+        shortcut.weight.zero_()
     _copy(old, new, kept, places)
 
     transform_KP, basis_PK = _directions(patches_NP, lost_NP, len(fresh))
     # In no order, so that every step of the context has strong and weak ones.
     fresh = fresh[torch.randperm(len(fresh), generator=torch.Generator().manual_seed(0))]
-    new.analysis.shortcut.weight.zero_()
-    new.synthesis.shortcut.weight.zero_()
     new.analysis.shortcut.weight[fresh, :, 0, 0] = transform_KP
     new.synthesis.shortcut.weight[:, fresh, 0, 0] = basis_PK
     scale_QK = (patches_NP @ transform_KP.T).std(dim=0) * new.gain.values[:, fresh].exp()
@@ -146,10 +146,12 @@ def _copy(old: Hyperprior, new: Hyperprior, kept: Tensor, places: Tensor) -> Non
         if source is None:
             continue
         from_, to = ([torch.arange(size) for size in source.shape] for _ in range(2))
-        if leaves_step or name.startswith(("analysis.leave", "scales.leave")):
+        if leaves_step or name.startswith(("analysis.leave", "analysis.shortcut", "scales.leave")):
             from_[0], to[0] = kept, places
             target.zero_()  # of new latents nothing is known yet
-        reads_latents = name.startswith(("synthesis.enter", "hyper_analysis.enter", "scales.context"))
+        reads_latents = name.startswith(
+            ("synthesis.enter", "synthesis.shortcut", "hyper_analysis.enter", "scales.context")
+        )
         if name in ("scales.level.values", "gain.values") or (reads_latents and target.ndim == 4):
             from_[1], to[1] = kept, places
         if step and name.endswith(".0.weight") and step[1] != "0":

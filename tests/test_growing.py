@@ -60,6 +60,14 @@ def test_a_larger_network_sees_what_the_smaller_one_saw_and_new_latents_tell_mor
         assert mean_error(larger, pictures, quality) < 0.8 * before
 
 
+@pytest.mark.parametrize("quality", [8.0, 44.0])
+def test_what_has_grown_can_grow_again(trained, pictures, quality):
+    larger = grow(trained, LARGER, pictures)
+    largest = grow(larger, {**LARGER, "latents": 48, "step_blocks": 3, "blocks": 4}, pictures)
+    before, after = (mean_error(network, pictures, quality) for network in (larger, largest))
+    assert after <= 1.02 * before
+
+
 def test_training_the_rate_leaves_pictures_as_they_are_and_makes_them_cheaper(trained, pictures):
     larger = grow(trained, LARGER, pictures)
     x_BCHW = pictures[:16].float() / 255
