@@ -244,7 +244,7 @@ def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
     """Mass that a logistic of mean 0 and standard deviation ``scale`` puts on the unit interval around ``residual``.
 
     Of residuals under one level some are wider than others: a Gaussian took 0.5 to 1.9 % more bits than counted tables,
-    this 0.2 % more or fewer.
+    this 0.2 % more to 0.2 % fewer.
     """
     return unit_interval(residual, scale * (math.sqrt(3) / math.pi))
 
