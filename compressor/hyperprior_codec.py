@@ -22,10 +22,12 @@ from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
 from compressor.networks.hyperprior import (
     HYPER_MAX,
+    QUALITY_GROUP,
     QUALITY_STEPS,
     RESIDUAL_MAX,
     SCALE_LEVELS,
     SKIP_LEVEL,
+    STEPS,
     FirstFeatures,
     Hyperprior,
     level_to_scale,
@@ -37,7 +39,6 @@ from compressor.tensors import from_network, load_state, pixel_budget_chunks, st
 from compressor.training import has_fast_bf16
 
 ENTROPY = "entropy"
-QUALITY_GROUP = 8  # quality steps that share the hyperlatents' tables
 _CENTRES = np.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP)
 _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside what calibration counted
 _RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out
@@ -72,15 +73,21 @@ class HyperpriorCodec:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_state(network, artifact).to(self.device)
         self._low_precision = has_fast_bf16(self.device)
+        prior = network.hyper_prior
+        features = 2 * network.analysis.enter.out_channels + len(_QUANTILES) + 4
+        shapes = {
+            "frequencies.residual": (SCALE_LEVELS, 2 * RESIDUAL_MAX + 1),
+            "frequencies.hyper": (prior.table_count, 2 * prior.symbol_max + 1),
+            "predictor": (features, len(_CENTRES)),
+        }
+        for name, shape in shapes.items():
+            if (found := artifact.tensors[name].shape) != shape:
+                raise CodecError(
+                    f"codec {artifact.id} has {name} of {found}, this version reads {shape}: freeze it again"
+                )
         self._residual_tables = Tables(artifact.tensors["frequencies.residual"], -RESIDUAL_MAX)
-        self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -HYPER_MAX)
+        self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -prior.symbol_max)
         self._predictor = artifact.tensors["predictor"]
-        expected = (2 * network.analysis.enter.out_channels + len(_QUANTILES) + 4, len(_CENTRES))
-        if self._predictor.shape != expected:
-            raise CodecError(
-                f"codec {artifact.id} predicts PSNR from an array of {self._predictor.shape}, "
-                f"this version from one of {expected}: freeze it again"
-            )
 
     def suits(self, height: int, width: int) -> bool:
         """See :class:`compressor.codec.Codec`."""
@@ -104,8 +111,8 @@ class HyperpriorCodec:
             with torch.inference_mode():
                 first = self._first_features(self._input(pictures))
             symbols, _ = self._quantize(first, chosen, pictures if self.effort else None)
-            for index, one in zip(chunk, symbols, strict=True):
-                encoded[index] = self._packed(one, pixels[index].shape, packer)
+            for index, one in zip(chunk, self._packed(symbols, pixels[chunk[0]].shape, packer), strict=True):
+                encoded[index] = one
         return [one for one in encoded if one is not None]
 
     def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
@@ -158,19 +165,23 @@ class HyperpriorCodec:
         self, encoded: Sequence[Encoded], z_shape: tuple[int, ...], r_shape: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
         coders = [Decoder(one.payload) for one in encoded]
-        z_BCHW = np.stack(
-            [
-                coder.pull(_hyper_index(z_shape, one.quality), self._hyper_tables).reshape(z_shape)
-                for coder, one in zip(coders, encoded, strict=True)
-            ]
-        )
         quality_B = self._quality([one.quality for one in encoded])
+        z_BN = np.zeros((len(encoded), int(np.prod(z_shape))), np.int32)
+        for step, index in enumerate(_step_indices(z_shape, self._network.hyper_prior.steps)):
+            known = torch.from_numpy(z_BN).to(self.device, torch.float32).view(-1, *z_shape)
+            tables = self._network.hyper_prior.tables(step, known, quality_B)
+            table_BN, offset_BN = (_integers_at(part, index) for part in tables)
+            for row, coder in enumerate(coders):
+                z_BN[row, index] = coder.pull(table_BN[row], self._hyper_tables) + offset_BN[row]
+            if np.abs(z_BN).max() > HYPER_MAX:
+                raise CodecError("the payload is damaged: it holds hyperlatents that no writer stores")
+        z_BCHW = z_BN.reshape(-1, *z_shape)
         features = self._network.scales.features(torch.from_numpy(z_BCHW).to(self.device, torch.float32), quality_B)
         r_BN = np.zeros((len(encoded), int(np.prod(r_shape))), np.int32)
         for step, index in enumerate(_step_indices(r_shape)):
             known = torch.from_numpy(r_BN).to(self.device, torch.float32).view(-1, *r_shape)
             levels = self._network.scales(step, features, known, quality_B)
-            level_BN = levels.to(torch.int32).flatten(1)[:, torch.from_numpy(index).to(self.device)].cpu().numpy()
+            level_BN = _integers_at(levels, index)
             for row, (coder, level_N) in enumerate(zip(coders, level_BN, strict=True)):
                 coded = level_N >= SKIP_LEVEL
                 r_BN[row, index[coded]] = coder.pull(level_N[coded], self._residual_tables)
@@ -203,13 +214,29 @@ class HyperpriorCodec:
             parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
         return [_Symbols(*rows) for rows in zip(*parts, qualities, strict=True)], y_BCHW
 
-    def _packed(self, symbols: _Symbols, shape: tuple[int, ...], packer: str) -> Encoded:
-        """One picture of (height, width, 3) as it is stored."""
-        z, r, level, quality = symbols.z, symbols.r, symbols.level, symbols.quality
+    @torch.inference_mode()
+    def _packed(self, symbols: Sequence[_Symbols], shape: tuple[int, ...], packer: str) -> list[Encoded]:
+        """Pictures of (height, width, 3) as they are stored."""
+        quality_B = self._quality([one.quality for one in symbols])
+        z_BCHW = torch.from_numpy(np.stack([one.z for one in symbols])).to(self.device, torch.float32)
+        tables = self._network.hyper_prior.all_tables(z_BCHW, quality_B)
+        table_BN, offset_BN = (part.to(torch.int32).flatten(1).cpu().numpy() for part in tables)
+        return [
+            self._packed_one(one, table_N, offset_N, shape, packer)
+            for one, table_N, offset_N in zip(symbols, table_BN, offset_BN, strict=True)
+        ]
+
+    def _packed_one(
+        self, symbols: _Symbols, table_N: np.ndarray, offset_N: np.ndarray, shape: tuple[int, ...], packer: str
+    ) -> Encoded:
+        """One of them; hyperlatents less ``offset_N`` are coded by ``table_N``."""
+        z, r, level = symbols.z, symbols.r, symbols.level
         candidates = []
         if packer in ("auto", ENTROPY):
             coder = Encoder()
-            coder.push(z.ravel(), _hyper_index(z.shape, quality), self._hyper_tables)
+            z_N = z.ravel() - offset_N
+            for index in _step_indices(z.shape, self._network.hyper_prior.steps):
+                coder.push(z_N[index], table_N[index], self._hyper_tables)
             r_N, level_N = r.ravel(), level.ravel()
             for index in _step_indices(r.shape):
                 coded = index[level_N[index] >= SKIP_LEVEL]
@@ -225,7 +252,7 @@ class HyperpriorCodec:
                 names = ["gzip", "lzma"] if near else []
             candidates += [(packers.pack(data, name, 1), name) for name in names]
         payload, name = min(candidates, key=lambda candidate: len(candidate[0]))
-        return Encoded(payload, shape[1], shape[0], 3, self.id, quality, name)
+        return Encoded(payload, shape[1], shape[0], 3, self.id, symbols.quality, name)
 
     def _pictures(self, y_BCHW: torch.Tensor, quality_B: torch.Tensor) -> np.ndarray:
         """uint8 (B, H, W, 3) of latents, sides still multiples of 32."""
@@ -303,7 +330,8 @@ class HyperpriorTrials:
         shapes = [self._pixels[index].shape for index in indices]
         kept: list[Encoded | None] = [None] * len(indices)
         for chunk in pixel_budget_chunks([shape[:2] for shape in shapes]):
-            batch = [(self._codec._packed(attempts[at], shapes[at], self._packer), attempts[at]) for at in chunk]
+            symbols = [attempts[at] for at in chunk]
+            batch = list(zip(self._codec._packed(symbols, shapes[chunk[0]], self._packer), symbols, strict=True))
             whole = self._read_back(batch)
             for at, one in zip(chunk, batch, strict=True):
                 if whole or self._read_back([one]):
@@ -339,7 +367,9 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     device = next(network.parameters()).device
     low_precision = has_fast_bf16(device)
     residual_counts = np.zeros((SCALE_LEVELS, 2 * RESIDUAL_MAX + 1))
-    hyper_counts = np.zeros((len(_CENTRES), network.hyper, 2 * HYPER_MAX + 1))
+    prior = network.hyper_prior
+    hyper_density = prior.densities().cpu().numpy()
+    hyper_counts = np.zeros_like(hyper_density)
     psnr = np.empty((len(pictures_NHWC), len(_CENTRES)))
     features = []
     for start in range(0, len(pictures_NHWC), 32):
@@ -356,19 +386,15 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
             coded = level >= SKIP_LEVEL
             at = level[coded].long() * (2 * RESIDUAL_MAX + 1) + r[coded].long() + RESIDUAL_MAX
             residual_counts += _counted(at, residual_counts.shape)
-            channel = torch.arange(network.hyper, device=device)[None, :, None, None]
-            at = channel * (2 * HYPER_MAX + 1) + z.long() + HYPER_MAX
-            hyper_counts[group] += _counted(at.flatten(), hyper_counts[group].shape)
+            table, offset = prior.all_tables(z, quality_B)
+            at = table.long() * hyper_counts.shape[1] + (z - offset).long() + prior.symbol_max
+            hyper_counts += _counted(at.flatten(), hyper_counts.shape)
 
     value = torch.arange(-RESIDUAL_MAX, RESIDUAL_MAX + 1, dtype=torch.float64, device=device)
     scale = level_to_scale(torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device))
     density = residual_probability(value, scale[:, None]).cpu().numpy()
     arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
-    centres = torch.as_tensor(_CENTRES, dtype=torch.float32, device=device)
-    value = torch.arange(-HYPER_MAX, HYPER_MAX + 1, dtype=torch.float32, device=device)
-    hyper_density = network.hyper_prior.probability(value[None, None, None, :], centres)[:, :, 0].cpu().numpy()
-    blended = hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3
-    arrays["frequencies.hyper"] = frequencies(blended.reshape(-1, blended.shape[-1]))
+    arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
     arrays["predictor"] = _ridge(np.concatenate(features), psnr).astype(np.float32)
     return arrays
 
@@ -426,14 +452,14 @@ def _cropped(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(picture_HWC[:height, :width])
 
 
-def _hyper_index(shape: tuple[int, ...], quality: int) -> np.ndarray:
-    """Table of each hyperlatent of a flattened (Z, h, w) array."""
-    table = quality // QUALITY_GROUP * shape[0] + np.arange(shape[0])
-    return np.repeat(table, int(np.prod(shape[1:])))
+def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:
+    """int32 (B, len(index)): what stands at those places of flattened pictures."""
+    chosen = values_BCHW.to(torch.int32).flatten(1)[:, torch.from_numpy(index).to(values_BCHW.device)]
+    return chosen.cpu().numpy()
 
 
-@lru_cache(maxsize=4)
-def _step_indices(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Positions in a flattened (M, H, W) array that each step codes, in coding order."""
-    masks = step_masks(shape, torch.device("cpu")).flatten(1).numpy()
+@lru_cache(maxsize=8)
+def _step_indices(shape: tuple[int, ...], steps: int = STEPS) -> list[np.ndarray]:
+    """Positions in a flattened (C, H, W) array that each step codes, in coding order."""
+    masks = step_masks(shape, torch.device("cpu"), steps).flatten(1).numpy()
     return [np.flatnonzero(mask).astype(np.int32) for mask in masks]

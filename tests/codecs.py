@@ -31,6 +31,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "step_blocks": 2,
         "analysis_deep_blocks": 2,
     },
+    "context": {**TINY_HYPERPRIOR, "prior_features": 8},
 }
 
 
@@ -47,15 +48,21 @@ def smooth_pictures(count: int, height: int = 32, width: int = 32, seed: int = 0
 
 @cache
 def tiny_artifact(family: str, weights: str | None = None) -> bytes:
-    """Artifact bytes of an untrained codec of a family, of an autoencoder with ``skips``, or of V5 with ``shortcuts``.
+    """Artifact bytes of an untrained codec of a family, or of one of its options.
 
-    ``weights`` is the type they are stored in.
+    These are an autoencoder with ``skips``, and V5 with ``shortcuts`` or with a ``context`` of its hyperlatents that
+    has something to tell. ``weights`` is the type they are stored in.
     """
     torch.manual_seed(0)
     calibration = np.stack(smooth_pictures(16, seed=1))
     options = _OPTIONS.get(family, {})
-    family = {"skips": "autoencoder", "shortcuts": "v5"}.get(family, family)
+    family = {"skips": "autoencoder", "shortcuts": "v5", "context": "v5"}.get(family, family)
     network = FAMILIES[family].build(**options)
+    if "prior_features" in options:
+        with torch.no_grad():
+            network.hyper_analysis.leave.weight.mul_(50)
+            for step in network.hyper_prior.contexts:
+                step.leave.weight.normal_(0, 0.3)
     return freeze(family, network.eval(), calibration, options, weights=weights)
 
 

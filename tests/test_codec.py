@@ -100,7 +100,7 @@ def test_an_artifact_is_the_same_codec_from_bytes_and_from_a_path(family: str, t
     assert load_codec(path).id == load_codec(data).id == identify(data)
 
 
-hyperpriors = pytest.mark.parametrize("family", ["v5", "v6", "shortcuts"])
+hyperpriors = pytest.mark.parametrize("family", ["v5", "v6", "shortcuts", "context"])
 
 
 def hyperprior_codec(family: str) -> HyperpriorCodec:
@@ -189,6 +189,15 @@ def test_unknown_codecs_and_families_say_what_there_is() -> None:
         load_codec("no-such-codec")
     with pytest.raises(CodecError, match="upgrade latentpack"):
         load_codec(dump({"family": "v99"}, {}))
+
+
+@pytest.mark.parametrize("family", ["v5", "context"])
+@pytest.mark.parametrize("name", ["frequencies.residual", "frequencies.hyper", "predictor"])
+def test_artifacts_with_too_few_tables_are_refused(family: str, name: str) -> None:
+    artifact = parse(tiny_artifact(family))
+    metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}
+    with pytest.raises(CodecError, match=f"has {name} of .* reads"):
+        load_codec(dump(metadata, {**artifact.tensors, name: artifact.tensors[name][:-1]}))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "newer", "nan", "missing", "shape"])

@@ -19,6 +19,7 @@ LARGER = {
     "hyper_features": 8,
     "scale_features": 12,
     "step_blocks": 2,
+    "prior_features": 8,
     "shortcut": True,
 }
 
@@ -63,7 +64,9 @@ def test_a_larger_network_sees_what_the_smaller_one_saw_and_new_latents_tell_mor
 @pytest.mark.parametrize("quality", [8.0, 44.0])
 def test_what_has_grown_can_grow_again(trained, pictures, quality):
     larger = grow(trained, LARGER, pictures)
-    largest = grow(larger, {**LARGER, "latents": 48, "step_blocks": 3, "blocks": 4}, pictures)
+    largest = grow(
+        larger, {**LARGER, "latents": 48, "step_blocks": 3, "blocks": 4, "hyper": 6, "prior_features": 12}, pictures
+    )
     before, after = (mean_error(network, pictures, quality) for network in (larger, largest))
     assert after <= 1.02 * before
 

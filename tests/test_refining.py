@@ -74,7 +74,7 @@ def test_a_picture_too_large_to_refine_is_stored_as_it_would_be(monkeypatch: pyt
         assert [getattr(one, "encoded", one) for one in plain] == [getattr(one, "encoded", one) for one in refined]
 
 
-@pytest.mark.parametrize("family", ["v5", "v6", "shortcuts"])
+@pytest.mark.parametrize("family", ["v5", "v6", "shortcuts", "context"])
 def test_an_untrained_codec_is_refined_too(family: str) -> None:
     for stored in with_effort(tiny_codec(family), 2).encode(smooth_pictures(3, 40, 40), [0, 30, 63]):
         assert len(stored.payload) > 0
