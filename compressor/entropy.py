@@ -57,11 +57,14 @@ class Tables:
         ]
 
 
-def _runs(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stable order by table, the tables in use, and where each one's run starts and ends in that order."""
+def _runs(index: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """Stable order by table, and each table in use with where its run starts and ends in that order."""
     counts = np.bincount(index)
     used = np.flatnonzero(counts)
-    return np.argsort(index, kind="stable"), used, np.concatenate(([0], np.cumsum(counts[used])))
+    stops = np.cumsum(counts[used])
+    # NumPy sorts short integers by radix, in a third of the time.
+    order = np.argsort(index.astype(np.min_scalar_type(len(counts))), kind="stable")
+    return order, list(zip(used.tolist(), [0, *stops.tolist()], stops.tolist(), strict=False))
 
 
 class Encoder:
@@ -72,10 +75,15 @@ class Encoder:
 
     def push(self, values: np.ndarray, index: np.ndarray, tables: Tables) -> None:
         """Code ``values`` (any integers, n) each under its table ``index`` (int, n); grouped by table for speed."""
-        order, used, bounds = _runs(index)
-        symbols = values[order].astype(np.int32) - tables.first
-        for table, start, stop in zip(used, bounds[:-1], bounds[1:], strict=True):
-            self._coder.encode(symbols[start:stop], tables.models[table])
+        order, runs = _runs(index)
+        self._push_runs(values[order].astype(np.int32) - tables.first, runs, tables)
+
+    def _push_runs(self, symbols: np.ndarray, runs: list[tuple[int, int, int]], tables: Tables) -> None:
+        numbers = symbols.tolist()
+        for table, start, stop in runs:
+            # The library takes a number four times as fast as an array of one.
+            run = numbers[start] if stop == start + 1 else symbols[start:stop]
+            self._coder.encode(run, tables.models[table])
 
     def finish(self) -> bytes:
         """The stream, in as few bytes as name a point of the coder's final interval; little-endian words."""
@@ -106,15 +114,16 @@ class Decoder:
 
     def pull(self, index: np.ndarray, tables: Tables) -> np.ndarray:
         """Integers (int32, n) coded under tables ``index`` (int, n). CodecError if the stream cannot be theirs."""
-        order, used, bounds = _runs(index)
-        values = np.empty(len(index), np.int32)
+        order, runs = _runs(index)
+        symbols, values = np.empty(len(index), np.int32), np.empty(len(index), np.int32)
         try:
-            for table, start, stop in zip(used, bounds[:-1], bounds[1:], strict=True):
-                values[order[start:stop]] = self._coder.decode(tables.models[table], int(stop - start))
+            for table, start, stop in runs:
+                count = () if stop == start + 1 else (stop - start,)
+                symbols[start:stop] = self._coder.decode(tables.models[table], *count)
         except AssertionError as error:  # how the library reports a stream that its model cannot have written
             raise CodecError("the payload is damaged: its entropy-coded stream is invalid") from error
-        values += tables.first
-        self._mirror.push(values, index, tables)
+        self._mirror._push_runs(symbols, runs, tables)
+        values[order] = symbols + tables.first
         return values
 
     def finish(self) -> None:
