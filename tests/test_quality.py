@@ -97,10 +97,13 @@ def test_the_shipped_codec_finds_bytes_that_read_back_otherwise(monkeypatch: pyt
     codec = load_codec(DEFAULT)
     pack = codec._packed
 
-    def damaging(symbols: Any, *arguments: Any) -> Encoded:
+    def damaged(symbols: Any) -> Any:
         r = symbols.r.copy()
         r.flat[np.flatnonzero(r)[0]] += 1
-        return pack(replace(symbols, r=r), *arguments)
+        return replace(symbols, r=r)
+
+    def damaging(batch: Sequence[Any], *arguments: Any) -> list[Encoded]:
+        return pack([damaged(symbols) for symbols in batch], *arguments)
 
     monkeypatch.setattr(codec, "_packed", damaging)
     assert encode_to_target(codec, smooth_pictures(2, 64, 64), 26.0) == [None, None]
