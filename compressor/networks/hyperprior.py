@@ -471,9 +471,11 @@ class Hyperprior(nn.Module):
             return value + torch.rand(value.shape, generator=noise, device=value.device) - 0.5
 
         z_hat = round_ste(z.clamp(-HYPER_MAX, HYPER_MAX))
-        z_bits = bits(self._integers(self.hyper_prior, z_hat.detach(), z_hat, quality_B))
-        if noise is not None:
-            z_bits = self._hyper_bits(perturbed(z, z_hat), z_hat, quality_B) + z_bits - z_bits.detach()
+        if noise is None or self.hyper_prior.steps == 1:
+            z_bits = bits(self._integers(self.hyper_prior, perturbed(z, z_hat), z_hat, quality_B))
+        else:
+            learned = bits(self._integers(self.hyper_prior, z_hat.detach(), z_hat, quality_B))
+            z_bits = self._hyper_bits(perturbed(z, z_hat), z_hat, quality_B) + learned - learned.detach()
         mean_features = self.means.features(z_hat, quality_B)
         scale_features = self._integers(self.scales.features, z_hat, quality_B)
         masks = step_masks(y.shape[1:], y.device)
@@ -548,7 +550,7 @@ class Hyperprior(nn.Module):
     def _hyper_bits(self, value_BCHW: Tensor, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """What hyperlatents with noise cost: a gradient for them alone.
 
-        Their prior learns from whole numbers, for which sharp distributions pay that noise would blur.
+        A prior with a context learns from whole numbers, for which sharp distributions pay that noise would blur.
         """
         fixed = {name: parameter.detach() for name, parameter in self.hyper_prior.named_parameters()}
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
