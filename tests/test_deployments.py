@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -95,8 +96,15 @@ def _ask(environment: dict[str, str], path: str, body: Any) -> Any:
     data = json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{environment['PREFECT_API_URL']}{path}", data, headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read() or b"null")
+    for left in reversed(range(10)):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            # Prefect's answer while another writer holds its SQLite: nothing was done, ask again.
+            if error.code != 503 or not left:
+                raise
+            time.sleep(0.5)
 
 
 def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
