@@ -12,7 +12,7 @@ network, so that a reader on any machine picks the same tables.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -553,11 +553,11 @@ class Hyperprior(nn.Module):
         A prior with a context learns from whole numbers, for which sharp distributions pay that noise would blur.
         """
         fixed = {name: parameter.detach() for name, parameter in self.hyper_prior.named_parameters()}
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return bits(functional_call(self.hyper_prior, fixed, (value_BCHW, z_BCHW, quality_B)))
+        arguments = (value_BCHW, z_BCHW, quality_B)
+        return bits(self._integers(functional_call, self.hyper_prior, fixed, arguments))
 
     @staticmethod
-    def _integers(network: Callable[..., Tensor], *arguments: Tensor | int) -> Tensor:
+    def _integers(network: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Run a part of the integer network in full precision whatever autocast is in force."""
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return network(*arguments)
