@@ -18,7 +18,7 @@ from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.tensors import to_network
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 
-families = pytest.mark.parametrize("family", list(FAMILIES))
+families = pytest.mark.parametrize("family", [*FAMILIES, "context"])
 
 
 def quality_of(codec: Codec) -> int:
