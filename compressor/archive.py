@@ -29,8 +29,10 @@ MARKER = "latentpack.json"
 FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
+UNREADABLE = "unreadable"  # the reason of a file that its source did not give
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 MOST_LEARNED_PIXELS = 2**24  # of a row by a network: four times what a run gives it, and 2 GB of memory
+MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under
 ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
 P = ParamSpec("P")
@@ -256,9 +258,9 @@ class Archive:
     def known(self) -> KnownKeys:
         """What is archived or quarantined, to compare a source with."""
         hashes, fingerprints = self._quarantine.fingerprints()
-        # What crashed a worker is tried again: the fault may have been the program's, and mended since. What was
-        # damaged here never was the file's fault.
-        again = hash_keys([row.key for row in self.quarantined() if row.reason in (CRASHED, DAMAGED)])
+        # What crashed a worker is tried again: the fault may have been the program's, and mended since. So is what the
+        # source did not give: it may give it now. What was damaged here never was the file's fault.
+        again = hash_keys([row.key for row in self.quarantined() if row.reason in (CRASHED, UNREADABLE, DAMAGED)])
         failed = ~np.isin(hashes, again)
         return KnownKeys(self._images.fingerprints(), (hashes[failed], fingerprints[failed]))
 
@@ -443,9 +445,12 @@ def _decode(codec: "Codec", rows: Sequence[Row]) -> list[np.ndarray]:
 
 def _decode_original(row: Row) -> np.ndarray:
     from compressor.errors import ImageError
-    from compressor.images import decode_picture
+    from compressor.images import Limits, decode_picture
 
+    # A run with higher limits than these may have taken it
+    size = min(row.width * row.height, MOST_ORIGINAL_PIXELS)
+    limits = Limits(max(Limits.max_bytes, len(row.payload)), max(Limits.max_pixels, size))
     try:
-        return decode_picture(row.payload).pixels
+        return decode_picture(row.payload, limits).pixels
     except ImageError as error:
         raise CodecError(f"{row.key}: the original's bytes do not decode: {error}") from error

@@ -50,7 +50,8 @@ class EncodeOptions:
     quality
         Fixed quality step for all pictures.
     min_psnr
-        Floor in dB: a picture below it is stored by a fallback. None: 1 dB under the target, or none without one.
+        Floor in dB: a picture below it is stored by a fallback. None: 1 dB under the target, or none without one. Above
+        the target it is the target.
     packer
         ``auto`` or one of the codec's.
     effort
@@ -86,7 +87,9 @@ class EncodeOptions:
 
     def target(self, codec: Codec) -> float | None:
         """dB to reach with this codec, or None where its quality is fixed."""
-        return None if self.quality is not None or not len(codec.qualities) else self.target_psnr
+        if self.quality is not None or not len(codec.qualities) or self.target_psnr is None:
+            return None
+        return max(self.target_psnr, self.min_psnr or 0.0)
 
 
 @dataclass(frozen=True)

@@ -198,13 +198,16 @@ def _refusal(name: str, error: Exception) -> ImageError:
 
 
 def _finish(samples: np.ndarray, header: Header, upright: bool) -> Picture:
-    """Samples (H, W) or (H, W, 1 to 4), grey or RGB with or without alpha, any depth, to a Picture."""
+    """Samples (H, W) or (H, W, C), grey or RGB with or without alpha and more, any depth, to a Picture."""
     keep = header.keep
     if samples.ndim == 2:
         samples = samples[..., None]
     if samples.dtype != np.uint8:
         keep = keep or "16-bit"
         samples = _to_8_bits(samples, header.depth)
+    if samples.shape[2] > 4:  # of a TIFF: more than one channel beside the colours
+        keep = keep or "alpha"
+        samples = samples[..., :3]
     if samples.shape[2] in (2, 4):
         colour, alpha = samples[..., :-1], samples[..., -1:]
         if alpha.min() < 255:

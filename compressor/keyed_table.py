@@ -165,6 +165,8 @@ class KeyedTable:
                 text = self.store.get(f"{self.folder}/_delta_log/{version:020}.json").decode(errors="replace")
             except FileNotFoundError:  # cut off behind a checkpoint
                 return None
+            if not text.strip():  # a file that a power cut left empty
+                break
             if found := _DIGEST.search(text):
                 return found[1]
             if _CHANGES.search(text):
@@ -313,8 +315,9 @@ class KeyedTable:
         self.transact(plan)
         return removed
 
-    def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:
-        for part in arriving:
+    def check_there(self, parts: Sequence[Part]) -> None:
+        """ArchiveError unless all of each file that is to be committed is there."""
+        for part in parts:
             try:
                 size = self.store.size(f"{self.folder}/{part.path}")
             except FileNotFoundError:
@@ -322,8 +325,11 @@ class KeyedTable:
             if size != part.size:
                 raise ArchiveError(
                     f"{self.store.url}: part {part.path} is gone or incomplete ({size} bytes, {part.size} written); "
-                    "was it vacuumed as an orphan? Encode its pictures again"
+                    "was it vacuumed as an orphan? Do again what was to be committed"
                 )
+
+    def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:
+        self.check_there(arriving)
         drops: dict[str, set[str]] = {}
         earlier: list[Part] = []
         for part in arriving:

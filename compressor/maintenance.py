@@ -137,7 +137,10 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
 
     def plan() -> Change | None:
         # Appends by others do not matter; if they replaced a picture in one of these files, the work was in vain.
-        return change if gone <= {part.path for part in table.parts} else None
+        if not gone <= {part.path for part in table.parts}:
+            return None
+        table.check_there(written)
+        return change
 
     before = len(table.parts)
     table.transact(plan)

@@ -19,12 +19,12 @@ from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes, released
-from compressor.errors import CodecError
+from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import Change, KeyedTable
 from compressor.known import hash_keys
 from compressor.sources import Source, SourceFile
 from compressor.table import FINGERPRINT_BYTES, Part, QuarantineRow
-from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, inspect
+from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, inspect, is_refusal
 
 BATCH = 1000  # pictures encoded and written together
 
@@ -93,7 +93,10 @@ def repair(
             if on_progress:
                 on_progress(before + rows, images.rows)
 
-        found.append(inspect(archive, images, part, advance))
+        one = inspect(archive, images, part, advance)
+        if one.refused:
+            raise _refused(archive, part, one.refused)
+        found.append(one)
         checked += part.rows
     damaged = [one for one in found if not one.is_sound and not _put_right(images, one, done)]
     _mend_quarantine(quarantine, done)
@@ -285,7 +288,7 @@ def _take_out(
     if not leaving and not found.unreadable:
         return
     archive.quarantine([_damaged(key, found.bad[key]) for key in gone])
-    rest = images.write(_rows(images, part, leaving))
+    rest = images.write(_rows(archive, images, part, leaving))
     written = [rest] if rest else []
     images.transact(lambda: Change(written, [part], written) if part in images.parts else None)
     done.taken_out += sorted(gone)
@@ -294,17 +297,27 @@ def _take_out(
         done.unnamed += max(0, part.rows - len(found.keys) - between)
 
 
-def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
-    """What can be read of a file, without some keys."""
+def _refused(archive: Archive, part: Part, why: str) -> ArchiveError:
+    return ArchiveError(
+        f"{archive.url}: the storage does not give {part.path}, which may be sound: {why}; try again later"
+    )
+
+
+def _rows(archive: Archive, images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
+    """What can be read of a file, without some keys. ArchiveError where the storage refuses, and not the file."""
     unwanted = pa.array(sorted(leaving), pa.string())
     try:
         groups = range(images.footer(part).num_row_groups)
-    except DAMAGE:
+    except DAMAGE as error:
+        if is_refusal(error):
+            raise _refused(archive, part, str(error)) from error
         return
     for group in groups:
         try:
             rows = images.read(part, [group], images.layout.names, salvage=True)
-        except DAMAGE:
+        except DAMAGE as error:
+            if is_refusal(error):
+                raise _refused(archive, part, str(error)) from error
             continue
         yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
 

@@ -238,19 +238,22 @@ class Source:
 
     def _remote_place(self) -> _Place:
         filesystem, path = self._remote
-        place = _glob(path) or _Place(path)
-        if is_picture(path) and not re.search(r"[*?]", path):  # brackets may be part of a name
+        literal = not re.search(r"[*?]", path)  # brackets may be part of a name
+        if is_picture(path) and literal:
             info = self._retrying(lambda: _info_or_none(filesystem, path))
             if info:
                 return _Place(path, single=_source_file(path.rpartition("/")[2], path, info))
+        for place in (_Place(path) if literal else None, _glob(path)):
+            if place and self._is_there(place.root):
+                return place
+        raise self._missing()
+
+    def _is_there(self, root: str) -> bool:
+        filesystem, _ = self._remote
         if hasattr(filesystem, "call_s3"):
             # An empty bucket is an empty source; a prefix is only there through its keys
-            there = any(True for _ in list_bucket(self._call_s3, place.root, "", float("inf"))) or "/" not in place.root
-        else:
-            there = self._retrying(lambda: filesystem.isdir(place.root))
-        if not there:
-            raise self._missing()
-        return place
+            return any(True for _ in list_bucket(self._call_s3, root, "", float("inf"))) or "/" not in root
+        return bool(self._retrying(lambda: filesystem.isdir(root)))
 
     def _list(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
         if self._is_local:

@@ -1,5 +1,6 @@
 """What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from compressor.artifact import identify
 from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
+from compressor.retrying import is_transient
 from compressor.store import Store
 from compressor.table import IMAGES, Part, Row, from_table
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 DECODE_ROWS = 64
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 DAMAGE = (OSError, pa.ArrowException, ArchiveError)  # what reading a damaged file raises
+# What it raises, too, and says nothing of the file. A bad sector (EIO) is damage
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Findings:
         Why the file as a whole is not what was written, although every row may be sound; else empty.
     keys
         Of all rows whose key can be read.
+    refused
+        Why the storage did not give all of the file, of which nothing can then be said; else empty.
     """
 
     part: Part
@@ -58,6 +64,7 @@ class Findings:
     unread: set[str] = field(default_factory=set)
     mismatch: str = ""
     keys: list[str] = field(default_factory=list)
+    refused: str = ""
 
     @property
     def is_sound(self) -> bool:
@@ -145,6 +152,15 @@ def check_whole(table: KeyedTable, part: Part) -> None:
     integrity.check_file(part.path, computed)
 
 
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether storage failed or said no, so that what it holds may be sound."""
+    while error is not None:
+        if is_transient(error) or isinstance(error, OSError) and error.errno in _REFUSED:
+            return True
+        error = error.__cause__
+    return False
+
+
 def inspect(
     archive: "Archive", images: KeyedTable, part: Part, on_progress: Callable[[int], None] | None = None
 ) -> Findings:
@@ -154,10 +170,12 @@ def inspect(
         check_whole(images, part)
     except DAMAGE as error:
         found.mismatch = str(error)
+        _note_refusal(error, found)
     try:
         footer = images.footer(part)
     except DAMAGE as error:
         found.unreadable.append(f"file with {part.rows} pictures is unreadable: {error}")
+        _note_refusal(error, found)
         return found
     done = 0
     for group in range(footer.num_row_groups):
@@ -177,11 +195,18 @@ def inspect(
     return found
 
 
+def _note_refusal(error: Exception, found: Findings) -> None:
+    if is_refusal(error):
+        found.refused = str(error)
+
+
 def _unreadable(images: KeyedTable, group: int, count: int, error: Exception, found: Findings) -> None:
+    _note_refusal(error, found)
     reason = f"row group {group} of {found.part.path} is unreadable: {error}"
     try:
         keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
-    except DAMAGE:
+    except DAMAGE as again:
+        _note_refusal(again, found)
         found.unreadable.append(f"{reason} ({count} pictures)")
         return
     found.keys += keys

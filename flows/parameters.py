@@ -79,6 +79,12 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _is_local(path: str) -> str:
+    if "://" in path:
+        raise ValueError("it is a local folder or file, not a URL: write there, and copy it afterwards")
+    return path
+
+
 # Prefect's server holds new runs and deployments against the pattern, before it stores a parameter.
 Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
@@ -86,6 +92,7 @@ SourceUrl = Annotated[
     Field(min_length=1, description="folder, bucket prefix, glob or file of pictures, at any URL that fsspec opens"),
 ]
 ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
 Workers = Annotated[int | None, Field(ge=1, le=4096, description="processes to work with (default: one for each core)")]
 Scheduler = Annotated[
     str | None,
@@ -170,6 +177,13 @@ class PipelineParameters(Parameters):
     price_per_tb: Price = 23.0
     training: TrainingParameters = Field(TrainingParameters(), description="for --train")
 
+    @field_validator("train")
+    @classmethod
+    def _is_the_codec(cls, train: Family | None, before: ValidationInfo) -> Family | None:
+        if train and before.data.get("codec") not in (None, "faces"):
+            raise ValueError("it trains the codec, so it does not go with --codec; `train --start` goes on from one")
+        return train
+
     @field_validator("mirror")
     @classmethod
     def _lists_all(cls, mirror: bool, before: ValidationInfo) -> bool:
@@ -186,7 +200,7 @@ class TrainParameters(TrainingParameters):
     start: str | None = Field(
         None, min_length=1, description="codec to go on from, by name or path (default: none, learn from nothing)"
     )
-    out: str = Field("codec.safetensors", min_length=1, description="file that the codec is written to")
+    out: LocalPath = Field("codec.safetensors", description="file that the codec is written to")
     limit: Limit = None
     batch_size: BatchSize = 1000
     scheduler: str | None = Field(
@@ -205,7 +219,7 @@ class BenchmarkParameters(Parameters):
     """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL."""
 
     source: SourceUrl
-    report: str = Field("report", min_length=1, description="folder that the report is written to")
+    report: LocalPath = Field("report", description="folder that the report is written to")
     codec: list[str] = Field(["faces"], description="codecs by name or path, beside the standard ones")
     effort: int = Field(0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
     limit: int = Field(50, ge=1, description="take at most this many pictures")
@@ -216,7 +230,7 @@ class RestoreParameters(Parameters):
     """Pictures of an archive back as files."""
 
     archive: ArchiveUrl
-    destination: str = Field(min_length=1, description="folder that files are written below; it is created")
+    destination: LocalPath = Field(description="folder that files are written below; it is created")
     key: list[str] = Field([], description="keys to restore (default: all)")
     format: PictureFormat = Field(PictureFormat.PNG, description="file format; originals keep their own bytes")
     workers: Workers = None
@@ -258,7 +272,7 @@ class ExperimentsParameters(TrainingParameters):
     """Repeat the experiments: train and measure families on more and more pictures, beside what was reported."""
 
     source: SourceUrl
-    report: str = Field("experiments", min_length=1, description="folder that the report is written to")
+    report: LocalPath = Field("experiments", description="folder that the report is written to")
     family: list[Family] = Field(
         [Family.V1, Family.V2, Family.V3, Family.V4], min_length=1, description="families to train and measure"
     )

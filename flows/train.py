@@ -40,6 +40,8 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     out = Path(parameters.out)
     if not out.parent.is_dir():
         raise CodecError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+    if out.is_dir():
+        raise CodecError(f"cannot write {out}: it is a folder; name a file in it, such as {out / 'codec.safetensors'}")
     source = Source.open(parameters.source)
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)

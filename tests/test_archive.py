@@ -22,10 +22,11 @@ import pytest
 from deltalake import DeltaTable
 
 from compressor import maintenance
-from compressor.archive import CRASHED, Archive
+from compressor.archive import CRASHED, UNREADABLE, Archive
 from compressor.codec import ORIGINAL
 from compressor.errors import ArchiveError, CodecError, SourceError
-from compressor.images import encode_picture
+from compressor.images import Limits, decode_picture, encode_picture
+from compressor.keyed_table import KeyedTable
 from compressor.sources import Source, SourceFile
 from compressor.table import QuarantineRow, Row
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
@@ -317,6 +318,31 @@ def test_compaction_makes_few_sorted_files_and_changes_no_row(archive):
     assert maintenance.compact(archive._images, 60_000) == 0
 
 
+def test_compaction_refuses_to_name_files_that_were_vacuumed_meanwhile(archive, monkeypatch):
+    for row in face_rows(4):
+        add(archive, [row])
+    before, transact = contents(archive), KeyedTable.transact
+
+    def vacuum_first(table, *arguments):
+        for part in set(os.listdir(f"{archive.url}/images")) - {part.path for part in table.parts} - {"_delta_log"}:
+            os.remove(f"{archive.url}/images/{part}")
+        return transact(table, *arguments)
+
+    monkeypatch.setattr(KeyedTable, "transact", vacuum_first)
+    with pytest.raises(ArchiveError, match="gone or incomplete"):
+        maintenance.compact(archive._images)
+    monkeypatch.undo()
+    assert contents(Archive.open(archive.url)) == before
+
+
+def test_an_original_reads_back_whatever_limits_it_was_archived_under(archive, monkeypatch):
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    add(archive, [original_row("a.png", encode_picture(pixels, 3), 50, 40)])
+    monkeypatch.setattr(decode_picture, "__defaults__", (Limits(max_pixels=100),))
+    monkeypatch.setattr(Limits, "max_pixels", 100)
+    assert (archive.read("a.png") == pixels).all()
+
+
 def test_compaction_steps_back_where_a_picture_was_replaced_meanwhile(archive, monkeypatch):
     add(archive, [picture_row("a", 1)])
     add(archive, [picture_row("b", 1)])
@@ -376,11 +402,11 @@ def test_known_tells_new_changed_same_and_quarantined(archive):
     assert Archive.create(archive.url + "-empty").known().state(files[:2]) == ["new", "new"]
 
 
-def test_what_crashed_a_worker_is_tried_again(archive):
-    rows = [QuarantineRow.now(key, bytes(8), reason, "", "run") for key, reason in (("a", CRASHED), ("b", "corrupt"))]
-    archive.quarantine(rows)
-    files = [SourceFile(key, key, 1, bytes(8)) for key in "ab"]
-    assert archive.known().state(files) == ["new", "quarantined"]
+def test_what_crashed_a_worker_or_was_not_given_is_tried_again(archive):
+    reasons = {"a": CRASHED, "b": "corrupt", "c": UNREADABLE}
+    archive.quarantine([QuarantineRow.now(key, bytes(8), reason, "", "run") for key, reason in reasons.items()])
+    files = [SourceFile(key, key, 1, bytes(8)) for key in reasons]
+    assert archive.known().state(files) == ["new", "quarantined", "new"]
 
 
 def test_quarantine_keeps_the_latest_entry_until_it_is_cleared(archive):

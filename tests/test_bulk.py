@@ -128,6 +128,13 @@ def test_a_fixed_quality_is_kept_but_for_the_floor(tmp_path: Path) -> None:
     assert {(row.codec == "original", row.quality) for row in rows} == {(False, 20)}
 
 
+def test_a_floor_above_the_target_is_the_target(tmp_path: Path) -> None:
+    files = {f"{index}.png": file_of(pixels) for index, pixels in enumerate(smooth_pictures(3, 64, 64))}
+    archive, _ = run(tmp_path, files, target_psnr=30.0, min_psnr=42.0)
+    for row in map(archive.read_row, files):
+        assert row.psnr is None or row.psnr >= 42.0
+
+
 def test_single_quality_families_have_no_floor_unless_one_is_asked_for(tmp_path: Path) -> None:
     files = {"a.bmp": file_of(smooth_pictures(1, 64, 64)[0], "BMP")}
     archive, report = run(tmp_path, files, "v3", packer="fp16-lzma")

@@ -181,6 +181,21 @@ def test_alpha_on_white_and_opaque_alpha_dropped():
     assert grey.keep is None and grey.channels == 1
 
 
+def test_a_tiff_with_more_than_alpha_keeps_the_file():
+    samples = np.random.default_rng(0).integers(0, 256, (8, 12, 5), np.uint8)
+    ends = 10 + 10 * 12 + 4  # of the directory: the five depths follow, then the samples
+    directory = struct.pack("<H", 10)
+    for tag, count, value in [
+        (256, 1, 12), (257, 1, 8), (258, 5, ends), (259, 1, 1), (262, 1, 2), (273, 1, ends + 10), (277, 1, 5),
+        (278, 1, 8), (279, 1, samples.size), (338, 2, 0),
+    ]:  # fmt: skip
+        directory += struct.pack("<HHII", tag, 3, count, value)
+    file = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + struct.pack("<5H", *[8] * 5) + samples.tobytes()
+    picture = decode_picture(file)
+    assert (picture.pixels.shape, picture.keep) == ((8, 12, 3), "alpha")
+    assert (picture.pixels == samples[..., :3]).all()
+
+
 def test_phone_jpeg_with_a_second_picture_behind_the_first():
     data = file_of(RGB, "mpo", save_all=True, append_images=[GREY], quality=95, subsampling=0)
     picture = decode_picture(data)

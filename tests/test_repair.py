@@ -1,8 +1,11 @@
 """Damage of every kind: verify names it, repair mends it from the archive or the source, or says that it cannot."""
 
+import errno
+import itertools
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from compressor.errors import ArchiveError, LatentpackError
 from compressor.images import encode_picture
 from compressor.repairing import Repaired, repair
 from compressor.sources import Source
+from compressor.store import Store
 from compressor.table import QuarantineRow
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 
@@ -208,3 +212,29 @@ def test_any_flipped_bit_is_found_or_changes_nothing(archive: Archive) -> None:
         finally:
             flip(path, offset, bit)
     assert Archive.open(archive.url).verify() == []
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_a_storage_that_fails_for_a_moment_costs_nothing(
+    archive: Archive, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls, ranges = pictures(archive), itertools.count(1), Store.ranges
+
+    def busy(store: Store, *arguments: Any) -> Any:
+        if next(calls) == call:
+            raise OSError(errno.EBUSY, "slow down")
+        return ranges(store, *arguments)
+
+    monkeypatch.setattr(Store, "ranges", busy)
+    with pytest.raises(ArchiveError, match="may be sound.*try again"):
+        repair(Archive.open(archive.url), drop=True)
+    monkeypatch.undo()
+    assert pictures(archive) == before
+    assert Archive.open(archive.url).verify() == []
+
+
+def test_a_log_entry_that_a_power_cut_left_empty_is_noticed(archive: Archive) -> None:
+    last = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    last.write_bytes(b"")
+    problems = Archive.open(archive.url).verify()
+    assert problems and problems[0].key.startswith("images")

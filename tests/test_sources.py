@@ -300,3 +300,10 @@ def test_no_credentials_in_messages(s3_server, monkeypatch):
         with pytest.raises(SourceError) as caught:
             Source.open(url)
         assert "hush" not in str(caught.value) and "hush" not in repr(Source(url))
+
+
+def test_brackets_may_be_part_of_a_remote_folder_s_name():
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/brackets/photos [2020]/a.png", b"a")
+    assert keys("memory://brackets/photos [2020]") == ["a.png"]

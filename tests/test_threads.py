@@ -1,0 +1,17 @@
+"""How many processes a machine is good for: its cores, as far as its memory goes."""
+
+import pytest
+
+from tasks.threads import WORKER_MEMORY, cores
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "expected"),
+    [(4, 64 * WORKER_MEMORY, 4), (64, 4 * WORKER_MEMORY, 4), (8, WORKER_MEMORY // 2, 1)],
+)
+def test_each_worker_has_a_core_and_its_memory(
+    cpus: int, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: cpus)
+    monkeypatch.setattr("distributed.system.memory_limit", lambda: memory)
+    assert cores() == expected
