@@ -6,12 +6,12 @@ from typing import Any
 from prefect import flow
 
 from compressor.errors import ArchiveError
+from flows.machine import worker_count
 from flows.parameters import MaintainParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
 from tasks.dashboard import announce, publish_state
 from tasks.maintain import compact, vacuum
 from tasks.restore import restore_pictures, verify_archive
-from tasks.threads import cores
 
 
 @flow(name="restore", flow_run_name="restore {parameters.archive}", persist_result=False)
@@ -22,7 +22,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         Path(parameters.destination),
         parameters.key,
         parameters.format.value,
-        parameters.workers or cores(),
+        parameters.workers or worker_count(),
         on_progress("restoring"),
     )
 

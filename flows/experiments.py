@@ -20,13 +20,14 @@ from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
+from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters, Part, Strips
 from flows.progress import listener
 from flows.train import configure, prepare_shards
 from tasks.caching import fresh
 from tasks.experiments import CellRecord, MeasurementRecord, measure, measure_standards, quantize, report, train_cell
 from tasks.home import home
-from tasks.threads import cores, pin_threads
+from tasks.threads import pin_threads
 
 BATCH = 1000
 MINUTES = 2.0  # a cell, where neither steps nor minutes are given
@@ -84,7 +85,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
 
 def _prepare(parameters: ExperimentsParameters) -> _Work:
     source = Source.open(parameters.source)
-    workers = parameters.workers or cores()
+    workers = parameters.workers or worker_count()
     if parameters.evaluation:
         measured = Source.open(parameters.evaluation)
         held_out = _spread(measured, None, parameters.held_out, share=1)
@@ -167,7 +168,7 @@ def _elsewhere(work: _Work, tops: Pairs, given: Pairs) -> Iterator[Elsewhere]:
     for name, url in [*places, *((Source.open(url).shown, url) for url in work.parameters.other)]:
         source = Source.open(url)
         files = _spread(source, None, ELSEWHERE_MOST, share=1)
-        workers = work.parameters.workers or cores()
+        workers = work.parameters.workers or worker_count()
         halves = [
             prepare_shards(source, iter(files[start::2]), work.parameters.side, BATCH, workers) for start in (0, 1)
         ]

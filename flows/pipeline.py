@@ -27,6 +27,7 @@ from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary, duration
 from compressor.table import QuarantineRow
 from flows.dispatch import Pool, ThisProcess, pool
+from flows.machine import worker_count
 from flows.parameters import PipelineParameters
 from flows.progress import listener
 from tasks.codecs import check_codec, packer_for, put_codec
@@ -36,7 +37,6 @@ from tasks.ingest import known_keys, plan_run
 from tasks.mirror import delete_gone
 from tasks.report import TABLE_ROWS, publish
 from tasks.retries import caused_by_storage
-from tasks.threads import cores
 
 MOST_LOST = 64  # batches lost in a row: no picture is to blame any more
 SMALL = 400  # pictures for one process and one file: a second would add 10 bytes a picture of metadata
@@ -154,7 +154,7 @@ class _Encoding:
         self._options = self._prepare()
         self._budget = FailureBudget.parse(parameters.max_failures)
         self._once_quarantined = frozenset(row.key for row in archive.quarantined())
-        self._workers = parameters.workers or cores()
+        self._workers = parameters.workers or worker_count()
         self._pool: Pool = stack.enter_context(
             pool(parameters.scheduler, self._workers, -(-first.pending // self._size(first)))
         )

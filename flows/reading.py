@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.restoring import restore as restore_pictures
+from flows.machine import worker_count
 from flows.parameters import RepairParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
 from tasks.threads import cores
@@ -13,7 +14,7 @@ from tasks.threads import cores
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """As :func:`flows.archive.restore`."""
     archive = Archive.open(parameters.archive)
-    destination, workers = Path(parameters.destination), parameters.workers or cores()
+    destination, workers = Path(parameters.destination), parameters.workers or worker_count()
     return restore_pictures(
         archive, destination, parameters.key, parameters.format.value, workers, on_progress("restoring")
     ).to_dict()

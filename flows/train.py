@@ -19,12 +19,13 @@ from compressor.shards import ShardConfig, ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from flows.dispatch import UndeclaredError, dask_pool
+from flows.machine import worker_count
 from flows.parameters import Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from tasks.caching import cached, fresh
 from tasks.home import home
 from tasks.preprocess import prepare
-from tasks.threads import cores, pin_threads
+from tasks.threads import pin_threads
 from tasks.train import TrainingRecord, codec_folder, train, train_there, write_whole
 
 MINUTES = 15.0  # where neither steps nor minutes are given
@@ -91,7 +92,7 @@ def train_codec(
                 raise
             get_run_logger().warning("training on this machine: %s", error)
     files = itertools.islice(source.files(), work.limit)
-    workers = work.workers or cores()
+    workers = work.workers or worker_count()
     return train_on(source, files, family, training, work.batch_size, workers, start)
 
 

@@ -1,8 +1,6 @@
-"""How many threads and processes this machine is good for: one thread in a worker, since workers share the cores."""
+"""How many threads numeric libraries use in this process: one in a worker, since workers share the cores."""
 
 import os
-
-WORKER_MEMORY = 2**30  # bytes; one with torch and the codec loaded takes 420 MiB before its first picture
 
 
 def pin_threads(count: int) -> None:
@@ -17,8 +15,5 @@ def pin_threads(count: int) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use, as far as there is memory for a worker on each; a container's limits count."""
-    from dask.system import cpu_count
-    from distributed.system import memory_limit
-
-    return max(1, min(cpu_count(), memory_limit() // WORKER_MEMORY))
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

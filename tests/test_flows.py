@@ -151,7 +151,7 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
 
     folder, archive = write_pictures(tmp_path / "in", 12), tmp_path / "archive"
     training = {"steps": 4, "batch": 2, "side": 32}
-    done = archive_it(folder, archive, train="v2", min_psnr=1, training=TrainingParameters(**training))
+    done = archive_it(folder, archive, codec="faces", train="v2", min_psnr=1, training=TrainingParameters(**training))
     assert done["archived"] == 12 and "v2" in done["codec"]
     out = tmp_path / "v2.safetensors"
     repeated = train_flow(TrainParameters(source=str(folder), family="v2", out=str(out), workers=1, **training))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.threads import WORKER_MEMORY, cores
+from flows.machine import WORKER_MEMORY, worker_count
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from tasks.threads import WORKER_MEMORY, cores
 def test_each_worker_has_a_core_and_its_memory(
     cpus: int, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.machine.cores", lambda: 64)
     monkeypatch.setattr("dask.system.cpu_count", lambda: cpus)
     monkeypatch.setattr("distributed.system.memory_limit", lambda: memory)
-    assert cores() == expected
+    assert worker_count() == expected
