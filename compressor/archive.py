@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import maintenance, verifying
-from compressor.errors import ArchiveError, CodecError
+from compressor.errors import UNREADABLE, ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.store import TEMPORARY, Store
@@ -29,7 +29,6 @@ MARKER = "latentpack.json"
 FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
-UNREADABLE = "unreadable"  # the reason of a file that its source did not give
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 MOST_LEARNED_PIXELS = 2**24  # of a row by a network: four times what a run gives it, and 2 GB of memory
 MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+UNREADABLE = "unreadable"  # the reason of a file that its source did not give
+
 
 class LatentpackError(Exception):
     """Base of all errors that the command line prints without a traceback."""

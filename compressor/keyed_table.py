@@ -325,7 +325,7 @@ class KeyedTable:
             if size != part.size:
                 raise ArchiveError(
                     f"{self.store.url}: part {part.path} is gone or incomplete ({size} bytes, {part.size} written); "
-                    "was it vacuumed as an orphan? Do again what was to be committed"
+                    "was it vacuumed as an orphan? Run the same again"
                 )
 
     def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:

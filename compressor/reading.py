@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from compressor.errors import ImageError
+from compressor.errors import UNREADABLE, ImageError
 from compressor.images import Limits
 from compressor.sources import Source, SourceFile
 
@@ -34,5 +34,5 @@ def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -
             contents.append(ImageError("too_large", text))
             continue
         content = next(fetched)
-        contents.append(content if isinstance(content, bytes) else ImageError("unreadable", str(content)))
+        contents.append(content if isinstance(content, bytes) else ImageError(UNREADABLE, str(content)))
     return contents

@@ -221,6 +221,7 @@ def _decode(archive: "Archive", rows: Sequence[Row], found: Findings) -> None:
     except (CodecError, ArchiveError) as error:
         if len(rows) == 1:
             found.bad[rows[0].key] = str(error)
+            _note_refusal(error, found)  # of the codec
             return
         for row in rows:
             _decode(archive, [row], found)

@@ -1,7 +1,5 @@
 """How many processes this machine is good for."""
 
-from tasks.threads import cores
-
 WORKER_MEMORY = 2**30  # bytes; one with torch and the codec loaded takes 420 MiB before its first picture
 
 
@@ -10,4 +8,4 @@ def worker_count() -> int:
     from dask.system import cpu_count
     from distributed.system import memory_limit
 
-    return max(1, min(cores(), cpu_count(), memory_limit() // WORKER_MEMORY))
+    return max(1, min(cpu_count(), memory_limit() // WORKER_MEMORY))

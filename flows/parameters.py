@@ -93,7 +93,10 @@ SourceUrl = Annotated[
 ]
 ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
-Workers = Annotated[int | None, Field(ge=1, le=4096, description="processes to work with (default: one for each core)")]
+Workers = Annotated[
+    int | None,
+    Field(ge=1, le=4096, description="processes to work with (default: one for each core and GiB of memory)"),
+]
 Scheduler = Annotated[
     str | None,
     Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
@@ -180,7 +183,7 @@ class PipelineParameters(Parameters):
     @field_validator("train")
     @classmethod
     def _is_the_codec(cls, train: Family | None, before: ValidationInfo) -> Family | None:
-        if train and before.data.get("codec") not in (None, "faces"):
+        if train and before.data.get("codec") != cls.model_fields["codec"].default:
             raise ValueError("it trains the codec, so it does not go with --codec; `train --start` goes on from one")
         return train
 
@@ -307,5 +310,5 @@ class ExperimentsParameters(TrainingParameters):
 class DemoParameters(Parameters):
     """The whole chain on bundled sample pictures."""
 
-    folder: str = Field("latentpack-demo", min_length=1, description="folder that everything is written below")
+    folder: LocalPath = Field("latentpack-demo", description="folder that everything is written below")
     workers: Workers = None

@@ -22,9 +22,9 @@ import pytest
 from deltalake import DeltaTable
 
 from compressor import maintenance
-from compressor.archive import CRASHED, UNREADABLE, Archive
+from compressor.archive import CRASHED, Archive
 from compressor.codec import ORIGINAL
-from compressor.errors import ArchiveError, CodecError, SourceError
+from compressor.errors import UNREADABLE, ArchiveError, CodecError, SourceError
 from compressor.images import Limits, decode_picture, encode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.sources import Source, SourceFile

@@ -12,7 +12,6 @@ from flows.machine import WORKER_MEMORY, worker_count
 def test_each_worker_has_a_core_and_its_memory(
     cpus: int, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.machine.cores", lambda: 64)
     monkeypatch.setattr("dask.system.cpu_count", lambda: cpus)
     monkeypatch.setattr("distributed.system.memory_limit", lambda: memory)
     assert worker_count() == expected

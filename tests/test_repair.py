@@ -233,6 +233,25 @@ def test_a_storage_that_fails_for_a_moment_costs_nothing(
     assert Archive.open(archive.url).verify() == []
 
 
+def test_a_codec_that_the_storage_refuses_for_a_moment_costs_no_picture(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(str(tmp_path / "learned"))
+    codec = tiny_codec("v5").id
+    archive.put_codec(codec, tiny_artifact("v5"))
+    archive.commit(encode_batch(source, list(source.files()), archive, EncodeOptions(codec, quality=40), "run").parts)
+    before = pictures(archive)
+
+    def refuse(archive: Archive, id: str) -> None:
+        raise ArchiveError(f"cannot read codec {id}") from PermissionError(errno.EACCES, "permission denied")
+
+    monkeypatch.setattr(Archive, "codec", refuse)
+    with pytest.raises(ArchiveError, match="may be sound"):
+        repair(Archive.open(archive.url), drop=True)
+    monkeypatch.undo()
+    assert pictures(archive) == before
+
+
 def test_a_log_entry_that_a_power_cut_left_empty_is_noticed(archive: Archive) -> None:
     last = max(Path(archive.url).glob("images/_delta_log/*.json"))
     last.write_bytes(b"")
