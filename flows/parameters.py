@@ -81,7 +81,7 @@ def _without_password(url: str) -> str:
 
 def _is_local(path: str) -> str:
     if "://" in path:
-        raise ValueError("it is a local folder or file, not a URL: write there, and copy it afterwards")
+        raise ValueError("it must be a local path (copy what is written there to the bucket afterwards)")
     return path
 
 
@@ -184,7 +184,7 @@ class PipelineParameters(Parameters):
     @classmethod
     def _is_the_codec(cls, train: Family | None, before: ValidationInfo) -> Family | None:
         if train and before.data.get("codec") != cls.model_fields["codec"].default:
-            raise ValueError("it trains the codec, so it does not go with --codec; `train --start` goes on from one")
+            raise ValueError("it does not go with --codec, which `latentpack train --start` would go on from")
         return train
 
     @field_validator("mirror")

@@ -84,7 +84,7 @@ def test_json_is_one_object_and_nothing_else(
         (["train", "{in}", "--out", "{missing}/x.safetensors"], "create it first"),
         (["train", "{in}", "--out", "{in}"], "it is a folder"),
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
-        (["restore", "{in}", "s3://bucket/restored"], "not a URL"),
+        (["restore", "{in}", "s3://bucket/restored"], "must be a local path"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(
