@@ -231,7 +231,10 @@ def read_avif_keep(data: bytes) -> str | None:
 
 
 def read_jpeg2000_keep(data: bytes) -> str | None:
-    """Check that a JPEG 2000 codestream ends (ITU-T T.800 annex A), and whether it is deeper than 8 bits."""
+    """Check that a JPEG 2000 codestream ends (ITU-T T.800 annex A); whether it is deeper than 8 bits or has a profile.
+
+    Pillow does not read profiles (annex I.5.3.3), so that colours by one are not known to be sRGB's.
+    """
     if data[:4] != b"\xff\x4f\xff\x51":
         check_boxes(data)
     at = data.find(b"\xff\x4f\xff\x51")
@@ -239,4 +242,7 @@ def read_jpeg2000_keep(data: bytes) -> str | None:
         raise truncated("its JPEG 2000 codestream does")
     (components,) = struct.unpack_from(">H", data, at + 40)
     depths = [(byte & 0x7F) + 1 for byte in data[at + 42 : at + 42 + 3 * components : 3]]
-    return "16-bit" if max(depths, default=8) > 8 else None
+    if max(depths, default=8) > 8:
+        return "16-bit"
+    box = data.find(b"colr", 0, at)
+    return "wide-gamut" if box >= 0 and data[box + 4] in (2, 3) else None

@@ -181,6 +181,18 @@ def test_alpha_on_white_and_opaque_alpha_dropped():
     assert grey.keep is None and grey.channels == 1
 
 
+def test_a_jpeg_2000_with_a_profile_keeps_the_file():
+    plain = file_of(Image.new("RGB", (16, 16)), "jpeg2000")
+    assert decode_picture(plain).keep is None
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    header, colour = plain.index(b"jp2h") - 4, plain.index(b"colr") - 4
+    (header_size,), (colour_size,) = struct.unpack_from(">I", plain, header), struct.unpack_from(">I", plain, colour)
+    box = struct.pack(">I4sBBB", 11 + len(profile), b"colr", 2, 0, 0) + profile
+    size = struct.pack(">I", header_size - colour_size + len(box))
+    file = plain[:header] + size + plain[header + 4 : colour] + box + plain[colour + colour_size :]
+    assert decode_picture(file).keep == "wide-gamut"
+
+
 def test_a_tiff_with_more_than_alpha_keeps_the_file():
     samples = np.random.default_rng(0).integers(0, 256, (8, 12, 5), np.uint8)
     ends = 10 + 10 * 12 + 4  # of the directory: the five depths follow, then the samples
