@@ -12,7 +12,7 @@ import torch
 
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
-from compressor.training import OPTIMIZERS, TrainingConfig, TrainingState, fit
+from compressor.training import OPTIMIZERS, BatchedMuon, TrainingConfig, TrainingState, fit
 from tests.codecs import TINY_HYPERPRIOR
 
 CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)
@@ -156,3 +156,22 @@ def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest
         fit(Hyperprior(**TINY_HYPERPRIOR), gradients(16), gradients(4), config)
         counts.append(len(reads))
     assert counts[0] == counts[1]
+
+
+def test_muon_in_batches_is_pytorchs_muon() -> None:
+    """Tall, wide and square matrices, one without a gradient; PyTorch's own works in bfloat16."""
+    shapes = [(8, 24), (24, 8), (16, 16), (8, 24), (16, 16)]
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    batched = BatchedMuon(ours, lr=0.1, weight_decay=0.1)
+    single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for index, (mine, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=True)):
+            generator = torch.Generator().manual_seed(100 * step + index)
+            mine.grad = other.grad = torch.randn(mine.shape, generator=generator)
+        batched.step()
+        single.step()
+    for before, mine, other in zip(start[:-1], ours[:-1], theirs[:-1], strict=True):
+        assert (mine - other).norm() < 0.02 * (other - before).norm()
+    assert torch.equal(ours[-1], start[-1])
+    assert batched.state_dict()["state"].keys() == single.state_dict()["state"].keys(), "checkpoints of either resume"
