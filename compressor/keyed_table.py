@@ -40,6 +40,7 @@ CONFIGURATION = {
 
 
 ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
+LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
 _DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
 _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
 
@@ -95,6 +96,17 @@ class KeyedTable:
                 storage_options=self.store.table_options,
             )
         )
+        self._settle(0)
+
+    def _settle(self, first: int) -> None:
+        """Have the log from version ``first`` on outlive a power cut: delta-rs leaves that to the system."""
+        if not self.store.is_s3:
+            names = [name for name in self.store.names(self._log) if name[:20].isdigit() and int(name[:20]) >= first]
+            self.store.settle(self._log, [*names, LAST_CHECKPOINT])
+
+    @property
+    def _log(self) -> str:
+        return f"{self.folder}/_delta_log"
 
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
@@ -162,7 +174,7 @@ class KeyedTable:
         """
         for version in range(self.version, -1, -1):
             try:
-                text = self.store.get(f"{self.folder}/_delta_log/{version:020}.json").decode(errors="replace")
+                text = self.store.get(f"{self._log}/{version:020}.json").decode(errors="replace")
             except FileNotFoundError:  # cut off behind a checkpoint
                 return None
             if not text.strip():  # a file that a power cut left empty
@@ -420,12 +432,14 @@ class KeyedTable:
                 reason = error
             else:
                 self.refresh()
+                self._settle(planned_on + 1)
                 return
             self.refresh(anew=True)
             if change is not None:
                 added = {part.path for part in change.add}
-                if added and added <= {part.path for part in self.parts}:
-                    return  # the answer was lost, not the race
+                if added and added <= {part.path for part in self.parts}:  # the answer was lost, not the race
+                    self._settle(planned_on + 1)
+                    return
                 self.store.delete([f"{self.folder}/{part.path}" for part in change.written])
             stuck += self.version == planned_on  # nobody was faster: the commit itself is refused
             if stuck == 3:
@@ -456,10 +470,10 @@ class KeyedTable:
         self.refresh(anew=True)
         self._delete_unneeded(0, full=False)
         self._delta.create_checkpoint()
-        log = f"{self.folder}/_delta_log"
         version = self.version
-        past = [name for name in self.store.names(log) if name[:20].isdigit() and int(name[:20]) < version]
-        self.store.delete([f"{log}/{name}" for name in past])
+        self._settle(version)
+        past = [name for name in self.store.names(self._log) if name[:20].isdigit() and int(name[:20]) < version]
+        self.store.delete([f"{self._log}/{name}" for name in past])
         self.refresh(anew=True)
 
 

@@ -121,7 +121,7 @@ class Store:
         if self.is_s3:
             self.fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder(Path(path).parent)
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=os.path.dirname(path))
         try:
             with os.fdopen(handle, "wb") as file:
@@ -133,6 +133,18 @@ class Store:
         except BaseException:
             os.unlink(temporary)
             raise
+        _sync_folder(Path(path).parent)
+
+    def settle(self, folder: str, names: Sequence[str]) -> None:
+        """Have files in ``folder`` that another library wrote outlive a power cut; those that are gone are no error."""
+        if self.is_s3:
+            return  # an object that was answered for is safe
+        for name in names:
+            with suppress(FileNotFoundError), open(self.path(f"{folder}/{name}"), "rb") as file:
+                os.fsync(file.fileno())
+        where = Path(self.path(folder))
+        for path in (where, where.parent):
+            _sync_folder(path)
 
     def exists(self, name: str) -> bool:
         return bool(self.fs.exists(self.path(name)))
@@ -232,6 +244,24 @@ def _is_foreign(error: BaseException) -> bool:
         return True
     # delta-rs raises bare Exception for what its kernel finds wrong.
     return type(error) is Exception and "deltalake" in sys.modules
+
+
+def _make_folder(folder: Path) -> None:
+    """With those above it, so that they outlive a power cut."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have what a folder lists outlive a power cut, where the system knows such a thing."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -28,6 +29,7 @@ from compressor.errors import UNREADABLE, ArchiveError, CodecError, SourceError
 from compressor.images import Limits, decode_picture, encode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.sources import Source, SourceFile
+from compressor.store import Store
 from compressor.table import QuarantineRow, Row
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import commit_forever, commit_many, face_key, face_rows, original_row, picture_row
@@ -257,6 +259,37 @@ def test_readers_see_the_old_row_or_the_new_one(archive):
     thread.join()
     assert {count for count, _ in seen} == {3}
     assert [seed for _, seed in seen] == sorted(seed for _, seed in seen)
+
+
+def test_what_is_committed_outlives_a_power_cut(tmp_path, monkeypatch):
+    """All files and folders were synced after they last changed: at each commit, and before the log behind is cut."""
+    synced: dict[int, int] = {}
+    fsync, delete = os.fsync, Store.delete
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = time.time_ns()
+
+    def unsynced() -> list[str]:
+        paths = [archive.url, *(str(path) for path in Path(archive.url).rglob("*"))]
+        found = [os.stat(path) for path in paths]
+        return [path for path, stat in zip(paths, found, strict=True) if synced.get(stat.st_ino, 0) < stat.st_mtime_ns]
+
+    def delete_what_is_replaced(store: Store, names: list[str]) -> None:
+        if any("_delta_log" in name for name in names):
+            assert [path for path in unsynced() if "_delta_log" in path] == []
+        delete(store, names)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(Store, "delete", delete_what_is_replaced)
+    archive = Archive.create(str(tmp_path / "new" / "archive"))
+    assert unsynced() == []
+    for number in range(21):  # beyond a checkpoint
+        add(archive, [picture_row(f"{number}")])
+        assert unsynced() == []
+    assert any("checkpoint.parquet" in name for name in os.listdir(f"{archive.url}/images/_delta_log"))
+    archive.delete(["7"])
+    assert len(os.listdir(f"{archive.url}/images/_delta_log")) < 5
 
 
 # --- erasure, compaction, vacuum ---
