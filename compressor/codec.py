@@ -1,5 +1,6 @@
 """The interface that everything which turns pixels into bytes offers, and how to get one by name, path or bytes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,6 +88,17 @@ def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
 def released() -> list[str]:
     """Names of the codecs that are shipped with weights."""
     return sorted(path.stem for path in RELEASED.glob("*.safetensors"))
+
+
+def titles(names: Sequence[str]) -> dict[str, str]:
+    """Codecs by what a report calls them: a file by its name without folder and suffix, where no other has the same.
+
+    >>> titles(["faces", "a/codec.safetensors", "b/codec.safetensors"])
+    {'faces': 'faces', 'a/codec.safetensors': 'a/codec.safetensors', 'b/codec.safetensors': 'b/codec.safetensors'}
+    """
+    stem_of = {name: Path(name).stem for name in names}
+    found = Counter(stem_of.values())
+    return {stem if found[stem] == 1 else name: name for name, stem in stem_of.items()}
 
 
 def artifact_bytes(name: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 
 from compressor.artifact import parse
-from compressor.codec import artifact_bytes
+from compressor.codec import artifact_bytes, titles
 from compressor.errors import SourceError
 from compressor.experiments.ablations import ABLATIONS
 from compressor.experiments.cells import VALIDATION, Cell
@@ -61,11 +61,14 @@ class _Work:
 @flow(name="experiments", flow_run_name="experiments on {parameters.source}", persist_result=False)
 def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     """Train and measure, and write the report. Returns where it lies, its first table, and the findings."""
+    others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained
+    for url in parameters.other:
+        Source.open(url)
     work = _prepare(parameters)
     trained = list(_ladder(work))
     ladder = [trial for _, trial in trained]
     tops = trained[-len(parameters.family) :]
-    given = [(record, _measured(work, title, record, family)) for title, family, record in _given(parameters.codec)]
+    given = [(record, _measured(work, title, record, family)) for title, family, record in others]
     parts = set(parameters.parts)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))
     results = Results(
@@ -220,9 +223,9 @@ def _standards(name: str, shards: list[ShardRecord], formats: tuple[str, ...]) -
 
 def _given(codecs: Sequence[str]) -> Iterator[tuple[str, str, CellRecord]]:
     """Title, family and file of codecs that are not trained here."""
-    for codec in codecs:
+    for title, codec in titles(codecs).items():
         artifact = parse(artifact_bytes(codec))
-        yield Path(codec).stem, artifact.family, CellRecord(codec, artifact.id, None)
+        yield title, artifact.family, CellRecord(codec, artifact.id, None)
 
 
 def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import Any, get_args
 
+from compressor.errors import LatentpackError
 from flows.parameters import (
     BenchmarkParameters,
     DemoParameters,
@@ -124,7 +125,7 @@ def _add_fields(
             parser.add_argument(field, metavar=metavar, help=_literally(text), **optional)
             continue
         if about.annotation is bool:
-            parser.add_argument("--" + field.replace("_", "-"), action="store_true", help=_literally(text))
+            parser.add_argument(_option(field), action="store_true", help=_literally(text))
             continue
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
         choices = _choices(about.annotation)
@@ -135,7 +136,7 @@ def _add_fields(
         if about.default not in (None, []) and not about.is_required():
             default = " ".join(about.default) if isinstance(about.default, list) else about.default
             text += f" (default: {default})"
-        parser.add_argument("--" + field.replace("_", "-"), help=_literally(text), **settings)
+        parser.add_argument(_option(field), help=_literally(text), **settings)
 
 
 def _literally(text: str) -> str:
@@ -149,15 +150,38 @@ def _choices(annotation: Any) -> list[str]:
     return [str(one.value) for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]
 
 
+# Of two options that do not go together, what the second makes of the first.
+_EXCLUDED = (
+    ("target_psnr", "quality", "is what pictures are stored at, whatever their PSNR"),
+    ("workers", "scheduler", "names a cluster, whose own workers are used"),
+)
+
+
 def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = None) -> Any:
-    """The model's instance from parsed options. ValidationError where a value is out of its range."""
+    """The model's instance from parsed options. ValidationError where a value is out of its range.
+
+    LatentpackError where an option was given for nothing: one that another makes meaningless.
+    """
     given = {name: value for name, value in vars(options).items() if name in model.model_fields}
+    for name, other, why in _EXCLUDED:
+        if name in given and other in given:
+            raise LatentpackError(f"{_option(name)} does not go with {_option(other)}, which {why}: leave one out")
+    if "mirror_limit" in given and not given["mirror"]:
+        raise LatentpackError("--mirror-limit is for --mirror alone, which deletes: add that, or leave this out")
     if nested:
         inner = model.model_fields[nested].annotation
         given[nested] = {
             name: value for name, value in vars(options).items() if name in inner.model_fields and name not in given
         }
+        if given[nested] and "train" not in given:
+            raise LatentpackError(
+                f"{_option(next(iter(given[nested])))} is for --train alone: add that, or leave this out"
+            )
     return model(**given)
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def print_json(values: dict[str, Any]) -> None:

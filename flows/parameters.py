@@ -187,6 +187,22 @@ class PipelineParameters(Parameters):
             raise ValueError("it does not go with --codec, which `latentpack train --start` would go on from")
         return train
 
+    @field_validator("effort")
+    @classmethod
+    def _refines(cls, effort: int, before: ValidationInfo) -> int:
+        family = before.data.get("train")
+        if effort and family not in (None, Family.V5, Family.V6):
+            raise ValueError(f"a codec of family {family}, which --train makes, knows no effort but 0")
+        return effort
+
+    @field_validator("latents")
+    @classmethod
+    def _stores(cls, latents: Latents, before: ValidationInfo) -> Latents:
+        family = before.data.get("train")
+        if latents is not Latents.INT8 and family in (Family.V5, Family.V6):
+            raise ValueError(f"a codec of family {family}, which --train makes, stores int8 alone")
+        return latents
+
     @field_validator("mirror")
     @classmethod
     def _lists_all(cls, mirror: bool, before: ValidationInfo) -> bool:

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from compressor.codec import load_codec, with_effort
+from compressor.codec import load_codec, titles, with_effort
 from compressor.errors import ImageError, SourceError
 from compressor.images import decode_picture
 from compressor.sources import Source
@@ -52,7 +52,7 @@ def benchmark(
     from compressor.report import measure, standard_codecs, write_report
 
     pictures = load_pictures(source, limit)
-    named = {Path(name).stem: load_codec(name) for name in codecs}
+    named = {title: load_codec(name) for title, name in titles(codecs).items()}
     if effort:
         named |= {f"{name}, effort {effort}": with_effort(codec, effort) for name, codec in named.items()}
     compared = {**named, **standard_codecs()}

@@ -85,6 +85,14 @@ def test_json_is_one_object_and_nothing_else(
         (["train", "{in}", "--out", "{in}"], "it is a folder"),
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
         (["restore", "{in}", "s3://bucket/restored"], "must be a local path"),
+        (["run", "{in}", "{new}", "--steps", "10"], "--steps is for --train alone"),
+        (["run", "{in}", "{new}", "--mirror-limit", "5%"], "is for --mirror alone"),
+        (["run", "{in}", "{new}", "--quality", "9", "--target-psnr", "40"], "--target-psnr does not go with --quality"),
+        (["run", "{in}", "{new}", "--workers", "2", "--scheduler", "tcp://x:1"], "does not go with --scheduler"),
+        (["run", "{in}", "{new}", "--train", "v3", "--effort", "5"], "knows no effort but 0"),
+        (["run", "{in}", "{new}", "--train", "v5", "--latents", "fp16"], "stores int8 alone"),
+        (["experiments", "{in}", "--codec", "facs"], "there is no codec 'facs'"),
+        (["experiments", "{in}", "--other", "{missing}"], "no source at"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(

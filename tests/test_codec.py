@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from compressor.artifact import dump, identify, parse
-from compressor.codec import DEFAULT, Codec, load_codec
+from compressor.codec import DEFAULT, Codec, load_codec, titles
 from compressor.errors import CodecError
 from compressor.families import FAMILIES
 from compressor.hyperprior_codec import HyperpriorCodec
@@ -223,3 +223,9 @@ def test_damaged_artifacts_are_refused(damage: str) -> None:
     }[damage]()
     with pytest.raises(CodecError):
         load_codec(changed)
+
+
+def test_codecs_of_one_file_name_are_told_apart() -> None:
+    assert titles(["faces", "a/b.safetensors", "faces"]) == {"faces": "faces", "b": "a/b.safetensors"}
+    same = ["a/codec.safetensors", "b/codec.safetensors"]
+    assert titles(same) == dict(zip(same, same, strict=True))
