@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from compressor.errors import ImageError, SourceError
+from compressor.errors import UNREADABLE, ImageError, SourceError
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import bounded_chunks, read_contents
 from compressor.sources import Source, SourceFile
@@ -51,8 +51,8 @@ class ShardRecord:
         return asdict(self)
 
     def exists(self) -> bool:
-        """Whether the file is still there."""
-        return Path(self.path).is_file()
+        """Whether the file is still there and whole: what the source did not give, it may give the next time."""
+        return Path(self.path).is_file() and not self.refused.get(UNREADABLE)
 
 
 def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConfig, folder: Path) -> ShardRecord:

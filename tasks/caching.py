@@ -20,7 +20,7 @@ def stage_key(stage: str, version: int, content: str, configuration: dict[str, A
 
 
 class Record(Protocol):
-    """What a cached stage returns, as a dictionary: small, and able to tell whether the file it points at is there."""
+    """What a cached stage returns, as a dictionary: small, and able to tell whether the file it points at is good."""
 
     def exists(self) -> bool: ...
 
@@ -36,7 +36,7 @@ def cached(task: Task[..., dict[str, Any]]) -> Task[..., dict[str, Any]]:
 
 
 def fresh(task: Task[..., dict[str, Any]], kind: type[R], **arguments: Any) -> R:
-    """Call a cached task here and now; do it again where the cache remembers a file that has vanished."""
+    """Call a cached task here and now; do it again where it points at a file that has vanished or lacks something."""
     kept = cached(task)
     record = kind(**kept(**arguments))
     return record if record.exists() else kind(**kept.with_options(refresh_cache=True)(**arguments))

@@ -1,12 +1,13 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from compressor.archive import Archive
-from compressor.errors import CodecError, SourceError
+from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.images import encode_picture
 from compressor.planning import Batch, Plan, plan
 from compressor.restoring import restore, safe_path
@@ -115,19 +116,20 @@ def test_cache_keys_differ_in_all_that_a_result_depends_on() -> None:
     assert stage_key("shard", 1, "a", {"x": 1, "y": 2}) == stage_key("shard", 1, "a", {"y": 2, "x": 1})
 
 
+def shard_arguments(source: Source, folder: Path) -> dict[str, Any]:
+    from compressor.shards import ShardConfig
+
+    batch = Batch(0, tuple(source.files()), frozenset())
+    return {"source": source, "batch": batch, "config": ShardConfig(side=32), "folder": folder, "threads": 1}
+
+
 def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: str) -> None:
-    from compressor.shards import ShardConfig, ShardRecord, load_shards
+    from compressor.shards import ShardRecord, load_shards
     from tasks.caching import fresh
     from tasks.preprocess import prepare
 
     source = folder_of(tmp_path / "in", 4)
-    arguments = {
-        "source": source,
-        "batch": Batch(0, tuple(source.files()), frozenset()),
-        "config": ShardConfig(side=32),
-        "folder": tmp_path / "shards",
-        "threads": 1,
-    }
+    arguments = shard_arguments(source, tmp_path / "shards")
     first = fresh(prepare, ShardRecord, **arguments)
     written = Path(first.path).stat().st_mtime_ns
     assert fresh(prepare, ShardRecord, **arguments) == first
@@ -135,8 +137,20 @@ def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: st
     Path(first.path).unlink()
     assert load_shards([fresh(prepare, ShardRecord, **arguments)]).shape == (4, 32, 32, 3)
     (tmp_path / "in" / "000.png").write_bytes(b"changed")
-    arguments["batch"] = Batch(0, tuple(source.files()), frozenset())
-    assert fresh(prepare, ShardRecord, **arguments).count == 3
+    assert fresh(prepare, ShardRecord, **shard_arguments(source, tmp_path / "shards")).count == 3
+
+
+def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp_path: Path, prefect_api: str) -> None:
+    from compressor.shards import ShardRecord
+    from tasks.caching import fresh
+    from tasks.preprocess import prepare
+
+    arguments = shard_arguments(folder_of(tmp_path / "in", 4), tmp_path / "shards")
+    (tmp_path / "in").rename(tmp_path / "away")
+    with_gaps = fresh(prepare, ShardRecord, **arguments)
+    assert (with_gaps.count, with_gaps.refused) == (0, {UNREADABLE: 4})
+    (tmp_path / "away").rename(tmp_path / "in")
+    assert fresh(prepare, ShardRecord, **arguments).count == 4
 
 
 def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
