@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import maintenance, verifying
+from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
@@ -302,16 +303,11 @@ class Archive:
         ----------
         columns
             What to read; the fields of other columns are None. Without ``payload`` a scan reads some 20 bytes a row.
+        batch_size
+            Rows in a batch. There are fewer where their payloads would exceed 64 MiB.
         """
-        names = self._column_names(columns)
-        waiting: list[Row] = []
-        for table in self.batches(names):
-            waiting += from_table(table, IMAGES)
-            while len(waiting) >= batch_size:
-                yield waiting[:batch_size]
-                waiting = waiting[batch_size:]
-        if waiting:
-            yield waiting
+        rows = (row for table in self.batches(columns) for row in from_table(table, IMAGES))
+        return bounded_chunks(rows, lambda row: len(row.payload or b""), BYTES_AT_ONCE, batch_size)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""

@@ -20,7 +20,7 @@ from compressor.errors import CodecError, ImageError
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
 from compressor.quality import Stored, as_grey, encode_fallback, encode_measured, encode_to_target
-from compressor.reading import bounded_chunks, read_contents
+from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
 LOSSLESS = "lossless"
@@ -158,7 +158,7 @@ def encode_batch(
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
     pixels = held = 0
-    for chunk in bounded_chunks(files):
+    for chunk in read_together(files):
         with clock("read"):
             contents = read_contents(source, chunk, options.limits)
         for file, content in zip(chunk, contents, strict=True):

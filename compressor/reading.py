@@ -2,26 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
+from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ImageError
 from compressor.images import Limits
 from compressor.sources import Source, SourceFile
 
 FILES_AT_ONCE = 256
-BYTES_AT_ONCE = 64 * 2**20
 
 
-def bounded_chunks(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+def read_together(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
     """Files in order, as many together as may be in memory: a few hundred small ones or a few large ones."""
-    chunk: list[SourceFile] = []
-    size = 0
-    for file in files:
-        if chunk and (len(chunk) == FILES_AT_ONCE or size + file.size > BYTES_AT_ONCE):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(file)
-        size += file.size
-    if chunk:
-        yield chunk
+    return bounded_chunks(files, lambda file: file.size, BYTES_AT_ONCE, FILES_AT_ONCE)
 
 
 def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -> list[bytes | ImageError]:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from compressor.archive import Archive
+from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.errors import ArchiveError, CodecError, ImageError
 from compressor.images import encode_picture
 from compressor.known import hash_keys
 from compressor.table import Row
+from compressor.verifying import check_crc, decoded_together
 
-AT_ONCE = 64  # rows whose pixels are in memory together
 BATCH = 256  # rows that one process is given at a time
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
@@ -115,9 +116,8 @@ def restore_rows(
     A file that is there already is replaced. Each appears whole or not at all.
     """
     done = Restored()
-    for start in range(0, len(rows), AT_ONCE):
-        chunk = rows[start : start + AT_ONCE]
-        for row, data in zip(chunk, _files(archive, chunk, format), strict=True):
+    for together in decoded_together(rows):
+        for row, data in zip(together, _files(archive, together, format), strict=True):
             if isinstance(data, Exception):
                 done.problems.append((row.key, str(data)))
                 continue
@@ -135,23 +135,30 @@ def restore_rows(
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
     """The bytes of each row's file, or why there are none."""
+    decoded = _pixels(archive, [row for row in rows if row.codec != ORIGINAL])
+    for row in rows:
+        try:
+            if row.codec == ORIGINAL:
+                check_crc(row)
+                yield row.payload
+            elif isinstance(pixels := next(decoded), Exception):
+                yield pixels
+            else:
+                yield encode_picture(pixels, row.channels, format)
+        except (CodecError, ImageError, OSError, ValueError) as error:
+            yield error
+
+
+def _pixels(archive: Archive, rows: Sequence[Row]) -> Iterator[np.ndarray | Exception]:
+    """Of each row, decoded together, or one by one if something is not sound."""
     try:
-        decoded: list[Any] = archive.decode(rows)
+        yield from archive.decode(rows)
     except (CodecError, ArchiveError) as error:
         if len(rows) == 1:
             yield error
             return
         for row in rows:
-            yield from _files(archive, [row], format)
-        return
-    for row, pixels in zip(rows, decoded, strict=True):
-        if row.codec == ORIGINAL:
-            yield row.payload
-            continue
-        try:
-            yield encode_picture(pixels, row.channels, format)
-        except (ImageError, OSError, ValueError) as error:
-            yield error
+            yield from _pixels(archive, [row])
 
 
 def write_file(destination: Path, name: str, data: bytes) -> None:
@@ -208,8 +215,7 @@ def restore(
     done = Restored()
     if keys:
         total = len(keys)
-        rows, done.problems = _rows_of(archive, keys)
-        batches = iter([rows[start : start + BATCH] for start in range(0, len(rows), BATCH)])
+        batches = bounded_chunks(_rows_of(archive, keys, done), lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
         shared = shared_paths(keys, format)
     else:
         total = len(archive)
@@ -275,12 +281,10 @@ def _restore_in_worker(rows: list[Row]) -> Restored:
     return restore_rows(archive, rows, destination, format, shared)
 
 
-def _rows_of(archive: Archive, keys: Iterable[str]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Rows of ``keys`` that are there, and the others with the reason."""
-    rows, missing = [], []
+def _rows_of(archive: Archive, keys: Iterable[str], done: Restored) -> Iterator[Row]:
+    """Rows of ``keys`` that are there; the others are among the problems."""
     for key in keys:
         try:
-            rows.append(archive.read_row(key))
+            yield archive.read_row(key)
         except ArchiveError as error:
-            missing.append((key, str(error)))
-    return rows, missing
+            done.problems.append((key, str(error)))

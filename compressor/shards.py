@@ -17,7 +17,7 @@ import pyarrow.ipc
 
 from compressor.errors import UNREADABLE, ImageError, SourceError
 from compressor.images import Limits, decode_picture, resize_picture
-from compressor.reading import bounded_chunks, read_contents
+from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
 VERSION = 1
@@ -64,7 +64,7 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
     path = folder / f"{digest}.arrow"
     pictures: list[np.ndarray] = []
     refused: dict[str, int] = {}
-    for chunk in bounded_chunks(files):
+    for chunk in read_together(files):
         for content in read_contents(source, chunk, config.limits):
             try:
                 if isinstance(content, ImageError):

@@ -1,7 +1,7 @@
 """What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from compressor import integrity
 from compressor.artifact import identify
+from compressor.chunks import bounded_chunks
 from compressor.errors import ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
@@ -21,7 +22,7 @@ from compressor.table import IMAGES, Part, Row, from_table
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
-DECODE_ROWS = 64
+DECODED_ROWS, DECODED_PIXELS = 64, 2**22  # that are decoded together
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 DAMAGE = (OSError, pa.ArrowException, ArchiveError)  # what reading a damaged file raises
 # What it raises, too, and says nothing of the file. A bad sector (EIO) is damage
@@ -84,6 +85,11 @@ def check_crc(row: Row) -> None:
     computed = crc32c.crc32c(row.payload)
     if computed != row.crc32c:
         raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
+
+
+def decoded_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows in order, as many together as may be in memory once they are decoded."""
+    return bounded_chunks(rows, lambda row: row.width * row.height, DECODED_PIXELS, DECODED_ROWS)
 
 
 def verify(
@@ -186,8 +192,8 @@ def inspect(
             _unreadable(images, group, count, error, found)
         else:
             found.keys += [row.key for row in rows]
-            for start in range(0, len(rows), DECODE_ROWS):
-                _decode(archive, rows[start : start + DECODE_ROWS], found)
+            for together in decoded_together(rows):
+                _decode(archive, together, found)
         done += count
         if on_progress:
             on_progress(done)

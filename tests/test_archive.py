@@ -31,6 +31,7 @@ from compressor.keyed_table import KeyedTable
 from compressor.sources import Source, SourceFile
 from compressor.store import Store
 from compressor.table import QuarantineRow, Row
+from compressor.verifying import decoded_together
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import commit_forever, commit_many, face_key, face_rows, original_row, picture_row
 
@@ -290,6 +291,20 @@ def test_what_is_committed_outlives_a_power_cut(tmp_path, monkeypatch):
     assert any("checkpoint.parquet" in name for name in os.listdir(f"{archive.url}/images/_delta_log"))
     archive.delete(["7"])
     assert len(os.listdir(f"{archive.url}/images/_delta_log")) < 5
+
+
+def test_a_batch_and_what_is_decoded_together_are_bounded(archive, monkeypatch):
+    rows = [picture_row(f"{number}", height=8 * (number + 1)) for number in range(6)]
+    add(archive, rows)
+    size = sum(len(row.payload) for row in rows[:3])
+    monkeypatch.setattr("compressor.archive.BYTES_AT_ONCE", size)
+    batches = list(archive.scan(batch_size=5))
+    assert [row for batch in batches for row in batch] == rows
+    assert [len(batch) for batch in batches][0] == 3
+    assert all(sum(len(row.payload) for row in batch) <= size for batch in batches)
+    assert max(len(batch) for batch in archive.scan(["key"], batch_size=5)) == 5
+    monkeypatch.setattr("compressor.verifying.DECODED_PIXELS", 32 * 8 * 3)
+    assert [len(chunk) for chunk in decoded_together(rows)] == [2, 1, 1, 1, 1]
 
 
 # --- erasure, compaction, vacuum ---

@@ -1,5 +1,6 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
 from tasks.retries import caused_by_storage
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+from tests.rows import original_row
 
 
 def folder_of(path: Path, count: int, seed: int = 0) -> Source:
@@ -263,6 +265,15 @@ def test_pictures_come_back_by_their_keys(tmp_path: Path) -> None:
     assert names[1] == "a.png" and names[0].startswith("a-")
     assert (out / "deep.png").read_bytes() == deep.read_bytes()
     assert restore(archive, tmp_path / "one", keys=["a.png", "no such key"]).problems[0][0] == "no such key"
+
+
+def test_an_original_needs_no_decoder_to_come_back_but_its_checksum(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    good, bad = (original_row(name, b"what this version cannot decode", 9, 9) for name in ("good.tif", "bad.tif"))
+    archive.commit([archive.write_part([replace(bad, crc32c=bad.crc32c ^ 1), good])])
+    done = restore(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "good.tif").read_bytes() == good.payload
+    assert [key for key, reason in done.problems if "crc32c" in reason] == ["bad.tif"]
 
 
 def test_restoring_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
