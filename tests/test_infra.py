@@ -194,11 +194,11 @@ def manifests() -> dict[str, list[dict[str, Any]]]:
     return built
 
 
-def _job(template: dict[str, Any]) -> dict[str, Any]:
+def _job(template: dict[str, Any], **given: Any) -> dict[str, Any]:
     """The Job that Prefect's worker makes of the template where a deployment says nothing."""
     variables = template["variables"]["properties"]
     values = {name: field["default"] for name, field in variables.items() if "default" in field}
-    values |= {"name": "run", "command": ["prefect", "flow-run", "execute"], "labels": {}}
+    values |= {"name": "run", "command": ["prefect", "flow-run", "execute"], "labels": {}, **given}
     job = apply_values(template["job_configuration"], values, remove_notset=True)["job_manifest"]
     for container in job["spec"]["template"]["spec"]["containers"]:  # the worker turns the mapping into a list, too
         container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
@@ -360,6 +360,19 @@ def test_the_job_template_is_one_that_prefects_worker_takes():
     named = set(re.findall(r"{{ (\w+) }}", json.dumps(template["job_configuration"])))
     assert named == set(template["variables"]["properties"])
     kubernetes_validate.validate(_job(template), KUBERNETES, strict=True)
+
+
+def test_what_runs_leave_may_lie_on_a_claim():
+    claim = {"name": "kept", "persistentVolumeClaim": {"claimName": "latentpack"}}
+    job = _job(_template(), kept=claim)
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    pod = job["spec"]["template"]["spec"]
+    assert claim in pod["volumes"]
+    [mount] = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "kept"]
+    deployments = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"]
+    given = [deployment["parameters"]["parameters"] for deployment in deployments]
+    left = [one[name] for one in given for name in ("out", "report", "destination") if name in one]
+    assert len(left) > 3 and all(path.startswith(f"{mount['mountPath']}/") for path in left)
 
 
 def test_overlays_change_what_they_say(manifests: dict[str, list[dict[str, Any]]]):
