@@ -99,7 +99,7 @@ def repair(
         found.append(one)
         checked += part.rows
     damaged = [one for one in found if not one.is_sound and not _put_right(images, one, done)]
-    _mend_quarantine(quarantine, done)
+    _mend_quarantine(archive, quarantine, done)
     if not damaged:
         return done
     parts, regained, failed = _regain(archive, source, options, damaged, found)
@@ -209,7 +209,7 @@ def _put_back(table: KeyedTable, part: Part) -> bool:
     return True
 
 
-def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
+def _mend_quarantine(archive: Archive, table: KeyedTable, done: Repaired) -> None:
     """A list that cannot be put right is taken out: its pictures are tried again by the next run."""
     for part in list(table.parts):
         found = Findings(part)
@@ -219,6 +219,8 @@ def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
             data = table.store.ranges(f"{table.folder}/{part.path}", [(0, part.size)])[0]
             integrity.check_file(part.path, crc32c.crc32c(data))
         except DAMAGE as error:
+            if is_refusal(error):
+                raise _refused(archive, part, str(error)) from error
             found.mismatch = str(error)
             if not _put_right(table, found, done):
                 removed = iter([Change([], [part])])

@@ -233,6 +233,21 @@ def test_a_storage_that_fails_for_a_moment_costs_nothing(
     assert Archive.open(archive.url).verify() == []
 
 
+def test_a_quarantine_list_that_the_storage_refuses_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, ranges = list(archive.quarantined()), Store.ranges
+
+    def busy(store: Store, name: str, *spans: Any) -> Any:
+        if name.startswith("quarantine/"):
+            raise OSError(errno.EBUSY, "slow down")
+        return ranges(store, name, *spans)
+
+    monkeypatch.setattr(Store, "ranges", busy)
+    with pytest.raises(ArchiveError, match="may be sound"):
+        repair(Archive.open(archive.url))
+    monkeypatch.undo()
+    assert before and list(Archive.open(archive.url).quarantined()) == before
+
+
 def test_a_codec_that_the_storage_refuses_for_a_moment_costs_no_picture(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
