@@ -6,9 +6,10 @@ A shard is named by what is in it and how it was made, so that it can be cached,
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -79,18 +80,43 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
     return ShardRecord(str(path), digest, len(pictures), refused)
 
 
-def load_shards(records: Sequence[ShardRecord]) -> np.ndarray:
-    """All pictures of the shards in order, uint8 (N, H, W, 3). SourceError where there is none."""
-    parts = []
+def drawn(files: Iterable[SourceFile], most: int, seed: int) -> list[SourceFile]:
+    """At most ``most`` files, in order, each with the same chance: one pass over a listing of any length.
+
+    A reservoir (Vitter, 1985).
+    """
+    random = Random(seed)
+    kept: list[tuple[int, SourceFile]] = []
+    for index, file in enumerate(files):
+        if index < most:
+            kept.append((index, file))
+        elif (place := random.randrange(index + 1)) < most:
+            kept[place] = (index, file)
+    return [file for _, file in sorted(kept, key=lambda one: one[0])]
+
+
+def load_shards(records: Sequence[ShardRecord], chosen_N: np.ndarray | None = None) -> np.ndarray:
+    """Pictures of the shards in order, all or those that are ``chosen_N``: uint8 (N, H, W, 3).
+
+    SourceError where the shards hold none.
+    """
+    total = sum(record.count for record in records)
+    if not total:
+        raise SourceError("there is no picture to train on: the source is empty, or every file in it was refused")
+    chosen_N = np.ones(total, bool) if chosen_N is None else chosen_N
+    pictures_NHWC, start, filled = np.empty(0, np.uint8), 0, 0
     for record in records:
         with pa.memory_map(record.path) as file:
             table = pa.ipc.open_file(file).read_all()
+        shape = json.loads(table.schema.metadata[b"shape"])
+        if not start:
+            pictures_NHWC = np.empty((np.count_nonzero(chosen_N), *shape), np.uint8)
         for chunk in table["pixels"].chunks:
-            shape = json.loads(table.schema.metadata[b"shape"])
-            parts.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
-    if not sum(len(part) for part in parts):
-        raise SourceError("there is no picture to train on: the source is empty, or every file in it was refused")
-    return np.concatenate(parts)
+            here = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape)
+            wanted = here[chosen_N[start : start + len(here)]]
+            pictures_NHWC[filled : filled + len(wanted)] = wanted
+            start, filled = start + len(here), filled + len(wanted)
+    return pictures_NHWC
 
 
 def _write(path: Path, pictures: Sequence[np.ndarray], side: int) -> None:

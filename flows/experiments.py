@@ -17,7 +17,7 @@ from compressor.experiments.cells import VALIDATION, Cell
 from compressor.experiments.measuring import Row, rows_of
 from compressor.experiments.results import Elsewhere, Quantized, Results, Trial
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
-from compressor.shards import ShardRecord
+from compressor.shards import ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from flows.machine import worker_count
@@ -97,7 +97,8 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
         measured = source
         held_out = _spread(source, parameters.limit, parameters.held_out, share=5)
         names = {file.key for file in held_out}
-    learned = (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
+    others = (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
+    learned = iter(drawn(others, parameters.max_pictures, parameters.seed))
     ends = parameters.steps or parameters.minutes
     config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}), learned=False)
     whole = replace(

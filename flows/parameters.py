@@ -130,6 +130,9 @@ class TrainingParameters(Parameters):
     side: int = Field(
         128, ge=16, le=4096, description="side in pixels that training pictures are cropped and resized to"
     )
+    max_pictures: int = Field(
+        100_000, ge=2, description="learn from at most this many pictures, drawn at random; all are in memory at once"
+    )
     seed: int = Field(1, ge=0, description="seed of every random draw")
 
 

@@ -15,7 +15,7 @@ from compressor.errors import CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.images import Limits
 from compressor.planning import Batch
-from compressor.shards import ShardConfig, ShardRecord
+from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from flows.dispatch import UndeclaredError, dask_pool
@@ -91,9 +91,9 @@ def train_codec(
             if isinstance(work, TrainParameters):
                 raise
             get_run_logger().warning("training on this machine: %s", error)
-    files = itertools.islice(source.files(), work.limit)
+    files = drawn(itertools.islice(source.files(), work.limit), training.max_pictures, training.seed)
     workers = work.workers or worker_count()
-    return train_on(source, files, family, training, work.batch_size, workers, start)
+    return train_on(source, iter(files), family, training, work.batch_size, workers, start)
 
 
 def _train_there(
@@ -109,6 +109,7 @@ def _train_there(
         arguments = {
             "source": source,
             "limit": work.limit,
+            "most": training.max_pictures,
             "batch_size": work.batch_size,
             "shards": ShardConfig(training.side, Limits()),
             "family": str(family),

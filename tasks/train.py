@@ -16,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
-from compressor.shards import ShardConfig, ShardRecord, load_shards, prepare_shard
+from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source
 from compressor.summary import duration
 from compressor.training import TrainingConfig, TrainingState
@@ -99,7 +99,9 @@ def train(
     from compressor.families import freeze
     from compressor.training import fit, pick_device
 
-    learned, held_out = _split(load_shards(records))
+    held = _held_out(sum(record.count for record in records))
+    learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
+    held_out = load_shards(records, held)
     key = training_key(family, records, config, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
     torch.manual_seed(config.seed)
@@ -176,6 +178,7 @@ def train(
 def train_there(
     source: Source,
     limit: int | None,
+    most: int,
     batch_size: int,
     shards: ShardConfig,
     family: str,
@@ -185,10 +188,9 @@ def train_there(
 ) -> tuple[dict[str, Any], bytes]:
     """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
     pin_threads(cores())
-    files = itertools.islice(source.files(), limit)
-    records = []
-    while batch := list(itertools.islice(files, batch_size)):
-        records.append(prepare_shard(source, batch, shards, home() / "shards"))
+    files = drawn(itertools.islice(source.files(), limit), most, config.seed)
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    records = [prepare_shard(source, batch, shards, home() / "shards") for batch in batches]
     trained = train.fn(family, records, config, card, start)
     return trained, Path(trained["path"]).read_bytes()
 
@@ -211,14 +213,12 @@ def _shown(family: str) -> Callable[[TrainingState, float, float], None]:
     return show
 
 
-def _split(pictures_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation pictures: every n-th one is held out; a single picture is both."""
-    count = len(pictures_NHWC)
-    if count < 2:
-        return pictures_NHWC, pictures_NHWC
+def _held_out(count: int) -> np.ndarray:
+    """Which pictures, bool (N,), training is validated on: every n-th one."""
     held = np.zeros(count, bool)
-    held[np.linspace(0, count - 1, max(1, min(HELD_OUT_MOST, int(HELD_OUT * count)))).astype(int)] = True
-    return pictures_NHWC[~held], pictures_NHWC[held]
+    if count:
+        held[np.linspace(0, count - 1, max(1, min(HELD_OUT_MOST, int(HELD_OUT * count)))).astype(int)] = True
+    return held
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -142,6 +142,32 @@ def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: st
     assert fresh(prepare, ShardRecord, **shard_arguments(source, tmp_path / "shards")).count == 3
 
 
+def test_pictures_are_drawn_from_all_of_a_listing_and_stay_in_order() -> None:
+    from compressor.shards import drawn
+
+    files = [SourceFile(f"{number:04d}", f"{number:04d}", 1, b"") for number in range(1000)]
+    assert drawn(iter(files), 1000, 1) == files
+    some = drawn(iter(files), 100, 1)
+    assert some == drawn(iter(files), 100, 1) == sorted(set(some), key=lambda file: file.key)
+    thirds = np.bincount([int(file.key) * 3 // 1000 for file in some])
+    assert len(some) == 100 and thirds.min() > 20
+    assert some != drawn(iter(files), 100, 2)
+
+
+def test_chosen_pictures_of_shards_are_loaded_alone(tmp_path: Path) -> None:
+    from compressor.shards import ShardConfig, load_shards, prepare_shard
+
+    source = folder_of(tmp_path / "in", 5)
+    files = list(source.files())
+    halves = [prepare_shard(source, half, ShardConfig(side=32), tmp_path) for half in (files[:2], [], files[2:])]
+    whole = load_shards(halves)
+    chosen = np.array([False, True, True, False, True])
+    assert whole.shape == (5, 32, 32, 3) and len(np.unique(whole.reshape(5, -1), axis=0)) == 5
+    assert (load_shards(halves, chosen) == whole[chosen]).all()
+    with pytest.raises(SourceError, match="no picture to train on"):
+        load_shards(halves[1:2])
+
+
 def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp_path: Path, prefect_api: str) -> None:
     from compressor.shards import ShardRecord
     from tasks.caching import fresh
