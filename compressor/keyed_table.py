@@ -10,7 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
@@ -47,11 +47,10 @@ _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Change:
-    """What one commit does: files that appear and disappear together; ``written`` is undone if it is not made."""
+    """What one commit does: files that appear and disappear together."""
 
     add: list[Part]
     remove: list[Part]
-    written: list[Part] = field(default_factory=list)
     moves_only: bool = False  # the same rows in other files
 
 
@@ -357,11 +356,7 @@ class KeyedTable:
         untouched = [part for part in arriving if part.path not in drops]
         rewritten = self._without([(part, drops[part.path]) for part in arriving if part.path in drops])
         shrunk = self._without([(part, drops[part.path]) for part in self.parts if part.path in drops])
-        return Change(
-            add=[*untouched, *rewritten.add, *shrunk.add],
-            remove=shrunk.remove,
-            written=[*rewritten.written, *shrunk.written],
-        )
+        return Change(add=[*untouched, *rewritten.add, *shrunk.add], remove=shrunk.remove)
 
     def _common(self, part: Part, other: Part) -> set[str]:
         """Keys in both files; exact keys are compared only where hashes meet."""
@@ -382,10 +377,14 @@ class KeyedTable:
 
             if (rest := self.write(kept())) is not None:
                 add.append(rest)
-        return Change(add=add, remove=[part for part, _ in drops], written=add)
+        return Change(add=add, remove=[part for part, _ in drops])
 
     def transact(self, plan: Callable[[], Change | None], batch_id: str | None = None) -> None:
-        """Plan on the newest version and commit on exactly that one, again and again until nobody was faster."""
+        """Plan on the newest version and commit on exactly that one, again and again until nobody was faster.
+
+        Files of a plan that was not committed stay until they are vacuumed as orphans: nobody can be sure that the
+        commit will not arrive after all.
+        """
         from deltalake import CommitProperties, Transaction
         from deltalake.exceptions import DeltaError
         from deltalake.transaction import AddAction, RemoveAction
@@ -440,7 +439,6 @@ class KeyedTable:
                 if added and added <= {part.path for part in self.parts}:  # the answer was lost, not the race
                     self._settle(planned_on + 1)
                     return
-                self.store.delete([f"{self.folder}/{part.path}" for part in change.written])
             stuck += self.version == planned_on  # nobody was faster: the commit itself is refused
             if stuck == 3:
                 break

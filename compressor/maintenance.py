@@ -132,22 +132,22 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
     if len(merged) < 2:
         return 0
     written = [part for rows in _sorted_runs(table, merged, target) if (part := table.write(rows)) is not None]
-    change = Change(add=written, remove=list(merged), written=[], moves_only=True)
+    change = Change(add=written, remove=list(merged), moves_only=True)
     gone = {part.path for part in merged}
 
+    in_vain = False
+
     def plan() -> Change | None:
+        nonlocal in_vain
         # Appends by others do not matter; if they replaced a picture in one of these files, the work was in vain.
-        if not gone <= {part.path for part in table.parts}:
+        in_vain = not gone <= {part.path for part in table.parts}
+        if in_vain:
             return None
         table.check_there(written)
         return change
 
-    before = len(table.parts)
     table.transact(plan)
-    if not {part.path for part in written} <= {part.path for part in table.parts}:
-        table.store.delete([f"{table.folder}/{part.path}" for part in written])
-        return 0
-    return before - len(table.parts)
+    return 0 if in_vain else len(merged) - len(written)
 
 
 def _overlap(parts: Sequence[Part]) -> int:

@@ -131,8 +131,14 @@ def _mend_log(table: KeyedTable, done: Repaired) -> None:
     else:
         done.left.append((f"{table.folder}/_delta_log", "the log names no file, and none explains why"))
         return
-    changes = iter([Change(add, remove, moves_only=True)])
-    table.transact(lambda: next(changes, None))
+    table.transact(
+        # Where the answer to a commit is lost, nothing of it is left to do.
+        lambda: (
+            Change(add, [part for part in remove if part in table.parts], moves_only=True)
+            if table.stored_digest() != table.digest(table.parts)
+            else None
+        )
+    )
     done.log.append(what)
 
 
@@ -223,8 +229,7 @@ def _mend_quarantine(archive: Archive, table: KeyedTable, done: Repaired) -> Non
                 raise _refused(archive, part, str(error)) from error
             found.mismatch = str(error)
             if not _put_right(table, found, done):
-                removed = iter([Change([], [part])])
-                table.transact(lambda removed=removed: next(removed, None))  # type: ignore[misc]
+                _take_part_out(table, part)
                 done.log.append(f"a list of {part.rows} quarantined pictures taken out: they are tried again")
 
 
@@ -291,12 +296,21 @@ def _take_out(
         return
     archive.quarantine([_damaged(key, found.bad[key]) for key in gone])
     rest = images.write(_rows(archive, images, part, leaving))
-    written = [rest] if rest else []
-    images.transact(lambda: Change(written, [part], written) if part in images.parts else None)
+    _take_part_out(images, part, [rest] if rest else [])
     done.taken_out += sorted(gone)
     if found.unreadable:
         between = sum(part.key_range[0] <= key <= part.key_range[1] for key in regained - set(found.bad))
         done.unnamed += max(0, part.rows - len(found.keys) - between)
+
+
+def _take_part_out(table: KeyedTable, part: Part, instead: Sequence[Part] = ()) -> None:
+    def plan() -> Change | None:
+        if part not in table.parts:
+            return None
+        table.check_there(instead)
+        return Change(list(instead), [part])
+
+    table.transact(plan)
 
 
 def _refused(archive: Archive, part: Part, why: str) -> ArchiveError:

@@ -1,10 +1,15 @@
 """Rows to put in archives: JPEGs of small pictures, or random bytes of the size that a learned codec writes."""
 
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import crc32c
 import numpy as np
+from deltalake import DeltaTable
 
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
@@ -100,3 +105,32 @@ def commit_forever(url: str) -> None:
     archive = Archive.open(url)
     for step in range(10_000):
         archive.commit([archive.write_part(face_rows(20, start=step * 10))], [face_key(step * 10)])
+
+
+@contextmanager
+def at_first_commit(
+    before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """While it lasts, do something right before, or right after, the first commit to a table of pictures."""
+    commit, seen = DeltaTable.create_write_transaction, []
+
+    def interrupted(table: DeltaTable, *arguments: Any, **options: Any) -> None:
+        first = not seen and "images" in table.table_uri
+        if first:
+            seen.append(table)
+            before()
+        commit(table, *arguments, **options)
+        if first:
+            after()
+
+    DeltaTable.create_write_transaction = interrupted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DeltaTable.create_write_transaction = commit  # type: ignore[method-assign]
+    assert seen
+
+
+def lose_the_answer() -> None:
+    """As a connection that ends at the wrong moment."""
+    raise ConnectionResetError(errno.ECONNRESET, "connection reset by peer")

@@ -33,7 +33,16 @@ from compressor.store import Store
 from compressor.table import QuarantineRow, Row
 from compressor.verifying import decoded_together
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
-from tests.rows import commit_forever, commit_many, face_key, face_rows, original_row, picture_row
+from tests.rows import (
+    at_first_commit,
+    commit_forever,
+    commit_many,
+    face_key,
+    face_rows,
+    lose_the_answer,
+    original_row,
+    picture_row,
+)
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -364,6 +373,38 @@ def test_compaction_makes_few_sorted_files_and_changes_no_row(archive):
     assert max(part.size for part in archive._images.parts) < 80_000
     assert all(previous[1] < following[0] for previous, following in zip(ranges, ranges[1:], strict=False))
     assert maintenance.compact(archive._images, 60_000) == 0
+
+
+def test_a_commit_whose_answer_is_lost_costs_nothing_though_others_went_on_from_it(archive):
+    add(archive, [picture_row(f"a{number}") for number in range(5)])
+    add(archive, [picture_row(f"b{number}") for number in range(5)])
+
+    def go_on() -> None:
+        add(Archive.open(archive.url), [picture_row("a2", 2)], replaced=["a2"])
+        lose_the_answer()
+
+    part = archive.write_part([picture_row("a1", 1), picture_row("b1", 1)])
+    with at_first_commit(after=go_on):
+        archive.commit([part], replaced=["a1", "b1"], batch_id="x")
+    expected = {row.key: row for letter in "ab" for row in (picture_row(f"{letter}{number}") for number in range(5))}
+    assert contents(archive) == expected | {
+        "a1": picture_row("a1", 1),
+        "b1": picture_row("b1", 1),
+        "a2": picture_row("a2", 2),
+    }
+    archive.vacuum(0)
+    assert Archive.open(archive.url).verify() == []
+
+
+def test_a_compacted_file_that_others_go_on_from_at_once_stays(archive):
+    rows = face_rows(200)
+    for start in range(0, 200, 50):
+        add(archive, rows[start : start + 50])
+    before, changed = contents(archive), replace(rows[7], quality=3)
+    with at_first_commit(after=lambda: add(Archive.open(archive.url), [changed], replaced=[changed.key])):
+        assert maintenance.compact(archive._images, 100_000) == 3
+    archive.vacuum(0)
+    assert contents(archive) == before | {changed.key: changed}
 
 
 def test_compaction_refuses_to_name_files_that_were_vacuumed_meanwhile(archive, monkeypatch):

@@ -18,6 +18,7 @@ from compressor.sources import Source
 from compressor.store import Store
 from compressor.table import QuarantineRow
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+from tests.rows import at_first_commit, lose_the_answer, picture_row
 
 OPTIONS = EncodeOptions("webp", target_psnr=30)
 
@@ -230,6 +231,37 @@ def test_a_storage_that_fails_for_a_moment_costs_nothing(
         repair(Archive.open(archive.url), drop=True)
     monkeypatch.undo()
     assert pictures(archive) == before
+    assert Archive.open(archive.url).verify() == []
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_sound_pictures_stay_where_a_repair_loses_the_race(archive: Archive, source: Source, drop: bool) -> None:
+    before = pictures(archive)
+    path = files_of(archive)[0]
+    payload = Archive.open(archive.url).read_row("0.png").payload
+    path = next(path for path in files_of(archive) if payload in path.read_bytes())
+    flip(path, path.read_bytes().index(payload) + len(payload) // 2)
+
+    def append() -> None:
+        other = Archive.open(archive.url)
+        other.commit([other.write_part([picture_row("zzz")])])
+
+    with at_first_commit(before=append):
+        done = repair(Archive.open(archive.url), None if drop else source, None if drop else OPTIONS, drop=drop)
+    assert done.left == [] and done.taken_out == (["0.png"] if drop else [])
+    after = pictures(archive)
+    assert after.keys() - {"zzz"} == before.keys() - (set(done.taken_out))
+    assert all(after[key] == before[key] for key in before.keys() - {"0.png"})
+    assert Archive.open(archive.url).verify() == []
+
+
+def test_a_log_is_mended_though_the_first_try_meets_a_lost_connection(archive: Archive) -> None:
+    before = pictures(archive)
+    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+    with at_first_commit(before=lose_the_answer):
+        done = repair(Archive.open(archive.url))
+    assert len(done.log) == 1 and pictures(archive) == before
     assert Archive.open(archive.url).verify() == []
 
 
