@@ -207,6 +207,8 @@ class Archive:
         Number of pictures erased; keys that are not archived are no error, and what an earlier call that was killed
         left behind goes too.
         """
+        if isinstance(keys, str):
+            raise TypeError(f"delete() takes a list of keys, not {keys!r} alone")
         with self._store.errors("delete from it"):
             erased = self._images.delete(keys)
             self._quarantine.delete(keys)
@@ -442,9 +444,8 @@ def _decode_original(row: Row) -> np.ndarray:
     from compressor.errors import ImageError
     from compressor.images import Limits, decode_picture
 
-    # A run with higher limits than these may have taken it
-    size = min(row.width * row.height, MOST_ORIGINAL_PIXELS)
-    limits = Limits(max(Limits.max_bytes, len(row.payload)), max(Limits.max_pixels, size))
+    # Whatever limits it was archived under, and no more than the row says: a crafted one may hold anything.
+    limits = Limits(len(row.payload), min(row.width * row.height, MOST_ORIGINAL_PIXELS))
     try:
         return decode_picture(row.payload, limits).pixels
     except ImageError as error:

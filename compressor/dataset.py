@@ -70,7 +70,7 @@ class ArchiveDataset(Dataset[torch.Tensor]):
             part, group = self._groups[number]
             while len(self._kept) >= GROUPS_KEPT:
                 self._kept.popitem(last=False)
-            self._kept[number] = from_table(self._images.read(part, [group], IMAGES.names), IMAGES)
+            self._kept[number] = from_table(self._images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
         self._kept.move_to_end(number)
         return self._kept[number][index - self._starts[number]]
 

@@ -372,7 +372,7 @@ class KeyedTable:
 
             def kept(part: Part = part, unwanted: pa.Array = unwanted) -> Iterator[pa.Table]:
                 for group in range(self.footer(part).num_row_groups):
-                    rows = self.read(part, [group], self.layout.names)
+                    rows = self.read(part, [group], self.layout.names, salvage=True)
                     yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
 
             if (rest := self.write(kept())) is not None:

@@ -24,7 +24,7 @@ from compressor.keyed_table import Change, KeyedTable
 from compressor.known import hash_keys
 from compressor.sources import Source, SourceFile
 from compressor.table import FINGERPRINT_BYTES, Part, QuarantineRow
-from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, inspect, is_refusal
+from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, is_refusal
 
 BATCH = 1000  # pictures encoded and written together
 
@@ -85,24 +85,19 @@ def repair(
     for table in (images, quarantine):
         _mend_log(table, done)
     _mend_codecs(archive, at_hand, done)
-    found = []
-    checked = 0
-    for part in list(images.parts):
-
-        def advance(rows: int, before: int = checked) -> None:
-            if on_progress:
-                on_progress(before + rows, images.rows)
-
-        one = inspect(archive, images, part, advance)
+    unsound = []
+    readable = [np.zeros(0, np.uint64)]  # hashes of keys
+    for one in examine(archive, images, on_progress):
         if one.refused:
-            raise _refused(archive, part, one.refused)
-        found.append(one)
-        checked += part.rows
-    damaged = [one for one in found if not one.is_sound and not _put_right(images, one, done)]
+            raise _refused(archive, one.part, one.refused)
+        readable.append(hash_keys(one.keys))
+        if not one.is_sound:
+            unsound.append(one)
+    damaged = [one for one in unsound if not _put_right(images, one, done)]
     _mend_quarantine(archive, quarantine, done)
     if not damaged:
         return done
-    parts, regained, failed = _regain(archive, source, options, damaged, found)
+    parts, regained, failed = _regain(archive, source, options, damaged, np.concatenate(readable))
     keys = set(regained)
     for one in damaged:
         _take_out(archive, images, one, keys, drop, done)
@@ -238,7 +233,7 @@ def _regain(
     source: Source | None,
     options: EncodeOptions | None,
     damaged: Sequence[Findings],
-    found: Sequence[Findings],
+    readable: np.ndarray,
 ) -> tuple[list[Part], list[str], list[QuarantineRow]]:
     """Encode anew what the source still has: parts that nobody sees yet, their keys, and what failed."""
     if source is None or options is None:
@@ -246,7 +241,7 @@ def _regain(
     parts: list[Part] = []
     keys: list[str] = []
     failed: list[QuarantineRow] = []
-    for files in _batches(_wanted(source, damaged, found)):
+    for files in _batches(_wanted(source, damaged, readable)):
         report = encode_batch(source, files, archive, options, "repair")
         refused = {row.key for row in report.quarantined}
         parts += report.parts
@@ -255,12 +250,11 @@ def _regain(
     return parts, keys, failed
 
 
-def _wanted(source: Source, damaged: Sequence[Findings], found: Sequence[Findings]) -> Iterator[SourceFile]:
+def _wanted(source: Source, damaged: Sequence[Findings], readable: np.ndarray) -> Iterator[SourceFile]:
     """Files of bad rows; where keys cannot be read, files between the smallest and largest that no sound row has."""
     # Where a file is not what was written and no row is to blame, every row of it is under suspicion.
     bad = {key for one in damaged for key in (one.bad or one.keys)}
     ranges = [one.part.key_range for one in damaged if one.unreadable]
-    readable = np.concatenate([np.zeros(0, np.uint64), *(hash_keys(one.keys) for one in found)])
     for file in source.files():
         between = any(first <= file.key <= last for first, last in ranges)
         if file.key in bad or (between and hash_keys([file.key])[0] not in readable):

@@ -162,7 +162,8 @@ class Store:
             found = self.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1]))
+        inside = (entry for entry in found if entry.rstrip("/") != path.rstrip("/"))  # not what an S3 console makes
+        return sorted(name for entry in inside if (name := entry.rstrip("/").rsplit("/", 1)[-1]))
 
     def delete_unfinished(self, folder: str, older_than: float) -> int:
         """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""

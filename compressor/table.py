@@ -356,7 +356,7 @@ def row_groups_with(metadata: pq.FileMetaData, first: str, last: str) -> list[in
 def read_groups(
     file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], salvage: bool = False
 ) -> pa.Table:
-    """Some columns of some row groups, in one round of requests. Page checksums are checked.
+    """Some columns of some row groups, in one round of requests. Page checksums are checked, and text to be UTF-8.
 
     With ``salvage`` a damaged page of payloads is read all the same: each has a checksum of its own, which whoever
     decodes it checks, so that one flipped bit costs one picture and not its row group.
@@ -391,7 +391,9 @@ def _read(
     reader = pq.ParquetFile(
         pa.PythonFile(file, mode="r"), metadata=metadata, page_checksum_verification=verified, pre_buffer=False
     )
-    return reader.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
+    table = reader.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
+    table.validate(full=True)
+    return table
 
 
 def _start(chunk: pq.ColumnChunkMetaData) -> int:

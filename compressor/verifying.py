@@ -12,7 +12,7 @@ import pyarrow as pa
 from compressor import integrity
 from compressor.artifact import identify
 from compressor.chunks import bounded_chunks
-from compressor.errors import ArchiveError, CodecError
+from compressor.errors import ArchiveError, CodecError, s3_response
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.retrying import is_transient
@@ -26,7 +26,8 @@ DECODED_ROWS, DECODED_PIXELS = 64, 2**22  # that are decoded together
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 DAMAGE = (OSError, pa.ArrowException, ArchiveError)  # what reading a damaged file raises
 # What it raises, too, and says nothing of the file. A bad sector (EIO) is damage
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_GONE, _CUT_SHORT = 404, 416  # the answers of an S3 store that do tell of a file
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,40 @@ def verify(
 ) -> list[Problem]:
     """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says."""
     problems = [*_check_logs(images, quarantine), *check_codecs(images.store)]
-    hashes = []
-    checked = 0
-    for part in images.parts:
-
-        def advance(rows: int, before: int = checked) -> None:
-            if on_progress:
-                on_progress(before + rows, images.rows)
-
-        found = inspect(archive, images, part, advance)
+    hashes: dict[Part, np.ndarray] = {}
+    for found in examine(archive, images, on_progress):
         problems += found.problems()
-        hashes.append(hash_keys(found.keys))
-        checked += part.rows
+        hashes[found.part] = hash_keys(found.keys)
     for part in quarantine.parts:
         try:
             quarantine.read(part, None, quarantine.layout.names)
             check_whole(quarantine, part)
         except DAMAGE as error:
             problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
-    return problems + _twice(images, hashes)
+    return problems + _twice(images, [hashes[part] for part in images.parts if part in hashes])
+
+
+def examine(
+    archive: "Archive", images: KeyedTable, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Findings]:
+    """Findings of every file. One that another run has replaced meanwhile is none; the new one takes its place."""
+    examined: set[Part] = set()
+    checked = 0
+    while waiting := [part for part in images.parts if part not in examined]:
+        for part in waiting:
+
+            def advance(rows: int, before: int = checked) -> None:
+                if on_progress:
+                    on_progress(min(before + rows, images.rows), images.rows)
+
+            examined.add(part)
+            found = inspect(archive, images, part, advance)
+            checked += part.rows
+            if not found.is_sound:
+                images.refresh(anew=True)
+                if part not in images.parts:
+                    break
+            yield found
 
 
 def _check_logs(*tables: KeyedTable) -> list[Problem]:
@@ -161,7 +177,12 @@ def check_whole(table: KeyedTable, part: Part) -> None:
 def is_refusal(error: BaseException | None) -> bool:
     """Whether storage failed or said no, so that what it holds may be sound."""
     while error is not None:
-        if is_transient(error) or isinstance(error, OSError) and error.errno in _REFUSED:
+        if is_transient(error) or isinstance(error, PermissionError):
+            return True
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            return True
+        status = s3_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if 400 <= status < 500 and status not in (_GONE, _CUT_SHORT):
             return True
         error = error.__cause__
     return False

@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     quarantine.add_argument("--key", nargs="+", action="extend", metavar="KEY", help="keys to retry (default: all)")
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
-    vacuum.add_argument("--older-than", type=int, default=1, metavar="HOURS", help="leave younger files (default: 1)")
+    vacuum.add_argument(
+        "--older-than", type=_hours, default=1, metavar="HOURS", help="leave younger files (default: 1)"
+    )
     codecs = _plain(
         commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False
     )
@@ -137,6 +139,13 @@ def _add_fields(
             default = " ".join(about.default) if isinstance(about.default, list) else about.default
             text += f" (default: {default})"
         parser.add_argument(_option(field), help=_literally(text), **settings)
+
+
+def _hours(text: str) -> int:
+    hours = int(text)
+    if hours < 0:
+        raise argparse.ArgumentTypeError(f"hours are 0 or more, not {text}")
+    return hours
 
 
 def _literally(text: str) -> str:

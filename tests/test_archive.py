@@ -708,6 +708,15 @@ def test_the_same_on_s3(bucket):
     assert archive.known().state([source_file(row) for row in face_rows(2)]) == ["new", "same"]
 
 
+def test_a_folder_that_an_s3_console_made_is_empty(bucket):
+    import boto3
+
+    boto3.client("s3").put_object(Bucket=bucket[5:], Key="made/by/console/", Body=b"")
+    archive = Archive.open_or_create(f"{bucket}/made/by/console")
+    add(archive, [picture_row("a")])
+    assert list(contents(archive)) == ["a"]
+
+
 def test_s3_errors_are_told_plainly(bucket, monkeypatch):
     with pytest.raises(ArchiveError, match="no archive here"):
         Archive.open(f"{bucket}/none")

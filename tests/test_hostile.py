@@ -9,6 +9,7 @@ from pathlib import Path
 
 import crc32c
 import numpy as np
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -16,8 +17,10 @@ from compressor.archive import Archive
 from compressor.artifact import dump, identify, parse
 from compressor.codec import load_codec
 from compressor.errors import ArchiveError, CodecError, LatentpackError
+from compressor.images import encode_picture
+from compressor.table import IMAGES, to_table
 from tests.codecs import smooth_pictures, tiny_artifact
-from tests.rows import picture_row
+from tests.rows import original_row, picture_row
 
 
 @pytest.fixture
@@ -96,9 +99,6 @@ def test_a_creation_killed_while_it_wrote_its_marker_is_finished(archive):
 
 
 def test_no_file_of_an_erased_picture_is_left_where_its_page_was_damaged(archive, tmp_path):
-    """Repair takes the bad row out, and vacuum its bytes."""
-    from compressor.repairing import repair
-
     rows = [picture_row(key, seed) for seed, key in enumerate(("a", "secret", "z"))]
     archive.commit([archive.write_part(rows)])
     [part] = [path for path in Path(archive.url, "images").glob("*.parquet")]
@@ -106,12 +106,31 @@ def test_no_file_of_an_erased_picture_is_left_where_its_page_was_damaged(archive
     at = data.index(rows[1].payload)
     data[at + 300] ^= 4
     part.write_bytes(data)
-    with pytest.raises(ArchiveError):
-        Archive.open(archive.url).delete(["secret"])
-    assert repair(Archive.open(archive.url), drop=True).taken_out == ["secret"]
-    Archive.open(archive.url).delete(["secret"])
-    Archive.open(archive.url).vacuum(0)
+    assert Archive.open(archive.url).delete(["secret"]) == 1
     for path in Path(archive.url).rglob("*"):
         if path.is_file():
             found = path.read_bytes()
             assert rows[1].payload[:200] not in found and b"secret" not in found, path
+
+
+def test_an_original_that_is_larger_than_its_row_says_is_not_decoded(archive):
+    """Many rows of one pixel are decoded together, whatever they hold."""
+    bomb = encode_picture(np.zeros((3000, 3000, 3), np.uint8), 3)
+    archive.commit([archive.write_part([original_row("bomb.png", bomb, 1, 1), picture_row("a")])])
+    [problem] = Archive.open(archive.url).verify()
+    assert problem.key == "bomb.png" and "3000 x 3000 pixels, the limit is 1" in problem.reason
+
+
+def test_text_that_is_no_utf8_is_damage_of_its_rows(archive):
+    archive.commit([archive.write_part([picture_row("good.png")])])
+    table = to_table([picture_row("bad.png")], IMAGES)
+    broken = pa.array([b"jp\xff"], pa.binary()).view(pa.string())
+    at = table.column_names.index("codec")
+    part = archive.tables[0].write([table.set_column(at, table.schema.field(at), broken)])
+    archive.commit([part])
+    opened = Archive.open(archive.url)
+    assert [problem.key for problem in opened.verify()] == ["bad.png"]
+    assert opened.read("good.png").shape == (24, 32, 3)
+    for read in (lambda: list(opened.scan()), opened.info, lambda: opened.read("bad.png")):
+        with pytest.raises(ArchiveError):
+            read()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from compressor.archive import DAMAGED, Archive
 from compressor.bulk import EncodeOptions, encode_batch
@@ -263,6 +265,53 @@ def test_a_log_is_mended_though_the_first_try_meets_a_lost_connection(archive: A
         done = repair(Archive.open(archive.url))
     assert len(done.log) == 1 and pictures(archive) == before
     assert Archive.open(archive.url).verify() == []
+
+
+def test_what_s3_forbids_to_read_is_not_damaged(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects in cold storage, keys that are not ours, tokens that end: s3fs tells them without a number."""
+    before, ranges = pictures(archive), Store.ranges
+    cold = {"Error": {"Code": "InvalidObjectState"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+
+    def forbid(store: Store, name: str, *spans: Any) -> Any:
+        if name.endswith(".parquet"):
+            raise translate_boto_error(ClientError(cold, "GetObject"))  # type: ignore[arg-type]
+        return ranges(store, name, *spans)
+
+    monkeypatch.setattr(Store, "ranges", forbid)
+    with pytest.raises(ArchiveError, match="may be sound"):
+        repair(Archive.open(archive.url), drop=True)
+    monkeypatch.undo()
+    assert pictures(archive) == before
+
+
+def test_a_picture_with_a_flipped_bit_stands_in_the_way_of_nothing(archive: Archive) -> None:
+    before = pictures(archive)
+    payload = before["2.png"]
+    path = next(path for path in files_of(archive) if payload in path.read_bytes())
+    flip(path, path.read_bytes().index(payload) + len(payload) // 2)
+    assert [key for key, _ in repair(Archive.open(archive.url)).left] == ["2.png"], "it stays, and is told"
+    opened = Archive.open(archive.url)
+    data = opened.dataset()
+    assert sum(data.row(index).payload in before.values() for index in range(len(data))) == 5
+    assert opened.delete(["0.png"]) == 1
+    opened.commit([opened.write_part([picture_row("4.png")])], replaced=["4.png"])
+    opened.compact()
+    assert [problem.key for problem in Archive.open(archive.url).verify()] == ["2.png"]
+    assert Archive.open(archive.url).delete(["2.png"]) == 1
+    assert Archive.open(archive.url).verify() == [] and len(pictures(archive)) == 4
+
+
+@pytest.mark.parametrize("vacuumed", [False, True])
+def test_what_another_run_takes_away_meanwhile_is_not_damaged(archive: Archive, vacuumed: bool) -> None:
+    def erase(done: int, total: int) -> None:
+        other = Archive.open(archive.url)
+        if len(other) == 6:
+            other.delete(["0.png", "1.png"]) if vacuumed else other.compact()
+            other.vacuum(0)
+
+    assert Archive.open(archive.url).verify(erase) == []
+    assert repair(Archive.open(archive.url), on_progress=erase).is_whole
+    assert len(pictures(archive)) == (4 if vacuumed else 6)
 
 
 def test_a_quarantine_list_that_the_storage_refuses_stays(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
