@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from compressor import maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
+from compressor.codec import ORIGINAL, Codec, Encoded, forget_codecs, load_codec, padded_pixels
 from compressor.errors import UNREADABLE, ArchiveError, CodecError
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
@@ -20,7 +21,6 @@ from compressor.store import TEMPORARY, Store
 from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 
 if TYPE_CHECKING:
-    from compressor.codec import Codec, Encoded
     from compressor.dataset import ArchiveDataset
 
 __all__ = ["Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
@@ -31,7 +31,7 @@ FOLDERS = ("codecs", "images", "quarantine")
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
-MOST_LEARNED_PIXELS = 2**24  # of a row by a network: four times what a run gives it, and 2 GB of memory
+MOST_LEARNED_PIXELS = 2**24  # padded, of a row by a network: four times what a run gives it, and 2 GB of memory
 MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under
 ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
@@ -281,7 +281,6 @@ class Archive:
 
     def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call. CodecError where a payload is damaged."""
-        from compressor.codec import ORIGINAL
         from compressor.quality import grey_planes
 
         pixels: dict[int, np.ndarray] = {}
@@ -366,6 +365,7 @@ class Archive:
         """In a forked process: reads go on with connections of its own; commits are not possible there."""
         self._store.__dict__.pop("fs", None)
         self._codecs.clear()
+        forget_codecs()
 
     # --- codecs ---
 
@@ -381,11 +381,10 @@ class Archive:
             if replace or not self._store.exists(name):
                 self._store.put(name, data)
 
-    def codec(self, id: str) -> "Codec":
+    def codec(self, id: str) -> Codec:
         """A codec that rows name: a standard format's, or the artifact that the archive carries. Loaded once."""
         if id not in self._codecs:
             from compressor.baselines import STANDARD
-            from compressor.codec import load_codec
 
             if id in STANDARD:
                 codec = load_codec(id)
@@ -420,17 +419,15 @@ def _check_format(store: Store, marker: bytes) -> None:
         )
 
 
-def _encoded(row: Row) -> "Encoded":
-    from compressor.codec import Encoded
-
+def _encoded(row: Row) -> Encoded:
     return Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
 
 
-def _decode(codec: "Codec", rows: Sequence[Row]) -> list[np.ndarray]:
+def _decode(codec: Codec, rows: Sequence[Row]) -> list[np.ndarray]:
     """By a codec, whatever the rows say: a crafted one may ask for any size and hold any bytes."""
     for row in rows:
         most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # standard formats tell their size before they decode
-        if not (row.width > 0 and row.height > 0 and row.width * row.height <= most):
+        if not (row.width > 0 and row.height > 0 and padded_pixels(row.height, row.width) <= most):
             raise CodecError(f"{row.key}: the row is damaged: {row.width} x {row.height} pixels")
     try:
         return codec.decode([_encoded(row) for row in rows])

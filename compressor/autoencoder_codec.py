@@ -14,11 +14,11 @@ import torch
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded
+from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
-from compressor.networks.blocks import pad_to_multiple
+from compressor.networks.blocks import in_full_precision, pad_to_multiple
 from compressor.quantization import LATENT_TYPES, LEVELS, calibrate, dequantize, quantize
 from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
 
@@ -60,6 +60,11 @@ class AutoencoderCodec:
         crossing = len(network.narrow) + 1
         self._steps = [artifact.tensors[f"step.{index}"] for index in range(crossing)]
         self._frequencies = [artifact.tensors[f"frequencies.{index}"] for index in range(crossing)]
+        for shape, step_C, frequencies_CN in zip(self._shapes(1, 1), self._steps, self._frequencies, strict=True):
+            if step_C.shape != shape[:1] or not (np.isfinite(step_C).all() and (step_C > 0).all()):
+                raise CodecError(f"codec {artifact.id} is damaged: its steps are not {shape[0]} numbers above 0")
+            if frequencies_CN.shape != (shape[0], LEVELS + 1):
+                raise CodecError(f"codec {artifact.id} is damaged: it has frequencies of {frequencies_CN.shape}")
 
     @cached_property
     def _tables(self) -> list[Tables]:
@@ -67,8 +72,9 @@ class AutoencoderCodec:
 
     def suits(self, height: int, width: int) -> bool:
         """See :class:`compressor.codec.Codec`."""
-        return height * width <= NETWORK_PIXELS
+        return padded_pixels(height, width) <= NETWORK_PIXELS
 
+    @in_full_precision
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""
         names = self._packer_names(packer)
@@ -85,6 +91,7 @@ class AutoencoderCodec:
                 encoded[index] = Encoded(payload, width, height, 3, self.id, -1, name)
         return [one for one in encoded if one is not None]
 
+    @in_full_precision
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
         decoded: list[np.ndarray | None] = [None] * len(encoded)

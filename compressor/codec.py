@@ -14,7 +14,8 @@ from compressor.errors import CodecError
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
 DEFAULT = "faces"
 ORIGINAL = "original"  # the source file's own bytes: what no codec may touch
-NETWORK_PIXELS = 2**22  # of a picture; for a larger one a network takes ten times as long as AVIF
+NETWORK_MULTIPLE = 32  # to which a network's pictures are padded, at most
+NETWORK_PIXELS = 2**22  # of a padded picture; for a larger one a network takes ten times as long as AVIF
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Refinable(Protocol):
         """The same codec, with ``effort`` rounds of refinement for each picture."""
 
 
+def padded_pixels(height: int, width: int) -> int:
+    """Pixels that a network computes for a picture: of a row of pixels, 32 times what there are."""
+    return (height + -height % NETWORK_MULTIPLE) * (width + -width % NETWORK_MULTIPLE)
+
+
 def with_effort(codec: Codec, effort: int) -> Codec:
     """``codec`` taking ``effort`` rounds of refinement. CodecError where it can not take any."""
     if not effort:
@@ -123,6 +129,11 @@ def load_codec(source: str | bytes | Path) -> Codec:
     if str(source) in STANDARD:
         return STANDARD[str(source)]
     return _from_artifact(artifact_bytes(str(source)))
+
+
+def forget_codecs() -> None:
+    """In a forked process: load anew what the parent has loaded, and which may be on a device of its own."""
+    _from_artifact.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from compressor.artifact import Artifact, dump, parse
@@ -51,27 +52,42 @@ class Family:
         return self._filled(artifact, lambda network: self.wrap(artifact, network))
 
     def _filled(self, artifact: Artifact, fill: Callable[[Any], Any]) -> Any:
-        options = artifact.metadata.get("network", {})
-        # No network has more blocks than its arrays are many, or more channels than the longest of them: to build one
-        # before its arrays are found not to fit could take hours.
-        most = max([len(artifact.tensors), *(side for array in artifact.tensors.values() for side in array.shape)])
-        if (largest := max(_numbers(options), default=0)) > most:
-            raise CodecError(
-                f"codec {artifact.id} is damaged: its options name {largest}, its arrays have {most} at most"
-            )
         try:
+            options = artifact.metadata.get("network", {})
+            _check_options(artifact, options)
+            with torch.device("meta"):  # takes neither time nor memory, whatever the options say
+                shapes = {name: value.shape for name, value in self.build(**options).state_dict().items()}
+            if shapes != {name: value.shape for name, value in artifact.state().items()}:
+                raise ValueError("its arrays are not those of a network of its options")
             return fill(self.build(**options))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CodecError(f"codec {artifact.id} is not a sound {self.name} codec: {error}") from error
+        except CodecError:
+            raise
+        except Exception as error:  # networks raise anything on options that no writer stores
+            raise CodecError(
+                f"codec {artifact.id} is not a sound {self.name} codec: {type(error).__name__}: {error}"
+            ) from error
 
 
-def _numbers(options: Any) -> Iterator[float]:
-    """All numbers among nested options."""
+def _check_options(artifact: Artifact, options: Any) -> None:
+    """CodecError for more blocks or layers than there are arrays, or more channels than the longest of them.
+
+    To build such a network before its arrays are found not to fit could take hours.
+    """
+    longest = max([0, *(side for array in artifact.tensors.values() if array.size for side in array.shape)])
+    for name, value in _numbers(options):
+        most = len(artifact.tensors) if name.endswith(("blocks", "length")) else longest
+        if value > most:
+            raise CodecError(f"codec {artifact.id} is damaged: its {name} is {value}, its arrays allow {most}")
+
+
+def _numbers(options: Any, name: str = "options") -> Iterator[tuple[str, float]]:
+    """All numbers among nested options, and the lengths of lists, by name."""
     if isinstance(options, dict | list):
-        for value in options.values() if isinstance(options, dict) else options:
-            yield from _numbers(value)
+        yield f"{name} length", len(options)
+        for key, value in options.items() if isinstance(options, dict) else ((name, one) for one in options):
+            yield from _numbers(value, str(key))
     elif isinstance(options, int | float):
-        yield options
+        yield name, options
 
 
 def _autoencoder(name: str, description: str, build: Callable[..., Any]) -> Family:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.baselines import payload_size
+from compressor.baselines import STANDARD, payload_size
 from compressor.codec import Codec, Encoded
 from compressor.metrics import psnr
 
@@ -56,7 +56,7 @@ def side_by_side(
     encoded = codecs[reference].encode(cut, quality)
     decoded = codecs[reference].decode(encoded)
     targets = [
-        _Target(picture, payload_size(one.payload), back, psnr(picture, back))
+        _Target(picture, _stored_bytes(codecs[reference], one), back, psnr(picture, back))
         for picture, one, back in zip(cut, encoded, decoded, strict=True)
     ]
     return (
@@ -81,7 +81,7 @@ def _strip(key: str, target: _Target, codecs: Mapping[str, Codec], reference: st
         if name != reference:
             encoded = _search(codec, target, highest)
             decoded = codec.decode([encoded])[0]
-            cells.append(_cell(name, payload_size(encoded.payload), psnr(picture, decoded), decoded))
+            cells.append(_cell(name, _stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
     return Strip(key, cells)
 
 
@@ -99,7 +99,7 @@ def _search(codec: Codec, target: _Target, highest: bool) -> Encoded:
         middle = (low + high) // 2
         encoded = codec.encode([target.picture], middle)[0]
         if highest:
-            holds = payload_size(encoded.payload) <= target.payload
+            holds = _stored_bytes(codec, encoded) <= target.payload
         else:
             holds = psnr(target.picture, codec.decode([encoded])[0]) >= target.psnr - _TOLERANCE
         if holds:
@@ -109,3 +109,8 @@ def _search(codec: Codec, target: _Target, highest: bool) -> Encoded:
         else:
             high = middle - 1
     return best
+
+
+def _stored_bytes(codec: Codec, encoded: Encoded) -> int:
+    """Without what every file of a standard format repeats."""
+    return payload_size(encoded.payload) if codec.id in STANDARD else len(encoded.payload)

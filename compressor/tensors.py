@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.artifact import Artifact
+from compressor.codec import padded_pixels
 from compressor.errors import CodecError
 from compressor.networks.blocks import to_bytes
 
@@ -34,7 +35,7 @@ def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]
     for index, shape in enumerate(shapes):
         by_shape[shape].append(index)
     for (height, width), indices in by_shape.items():
-        size = max(1, PIXEL_BUDGET // max(1, height * width))
+        size = max(1, PIXEL_BUDGET // max(1, padded_pixels(height, width)))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 

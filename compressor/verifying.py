@@ -12,6 +12,7 @@ import pyarrow as pa
 from compressor import integrity
 from compressor.artifact import identify
 from compressor.chunks import bounded_chunks
+from compressor.codec import padded_pixels
 from compressor.errors import ArchiveError, CodecError, s3_response
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
@@ -90,7 +91,7 @@ def check_crc(row: Row) -> None:
 
 def decoded_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """Rows in order, as many together as may be in memory once they are decoded."""
-    return bounded_chunks(rows, lambda row: row.width * row.height, DECODED_PIXELS, DECODED_ROWS)
+    return bounded_chunks(rows, lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS)
 
 
 def verify(

@@ -113,7 +113,10 @@ def expand(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> dict[str
                 integers = _integers(tensors[PACKED + name], shape)
             else:
                 integers, shape, repeat = state[name], state[name].shape, None
-            state[name] = integers.astype(np.float32) * _repeated(scale, repeat, shape)
+            factors = _repeated(scale, repeat, shape)
+            if np.broadcast_shapes(factors.shape, shape) != shape:
+                raise ValueError(f"scales of {scale.shape} for weights of {shape}")
+            state[name] = integers.astype(np.float32) * factors
         except (KeyError, ValueError, TypeError) as error:
             raise CodecError(f"the codec is damaged: its weights {name} do not fit their scales ({error})") from error
     return state
@@ -126,6 +129,8 @@ def _is_layer(module: nn.Module) -> bool:
 def _repeated(scale: np.ndarray, repeat: list[int] | None, shape: tuple[int, ...]) -> np.ndarray:
     """Scales of groups, as large as the weights; scales of channels as they are, since they broadcast."""
     for axis, times in enumerate(repeat or ()):
+        if times > shape[axis]:
+            raise ValueError(f"a scale for {times} weights of {shape[axis]}")
         if times > 1:
             scale = np.repeat(scale, times, axis=axis)
     if repeat is not None:
@@ -134,7 +139,6 @@ def _repeated(scale: np.ndarray, repeat: list[int] | None, shape: tuple[int, ...
                 slice(0, length) if size > 1 else slice(None) for length, size in zip(shape, scale.shape, strict=True)
             )
         ]
-    np.broadcast_shapes(scale.shape, shape)
     return scale
 
 

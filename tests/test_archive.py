@@ -312,8 +312,8 @@ def test_a_batch_and_what_is_decoded_together_are_bounded(archive, monkeypatch):
     assert [len(batch) for batch in batches][0] == 3
     assert all(sum(len(row.payload) for row in batch) <= size for batch in batches)
     assert max(len(batch) for batch in archive.scan(["key"], batch_size=5)) == 5
-    monkeypatch.setattr("compressor.verifying.DECODED_PIXELS", 32 * 8 * 3)
-    assert [len(chunk) for chunk in decoded_together(rows)] == [2, 1, 1, 1, 1]
+    monkeypatch.setattr("compressor.verifying.DECODED_PIXELS", 32 * 32 * 3)
+    assert [len(chunk) for chunk in decoded_together(rows)] == [3, 2, 1], "as a network pads them"
 
 
 # --- erasure, compaction, vacuum ---

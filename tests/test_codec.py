@@ -229,3 +229,15 @@ def test_codecs_of_one_file_name_are_told_apart() -> None:
     assert titles(["faces", "a/b.safetensors", "faces"]) == {"faces": "faces", "b": "a/b.safetensors"}
     same = ["a/codec.safetensors", "b/codec.safetensors"]
     assert titles(same) == dict(zip(same, same, strict=True))
+
+
+@pytest.mark.parametrize("family", ["v3", "v5", "context", "v6"])
+def test_autocast_of_the_caller_changes_nothing_that_is_stored(family: str) -> None:
+    codec, pictures = tiny_codec(family), smooth_pictures(3, 64, 48)
+    quality = 40 if len(codec.qualities) else -1
+    plain = codec.encode(pictures, quality)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = codec.encode(pictures, quality)
+        read = codec.decode(plain)
+    assert [one.payload for one in under] == [one.payload for one in plain]
+    assert all((one == other).all() for one, other in zip(read, codec.decode(plain), strict=True))

@@ -27,8 +27,10 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Archive]:
 @pytest.mark.parametrize(("name", "key"), ROWS)
 def test_frozen_payloads_decode_to_the_same_pictures(frozen: dict[str, Archive], name: str, key: str) -> None:
     expected = decode_picture((HERE / name / EXPECTED[name][key]["pixels"]).read_bytes()).pixels
-    # A network's last rounding may fall the other way on another machine; nothing else may differ.
-    assert np.abs(frozen[name].read(key).astype(int) - expected).max() <= 1
+    # A network's last rounding may fall the other way on another machine, where one multiplies bfloat16 and the other
+    # float32 now and then by two steps; nothing else may differ.
+    difference = np.abs(frozen[name].read(key).astype(int) - expected)
+    assert difference.max() <= 2 and (difference > 1).mean() < 0.001
 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, key in ROWS if "symbols" in EXPECTED[name][key]])

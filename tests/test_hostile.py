@@ -71,12 +71,62 @@ def test_codecs_that_lie_are_refused_or_decode(archive, family):
             archive.decode([replace(row, codec=identify(data))])
 
 
-@pytest.mark.parametrize("options", [{"blocks": 10**6}, {"step_blocks": 20_000}, {"trunk": 10**9}])
+@pytest.mark.parametrize(
+    "options", [{"blocks": 10**6}, {"step_blocks": 20_000}, {"trunk": 10**9}, {"blocks": 255, "trunk": 255}]
+)
 def test_a_codec_that_would_take_hours_to_build_is_refused_at_once(options):
     parsed = parse(tiny_artifact("v5"))
     metadata = {**parsed.metadata, "network": {**parsed.metadata["network"], **options}}
-    with pytest.raises(CodecError, match="its options name"):
-        load_codec(dump(metadata, parsed.tensors))
+    for more in ({}, {"nothing": np.zeros((0, 10**9), np.float32)}):
+        with pytest.raises(CodecError, match="its arrays"):
+            load_codec(dump(metadata, parsed.tensors | more))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [1] * 20_000, "strides": [1] * 20_000}, "its arrays allow"),
+        ({"widths": [8, 8, 4], "strides": [32, 32, 32]}, "strides of 32768 together"),
+        ({"widths": -1}, "not a sound"),
+        ({"widths": None}, "not a sound"),
+    ],
+)
+def test_options_that_no_writer_stores_are_refused(options, message):
+    parsed = parse(tiny_artifact("autoencoder"))
+    wide = {"wide": np.zeros(40, np.float32)}
+    with pytest.raises(CodecError, match=message):
+        load_codec(dump({**parsed.metadata, "network": options}, parsed.tensors | wide))
+
+
+@pytest.mark.parametrize("value", [np.zeros(4, np.float32), np.ones(3, np.float32), np.full(4, np.nan, np.float32)])
+def test_steps_that_no_writer_stores_are_refused(value):
+    parsed = parse(tiny_artifact("autoencoder"))
+    with pytest.raises(CodecError, match="its steps are not 4 numbers above 0"):
+        load_codec(dump(parsed.metadata, parsed.tensors | {"step.0": value}))
+
+
+def test_scales_that_would_blow_weights_up_are_refused():
+    parsed = parse(tiny_artifact("v5", "int8"))
+    tall = {"network.x": np.ones((10_000, 1), np.int8), "scale.x": np.ones((1, 10_000), np.float16)}
+    with pytest.raises(CodecError, match="do not fit their scales"):
+        load_codec(dump(parsed.metadata, parsed.tensors | tall))
+    parsed = parse(tiny_artifact("v5", "int4"))
+    packed = {
+        name: {**one, "repeat": [10**9, *one["repeat"][1:]]}
+        for name, one in parsed.metadata["weights"]["packed"].items()
+    }
+    with pytest.raises(CodecError, match="do not fit their scales"):
+        load_codec(
+            dump({**parsed.metadata, "weights": {**parsed.metadata["weights"], "packed": packed}}, parsed.tensors)
+        )
+
+
+def test_a_row_of_pixels_counts_as_what_a_network_computes(archive):
+    row = replace(learned_row(archive), width=1, height=2**20)
+    with pytest.raises(CodecError, match="1 x 1048576 pixels"):
+        archive.decode([row])
+    codec = load_codec(tiny_artifact("v5"))
+    assert codec.suits(1, 2**17) and not codec.suits(1, 2**18)
 
 
 def test_a_codec_and_a_table_of_a_newer_format_are_refused(archive):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.codec import NETWORK_MULTIPLE
+
 
 class Autoencoder(nn.Module):
     """Convolutions down, transposed convolutions up.
@@ -31,6 +33,8 @@ class Autoencoder(nn.Module):
         skips = {int(layer): channels for layer, channels in (skips or {}).items()}
         self.strides = tuple(strides)
         self.multiple = math.prod(strides)
+        if self.multiple > NETWORK_MULTIPLE:
+            raise ValueError(f"strides of {self.multiple} together, at most {NETWORK_MULTIPLE} are read")
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride, padding=1) for i, o, stride in zip(inputs, widths, strides, strict=True)

@@ -4,9 +4,16 @@ Shapes are named in the suffix of a tensor: B batch, C channels, H and W at the 
 Q quality anchors. Nothing here knows about entropy coding.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -17,6 +24,17 @@ def round_ste(x: Tensor) -> Tensor:
 def floor_ste(x: Tensor) -> Tensor:
     """Round down; gradients pass unchanged."""
     return torch.floor(x).detach() + (x - x.detach()) if x.requires_grad else torch.floor(x)
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function without autocast, whatever its caller has in force."""
+
+    @wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*arguments, **options)
+
+    return run
 
 
 class ResidualBlock(nn.Module):

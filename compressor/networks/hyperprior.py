@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, round_ste, to_bytes
+from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, in_full_precision, round_ste, to_bytes
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
 
 QUALITY_STEPS = 64
@@ -512,6 +512,7 @@ class Hyperprior(nn.Module):
             z = self.hyper_analysis(y, quality_B)
         return y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
 
+    @in_full_precision
     def rounded(self, y: Tensor, z: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is stored of latents: z, residuals r and the levels r is coded under, all integers.
 
@@ -531,6 +532,7 @@ class Hyperprior(nn.Module):
             y_hat = torch.where(mask, mean + rounded / gain, y_hat)
         return z, r_hat, levels, y_hat
 
+    @in_full_precision
     def latents_of(self, z_BCHW: Tensor, r_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """The latents that :meth:`quantize` gave, from its integers."""
         gain = self.gain(quality_B).exp()
@@ -558,6 +560,5 @@ class Hyperprior(nn.Module):
 
     @staticmethod
     def _integers(network: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """Run a part of the integer network in full precision whatever autocast is in force."""
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return network(*arguments)
+        """Run a part of the integer network, as it will run in use."""
+        return in_full_precision(network)(*arguments)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.networks.blocks import floor_ste, round_ste
+from compressor.networks.blocks import floor_ste, in_full_precision, round_ste
 
 ACTIVATION_STEPS = 16  # integer units to one unit of value
 WEIGHT_STEPS = 64
@@ -41,7 +41,8 @@ class IntegerConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, input_max: int) -> None:
         super().__init__()
         self.kernel = kernel
-        self.fits_float32 = in_channels * kernel**2 * WEIGHT_MAX * input_max <= FLOAT32_INTEGERS
+        largest = in_channels * kernel**2 * WEIGHT_MAX * input_max
+        self.fits_float32, self.fits_int32 = largest <= FLOAT32_INTEGERS, largest < 2**31
         bound = (in_channels * kernel * kernel) ** -0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
 
@@ -51,8 +52,12 @@ class IntegerConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
             return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
-        if x_BCHW.device.type == "cpu" and has_exact_bytes():
+        if x_BCHW.device.type == "cpu" and self.fits_int32 and has_exact_bytes():
             return self._by_bytes(x_BCHW)
+        return self._by_floats(x_BCHW)
+
+    @in_full_precision
+    def _by_floats(self, x_BCHW: Tensor) -> Tensor:
         # 1x1 convolutions, that is matrix products: a library may take Winograd or FFT for larger ones, which are not
         # exact. The factors have seven bits, so that even TF32 or bfloat16 products with float32 sums are.
         height, width = x_BCHW.shape[-2:]
