@@ -15,6 +15,7 @@ import numpy as np
 
 from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.baselines import STANDARD, StandardCodec
+from compressor.chunks import BYTES_AT_ONCE
 from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
 from compressor.images import Limits, Picture, decode_picture, resize_picture
@@ -157,7 +158,7 @@ def encode_batch(
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
-    pixels = held = 0
+    pixels = held = held_bytes = 0
     for chunk in read_together(files):
         with clock("read"):
             contents = read_contents(source, chunk, options.limits)
@@ -172,9 +173,10 @@ def encode_batch(
                 continue
             waiting.append((file, content, picture))
             held += picture.pixels[:, :, 0].size
-            if held > PIXELS_AT_ONCE:
+            held_bytes += len(content)
+            if held > PIXELS_AT_ONCE or held_bytes > BYTES_AT_ONCE:  # of long animations only one picture is decoded
                 writer.add(_encode_pictures(waiting, codec, options, clock))
-                pixels, held, waiting = pixels + held, 0, []
+                pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
                 if on_progress:
                     on_progress(sum(writer.codecs.values()) + len(quarantined))
     writer.add(_encode_pictures(waiting, codec, options, clock))

@@ -396,7 +396,9 @@ def _plain_tiff(picture: Any, data: bytes) -> np.ndarray | None:
     photometric = tags.get(262)
     ordinary = (picture.mode, photometric) in (("1", 0), ("1", 1), ("L", 1), ("RGB", 2), ("RGBA", 2))
     # Turned pictures are Pillow's: libtiff turns some (JPEG in YCbCr) half by itself
-    if not ordinary or tags.get(274, 1) != 1 or max(tags.get(258, (1,))) > 8:
+    # Samples of two and four bits would come as they are: Pillow makes 0 to 255 of them.
+    bits = set(tags.get(258, (1,)))
+    if not ordinary or tags.get(274, 1) != 1 or bits != ({1} if picture.mode == "1" else {8}):
         return None
     samples = imagecodecs.tiff_decode(data)
     if samples.shape[:2] != picture.size[::-1] or samples.dtype not in (np.bool_, np.uint8):

@@ -155,14 +155,24 @@ def size_of(info: Info) -> int:
 
 # By worth: what changes with the content comes before what changes with a copy
 _MARKS = (
-    "ETag", "etag", "checksum", "md5Hash", "content_md5", "CRC", "mtime", "LastModified", "last_modified", "updated",
-    "created",
+    "ETag", "etag", "checksum", "md5Hash", "content_md5", "Content-MD5", "Digest", "CRC", "sha",
+    "mtime", "LastModified", "Last-Modified", "last_modified", "modificationTime", "modify", "last_write_time",
+    "updated", "created",
 )  # fmt: skip
+
+
+def _mark(info: Info) -> Any:
+    return next((info[name] for name in _MARKS if info.get(name) is not None), "")
+
+
+def tells_versions(info: Info) -> bool:
+    """Whether a listing's entry changes when its file does."""
+    return _mark(info) != ""
 
 
 def fingerprint(info: Info) -> bytes:
     """8 bytes: BLAKE2b of the best mark of a file's version that its file system gives, and its size."""
-    mark = next((info[name] for name in _MARKS if info.get(name) is not None), "")
+    mark = _mark(info)
     if isinstance(mark, str):
         mark = mark.strip('"')  # servers differ in whether an ETag is quoted
     return blake2b(f"{mark}|{size_of(info)}".encode(), digest_size=8).digest()

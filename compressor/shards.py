@@ -21,7 +21,7 @@ from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
-VERSION = 1
+VERSION = 2  # raise it when the same files give other pictures
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class ShardRecord:
     digest: str
     count: int
     refused: dict[str, int]
+
+    @property
+    def content(self) -> str:
+        """What is in it: the files' digest, and how many of them the source did not give."""
+        missing = self.refused.get(UNREADABLE, 0)
+        return f"{self.digest}-{missing}" if missing else self.digest
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

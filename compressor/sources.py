@@ -29,6 +29,7 @@ from compressor.listing import (
     list_local,
     local_info,
     size_of,
+    tells_versions,
 )
 from compressor.retrying import ATTEMPTS, back_off, is_transient
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 IGNORED_NAMES = 100  # that are kept as examples
 CONCURRENT_REQUESTS = 64  # s3fs's own 10 connections cap at 81 objects a second under 50 ms of latency
 LOCAL_THREADS = 8  # hide the latency of network file systems
+TAKE_THREADS = {"memory", "zip"}  # of fsspec's file systems that are not asynchronous
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class _Place:
     pattern: re.Pattern[str] | None = None
     depth: float = float("inf")
     single: SourceFile | None = None
+
+    def may_hold(self, name: str) -> bool:
+        """Whether a file of that name, or one in a folder of that name, may be asked for."""
+        if self.pattern is None or os.path.isabs(name):  # the root itself
+            return True
+        if is_picture(name):
+            return bool(self.pattern.match(name))
+        begins = name.startswith(self.prefix) or self.prefix.startswith(name.rstrip("/") + "/")
+        return begins and name.rstrip("/").count("/") + 1 < self.depth
 
 
 class Source:
@@ -152,11 +163,13 @@ class Source:
         for key, path, info in self._list(place):
             if not is_picture(key):
                 continue
+            if place.pattern and not place.pattern.match(key):
+                continue
             if key.startswith(".") or "/." in key:
                 self._ignore(key, HIDDEN)
                 continue
-            if place.pattern and not place.pattern.match(key):
-                continue
+            if not (self._is_local or tells_versions(info)):
+                info = self._retrying(lambda path=path: self._remote[0].info(path))  # type: ignore[misc]
             if problem := _name_problem(key):
                 self._skip(key, problem)
             else:
@@ -220,6 +233,8 @@ class Source:
 
     def _local_place(self) -> _Place:
         path = os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", self.url)))
+        if problem := _name_problem(path):
+            raise SourceError(f"cannot open {_printable(path)}: {problem}; rename it")
         try:
             if os.path.isdir(path):
                 os.scandir(path).close()
@@ -269,9 +284,12 @@ class Source:
         return self._retrying(lambda: self._remote[0].call_s3(method, **request))
 
     def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(_printable(name), reason))
+        if self._place.may_hold(name):
+            self.skipped.append(Skipped(_printable(name), reason))
 
     def _ignore(self, name: str, reason: str) -> None:
+        if not self._place.may_hold(name):
+            return
         self.ignored_count += 1
         if len(self.ignored) < IGNORED_NAMES:
             self.ignored.append(Skipped(_printable(name), reason))
@@ -291,8 +309,16 @@ class Source:
             except Exception as error:  # one file's failure is its own
                 return error
 
-        with ThreadPoolExecutor(LOCAL_THREADS) as pool:
+        with ThreadPoolExecutor(LOCAL_THREADS if self._takes_threads else 1) as pool:
             return list(pool.map(attempt, paths))
+
+    @property
+    def _takes_threads(self) -> bool:
+        """Whether files may be read at the same time: many a back end has one connection or one place in one file."""
+        if self._is_local:
+            return True
+        protocol = self._remote[0].protocol
+        return not TAKE_THREADS.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
 
     def _retrying(self, call: Callable[[], T]) -> T:
         for attempt in itertools.count():

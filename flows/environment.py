@@ -95,6 +95,9 @@ class PrivateServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/api"
+        for name in ("no_proxy", "NO_PROXY"):  # a proxy of the environment cannot reach this machine's loopback
+            if "127.0.0.1" not in (given := os.environ.get(name, "")):
+                os.environ[name] = f"{given},127.0.0.1".lstrip(",")
         environment = {
             **os.environ,
             "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._folder / 'prefect.db'}",

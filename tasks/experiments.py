@@ -6,6 +6,7 @@ new row of the table costs that row. Raise a version when the same input gives a
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tasks.caching import stage_key
 from tasks.home import home
 from tasks.train import write_whole
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 MEASURE_VERSION = 1
 QUANTIZE_VERSION = 1
 STRIPS = 4  # pictures shown side by side
@@ -73,7 +74,7 @@ def _folder() -> Path:
 
 def _content(*parts: Sequence[ShardRecord] | str) -> str:
     """Digest of shards of pictures and codecs' ids."""
-    names = [part if isinstance(part, str) else ",".join(record.digest for record in part) for part in parts]
+    names = [part if isinstance(part, str) else ",".join(record.content for record in part) for part in parts]
     return hashlib.blake2b("|".join(names).encode(), digest_size=16).hexdigest()
 
 
@@ -158,9 +159,11 @@ def measure(name: str, codec: str, id: str, shards: Sequence[ShardRecord], full:
 
 
 def _standards_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
+    from imagecodecs import __version__ as library
+
     from compressor.experiments.measuring import STANDARD_QUALITIES
 
-    configuration = {name: STANDARD_QUALITIES[name] for name in arguments["formats"]}
+    configuration = {name: STANDARD_QUALITIES[name] for name in arguments["formats"]} | {"library": library}
     return stage_key("standards", MEASURE_VERSION, _content(arguments["shards"]), configuration)
 
 
@@ -234,4 +237,4 @@ def report(
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -55,7 +55,7 @@ def codec_folder() -> Path:
 
 
 def _content(records: Sequence[ShardRecord]) -> str:
-    return hashlib.blake2b("".join(record.digest for record in records).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b("".join(record.content for record in records).encode(), digest_size=16).hexdigest()
 
 
 def training_key(

@@ -159,3 +159,24 @@ def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
 
     with pytest.raises(CodecError, match="from 0 to 63"):
         run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, quality=99)
+
+
+def test_a_batch_holds_few_bytes_of_files_whose_pictures_are_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long animation of few pixels: only its first picture is decoded, its file is kept."""
+    from compressor import bulk
+
+    held: list[int] = []
+    encode = bulk._encode_pictures
+
+    def noting(pictures, *arguments):
+        held.append(sum(len(content) for _, content, _ in pictures))
+        return encode(pictures, *arguments)
+
+    monkeypatch.setattr(bulk, "_encode_pictures", noting)
+    monkeypatch.setattr(bulk, "BYTES_AT_ONCE", 5_000)
+    files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate(smooth_pictures(8, 32, 32))}
+    _, report = run(tmp_path, files, quality=20)
+    assert report.archived == 8 and sum(held) == sum(map(len, files.values())) > 10_000
+    assert max(held) < 5_000 + max(map(len, files.values()))

@@ -249,3 +249,15 @@ def test_repair_encodes_again_what_verify_names(
     assert code == 0 and "1 pictures encoded again" in err
     assert said(capsys, "verify", archive)[0] == 0
     assert json.loads(said(capsys, "repair", archive, "--json")[1])["whole"] is True
+
+
+def test_the_private_server_is_not_looked_for_behind_a_proxy(tmp_path: Path) -> None:
+    """A proxy that answers nobody: whatever goes to it fails."""
+    code = "import sys; from pathlib import Path; from flows.environment import PrivateServer, set_defaults;"
+    code += "set_defaults(); s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait();"
+    code += "from prefect.client.orchestration import get_client;"
+    code += "print(get_client(sync_client=True).api_healthcheck()); s.stop()"
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "internal", "NO_PROXY": "internal"}
+    environment.pop("PREFECT_API_URL", None)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "None", done.stderr

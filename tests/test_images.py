@@ -193,6 +193,19 @@ def test_a_jpeg_2000_with_a_profile_keeps_the_file():
     assert decode_picture(file).keep == "wide-gamut"
 
 
+@pytest.mark.parametrize(("bits", "dark"), [(2, 1), (2, 0), (4, 1), (4, 0), (8, 1), (8, 0)])
+def test_grey_tiffs_of_few_bits_have_all_of_their_range(bits, dark):
+    """As scanners write them; ``dark`` is the photometric interpretation: whether 0 is black (1) or white (0)."""
+    levels = np.arange(64).reshape(8, 8) * (2**bits - 1) // 63
+    packed = np.packbits((levels[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, dark), (273, 8), (277, 1), (278, 8), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    data = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory
+    grey = levels * 255 // (2**bits - 1)
+    assert close(decode_picture(data).pixels[..., 0], grey if dark else 255 - grey)
+
+
 def test_a_tiff_with_more_than_alpha_keeps_the_file():
     samples = np.random.default_rng(0).integers(0, 256, (8, 12, 5), np.uint8)
     ends = 10 + 10 * 12 + 4  # of the directory: the five depths follow, then the samples

@@ -1,14 +1,18 @@
 """Sources as users have them: messy folders, buckets, globs, single files, and storage that fails."""
 
+import io
 import itertools
 import os
 import pickle
+import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import fsspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +46,7 @@ def bucket(s3_server):
     return client
 
 
-@pytest.fixture(params=["local", "file", "s3", "memory", "zip"])
+@pytest.fixture(params=["local", "file", "s3", "memory", "zip", "tar"])
 def anywhere(request, tmp_path):
     """The same files in every kind of storage, as a URL without a slash at its end."""
     if request.param == "s3":
@@ -63,6 +67,11 @@ def anywhere(request, tmp_path):
             for name in NAMES + OTHERS:
                 file.writestr("ffhq/" + name, name)
         return f"zip://ffhq::{tree}/all.zip"
+    if request.param == "tar":
+        with tarfile.open(tree / "all.tar", "w") as file:
+            for name in NAMES + OTHERS:
+                file.add(tree / name, "ffhq/" + name)
+        return f"tar://ffhq::{tree}/all.tar"
     return str(tree) if request.param == "local" else f"file://{tree}"
 
 
@@ -78,6 +87,55 @@ def test_the_same_listing_and_bytes_everywhere(anywhere):
     assert source.read([file.path for file in files]) == [file.key.encode() for file in files]
     again = pickle.loads(pickle.dumps(source))
     assert list(again.files()) == files and source.skipped == []
+
+
+def test_many_files_of_one_tar_are_each_themselves(tmp_path):
+    """fsspec reads a tar through one file, which threads would move under each other."""
+    random = np.random.default_rng(0)
+    content = {f"{number:03d}.png": random.bytes(int(random.integers(1, 30_000))) for number in range(200)}
+    with tarfile.open(tmp_path / "all.tar", "w") as file:
+        for name, data in content.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            file.addfile(about, io.BytesIO(data))
+    source = Source.open(f"tar://::{tmp_path}/all.tar")
+    files = list(source.files())
+    for _ in range(3):
+        read = source.read([file.path for file in files])
+        assert dict(zip((file.key for file in files), read, strict=True)) == content
+
+
+def test_a_file_on_the_web_that_has_changed_is_seen_to_have(tree):
+    """Listings of web servers tell neither size nor time."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tree))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/00000"
+        before = {file.key: file for file in Source.open(url).files()}
+        assert {key: file.size for key, file in before.items()} == {"00000.png": 15, "00001.PNG": 15}
+        os.utime(tree / "00000" / "00000.png", (1e9, 1e9))
+        after = {file.key: file for file in Source.open(url).files()}
+        assert [key for key in before if before[key] != after[key]] == ["00000.png"]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_glob_is_told_only_of_names_that_it_asks_for(tree):
+    os.symlink(tree / "gone", tree / "broken.png")
+    os.symlink("/", tree / "elsewhere")
+    for pattern, passed_over in (("0*.png", []), ("*.png", ["broken.png"]), ("e*/*.png", ["elsewhere"])):
+        source = Source.open(f"{tree}/{pattern}")
+        list(source.files())
+        assert [skipped.name for skipped in source.skipped] == passed_over, pattern
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused_by_name(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with pytest.raises(SourceError, match=r"caf.*not valid UTF-8"):
+        Source.open(os.fsdecode(folder))
 
 
 def test_globs_everywhere(anywhere):

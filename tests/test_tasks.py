@@ -170,15 +170,20 @@ def test_chosen_pictures_of_shards_are_loaded_alone(tmp_path: Path) -> None:
 
 def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp_path: Path, prefect_api: str) -> None:
     from compressor.shards import ShardRecord
+    from compressor.training import TrainingConfig
     from tasks.caching import fresh
     from tasks.preprocess import prepare
+    from tasks.train import training_key
 
     arguments = shard_arguments(folder_of(tmp_path / "in", 4), tmp_path / "shards")
     (tmp_path / "in").rename(tmp_path / "away")
     with_gaps = fresh(prepare, ShardRecord, **arguments)
     assert (with_gaps.count, with_gaps.refused) == (0, {UNREADABLE: 4})
     (tmp_path / "away").rename(tmp_path / "in")
-    assert fresh(prepare, ShardRecord, **arguments).count == 4
+    whole = fresh(prepare, ShardRecord, **arguments)
+    assert whole.count == 4
+    keys = [training_key("v3", [record], TrainingConfig()) for record in (with_gaps, whole)]
+    assert keys[0] != keys[1], "what was learned with gaps is no answer once there are none"
 
 
 def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
