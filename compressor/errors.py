@@ -9,6 +9,17 @@ class LatentpackError(Exception):
     """Base of all errors that the command line prints without a traceback."""
 
 
+class RunStopped(LatentpackError):
+    """A run gave up before it had tried all pictures; ``summary`` says how far it came."""
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.summary)
+
+
 class SourceError(LatentpackError):
     """A source cannot be opened, listed or read."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.errors import RunStopped
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.options import DONE, UNWELL, parameters_of, print_json
 from flows.parameters import (
@@ -73,7 +74,10 @@ def run(options: argparse.Namespace) -> int:
 
         ready()
         with watching(options.json):
-            summary = pipeline(parameters)
+            try:
+                summary = pipeline(parameters)
+            except RunStopped as stop:
+                summary = stop.summary
     return _finish_run(options, summary)
 
 

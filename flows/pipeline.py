@@ -19,7 +19,7 @@ from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
 from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
 from compressor.codec import with_effort
-from compressor.errors import LatentpackError
+from compressor.errors import LatentpackError, RunStopped
 from compressor.images import Limits
 from compressor.mirroring import Mirror
 from compressor.planning import Batch, Listing, Plan
@@ -55,6 +55,8 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     ------
     LatentpackError
         The source or the archive cannot be used, or workers keep being lost. What was committed before stays.
+    RunStopped
+        More pictures failed than ``max_failures`` allows, and others were not reached.
     """
     run = uuid.uuid4().hex[:12]
     source = Source.open(parameters.source)
@@ -88,12 +90,19 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
     _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
+    if summary.not_reached:
+        raise RunStopped(
+            f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; {summary.not_reached:,} were "
+            f"not reached. What is archived stays. See: latentpack quarantine list {archive.url}",
+            summary.to_dict(),
+        )
     return summary.to_dict()
 
 
 def _announce(summary: RunSummary, learned: bool) -> None:
     """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
-    announce("run.finished", summary.archive, {"run": summary.run, "archived": summary.archived})
+    ended = "run.stopped" if summary.not_reached else "run.finished"
+    announce(ended, summary.archive, {"run": summary.run, "archived": summary.archived})
     if summary.quarantined:
         announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})
     fallen = sum(count for codec, count in summary.codecs.items() if codec in STANDARD)

@@ -10,7 +10,7 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.artifact import Artifact, parse
-from compressor.errors import CodecError, LatentpackError
+from compressor.errors import CodecError, LatentpackError, RunStopped
 from compressor.images import encode_picture
 from flows.parameters import (
     BenchmarkParameters,
@@ -75,7 +75,9 @@ def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -
     folder, archive = write_pictures(tmp_path / "in", 4), tmp_path / "archive"
     for number in range(4):
         (folder / f"00{number}a.png").write_text("not a picture")
-    stopped = archive_it(folder, archive, batch_size=2, max_failures="1")
+    with pytest.raises(RunStopped, match="2 of 4 pictures failed") as given_up:
+        archive_it(folder, archive, batch_size=2, max_failures="1")
+    stopped = given_up.value.summary
     assert stopped["stopped"] and stopped["not_reached"] == 4
     assert (stopped["archived"], stopped["quarantined"]) == (2, 2)
     done = archive_it(folder, archive)
