@@ -21,7 +21,8 @@ class Curve:
     """Means over pictures of one codec, a value for each quality, worst first (float64).
 
     ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` in dB, ``encode_s`` and ``decode_s`` medians in seconds
-    a picture; a metric that was not measured is NaN.
+    a picture; a metric that was not measured is NaN. SSIMULACRA2, which is slow, may be of some pictures alone;
+    ``ssimulacra2_bytes`` are those of the same pictures.
     """
 
     codec: str
@@ -32,6 +33,7 @@ class Curve:
     ssim: np.ndarray
     ms_ssim: np.ndarray
     ssimulacra2: np.ndarray
+    ssimulacra2_bytes: np.ndarray
     encode_s: np.ndarray
     decode_s: np.ndarray
     decoded_png_bytes: np.ndarray
@@ -82,8 +84,9 @@ def curves(table: pa.Table) -> dict[str, Curve]:
     found = {}
     for name in dict.fromkeys(codec):
         mine = {key: values[codec == name] for key, values in columns.items()}
+        mine["ssimulacra2_bytes"] = np.where(np.isnan(mine["ssimulacra2"]), np.nan, mine["bytes"])
         qualities = np.unique(mine["quality"])
-        means: dict[str, list[float]] = {key: [] for key in columns}
+        means: dict[str, list[float]] = {key: [] for key in mine}
         for quality in qualities:
             for key, values in mine.items():
                 here = values[mine["quality"] == quality]
@@ -135,7 +138,7 @@ def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Seq
 
 def bd_table(found: dict[str, Curve], anchors: Sequence[str], tested: Sequence[str]) -> Table:
     """BD-rate of each tested codec against each anchor, by PSNR, SSIM and SSIMULACRA2."""
-    kinds = (("PSNR", "psnr", "bytes"), ("SSIM", "ssim", "bytes"), ("SSIMULACRA2", "ssimulacra2", "bytes"),
+    kinds = (("PSNR", "psnr", "bytes"), ("SSIM", "ssim", "bytes"), ("SSIMULACRA2", "ssimulacra2", "ssimulacra2_bytes"),
              ("PSNR, payload", "psnr", "payload_bytes"))  # fmt: skip
     rows: list[list[str]] = []
     for test in tested:
@@ -145,7 +148,8 @@ def bd_table(found: dict[str, Curve], anchors: Sequence[str], tested: Sequence[s
             cells = [_bd(found[anchor], found[test], metric, rate) for _, metric, rate in kinds]
             rows.append([f"{test} against {anchor}", *cells])
     note = (
-        "Bjontegaard's mean difference of bytes at equal quality; below zero is fewer bytes. A dash: no shared range."
+        "Bjontegaard's mean difference of bytes at equal quality; below zero is fewer bytes. A dash: no shared range. "
+        "SSIMULACRA2 is of the pictures that it was measured on, and so are its bytes."
     )
     return Table("BD-rate", note, ["codec", *(title for title, _, _ in kinds)], rows)
 
@@ -173,7 +177,7 @@ def speed_table(found: dict[str, Curve], ours: Sequence[str]) -> Table:
 def points_table(found: dict[str, Curve]) -> Table:
     """Every measured point."""
     rows = [[name, *_point(curve, i)] for name, curve in found.items() for i in range(len(curve.quality))]
-    return Table("All measured points", "Means over all pictures.", list(_POINT_COLUMNS), rows)
+    return Table("All measured points", _MEANS, list(_POINT_COLUMNS), rows)
 
 
 def headline(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str], pictures: int) -> Headline:
@@ -221,6 +225,7 @@ def rate(seconds: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
+_MEANS = "Means over all pictures; of MS-SSIM and SSIMULACRA2 over those that they were measured on."
 _POINT_COLUMNS = ("codec", "quality", "file", "payload", "PSNR", "SSIM", "MS-SSIM", "SSIMULACRA2")
 
 

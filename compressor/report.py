@@ -284,7 +284,7 @@ def _figures(
         "psnr": plots.rate_distortion(found, "psnr", "bytes", ours),
         "psnr_payload": plots.rate_distortion(found, "psnr", "payload_bytes", ours),
         "ssim": plots.rate_distortion(found, "ssim", "bytes", ours),
-        "ssimulacra2": plots.rate_distortion(found, "ssimulacra2", "bytes", ours),
+        "ssimulacra2": plots.rate_distortion(found, "ssimulacra2", "ssimulacra2_bytes", ours),
     }
     if len(compared) > 1:
         reference = next(iter(compared))

@@ -2,7 +2,7 @@
 
 import itertools
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,17 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from compressor.codec import load_codec, titles, with_effort
-from compressor.errors import ImageError, SourceError
+from compressor.codec import Codec, load_codec, titles, with_effort
+from compressor.errors import CodecError, ImageError, SourceError
 from compressor.images import decode_picture
 from compressor.sources import Source
 
 
-def load_pictures(source: Source, limit: int) -> dict[str, np.ndarray]:
-    """The first ``limit`` pictures of a source that plain 8-bit colour can hold: uint8 (H, W, 3) by key."""
+def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict[str, np.ndarray]:
+    """The first ``limit`` pictures of a source that plain 8-bit colour can hold: uint8 (H, W, 3) by key.
+
+    Only those that all ``codecs`` suit: a run would not give the others to each of them either.
+    """
     pictures: dict[str, np.ndarray] = {}
     files = source.files()
     while len(pictures) < limit and (chunk := list(itertools.islice(files, limit))):
@@ -29,10 +32,11 @@ def load_pictures(source: Source, limit: int) -> dict[str, np.ndarray]:
                 picture = decode_picture(content)
             except ImageError:
                 continue
-            if picture.keep is None and len(pictures) < limit:
+            suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
+            if picture.keep is None and suited and len(pictures) < limit:
                 pictures[file.key] = picture.pixels
     if not pictures:
-        raise SourceError(f"{source.shown}: no picture here that can be measured")
+        raise SourceError(f"{source.shown}: no picture here that can be measured: plain 8-bit, up to 4 megapixels")
     return pictures
 
 
@@ -51,11 +55,14 @@ def benchmark(
     """
     from compressor.report import measure, standard_codecs, write_report
 
-    pictures = load_pictures(source, limit)
     named = {title: load_codec(name) for title, name in titles(codecs).items()}
     if effort:
         named |= {f"{name}, effort {effort}": with_effort(codec, effort) for name, codec in named.items()}
-    compared = {**named, **standard_codecs()}
+    standard = standard_codecs()
+    if clash := named.keys() & standard.keys():
+        raise CodecError(f"a codec of yours has the name of a standard format, {min(clash)}: rename its file")
+    compared = {**named, **standard}
+    pictures = load_pictures(source, limit, compared.values())
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))
     create_markdown_artifact(

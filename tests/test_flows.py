@@ -207,6 +207,7 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
 
     folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "mine.safetensors"
     codec.write_bytes(tiny_artifact("v5", "int8"))
+    (folder / "long.png").write_bytes(encode_picture(np.zeros((1, 140_000, 3), np.uint8), 3))  # no network takes it
     given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
     table = pq.read_table(benchmark(BenchmarkParameters(**given, workers=1))["parquet"])
 
@@ -214,7 +215,17 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
         return [(row["bytes"], row["psnr"]) for row in table.to_pylist() if row["codec"] == name]
 
     assert {"mine", "mine, effort 2", "JPEG"} <= set(table["codec"].to_pylist())
+    assert set(table["key"].to_pylist()) == {"000.png", "001.png"}
     assert len(stored("mine")) == len(stored("mine, effort 2")) and stored("mine") != stored("mine, effort 2")
+
+
+def test_a_codec_with_the_name_of_a_standard_format_is_not_measured_as_that(tmp_path: Path) -> None:
+    from flows.benchmark import benchmark
+
+    folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "AVIF.safetensors"
+    codec.write_bytes(tiny_artifact("v3"))
+    with pytest.raises(CodecError, match="the name of a standard format, AVIF"):
+        benchmark(BenchmarkParameters(source=str(folder), codec=[str(codec)], report=str(tmp_path / "report")))
 
 
 def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,17 @@ def test_curves_are_means_over_pictures(table) -> None:
     assert curve.at("psnr", 99.0) is None
 
 
+def test_a_metric_of_some_pictures_stands_beside_their_bytes(table) -> None:
+    rows = [row for row in table.to_pylist() if row["codec"] == "JPEG" and row["quality"] == 30]
+    measured = [row["bytes"] for row in rows if row["ssimulacra2"] is not None]
+    assert len(measured) == 2 < len(rows)
+    curve = curves(table)["JPEG"]
+    at = list(curve.quality).index(30)
+    assert (
+        curve.ssimulacra2_bytes[at] == np.mean(measured) != curve.bytes[at] == np.mean([row["bytes"] for row in rows])
+    )
+
+
 def test_the_html_stands_alone_and_says_the_figure_first(report: Report) -> None:
     html = report.html.read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', html) and "url(" not in html and "<script" not in html
