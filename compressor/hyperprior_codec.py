@@ -36,7 +36,7 @@ from compressor.networks.hyperprior import (
 )
 from compressor.refining import REFINED_PIXELS, expected_gain, refine
 from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
-from compressor.training import has_fast_bf16
+from compressor.training import has_fast_bf16, pick_device
 
 ENTROPY = "entropy"
 _CENTRES = np.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP)
@@ -73,7 +73,7 @@ class HyperpriorCodec:
         self.id = artifact.id
         self.effort = 0
         self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or pick_device()
         self._network = load_state(network, artifact).to(self.device)
         self._low_precision = has_fast_bf16(self.device)
         prior = network.hyper_prior

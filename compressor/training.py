@@ -95,8 +95,9 @@ class TrainingState:
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU, if there is one and this process is no fork of one that uses it."""
+    usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
+    return torch.device("cuda" if usable else "cpu")
 
 
 def fit(

@@ -12,7 +12,7 @@ import torch
 
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
-from compressor.training import OPTIMIZERS, BatchedMuon, TrainingConfig, TrainingState, fit
+from compressor.training import OPTIMIZERS, BatchedMuon, TrainingConfig, TrainingState, fit, pick_device
 from tests.codecs import TINY_HYPERPRIOR
 
 CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)
@@ -156,6 +156,14 @@ def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest
         fit(Hyperprior(**TINY_HYPERPRIOR), gradients(16), gradients(4), config)
         counts.append(len(reads))
     assert counts[0] == counts[1]
+
+
+def test_a_fork_of_a_process_that_uses_the_gpu_works_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA cannot be used in it: a DataLoader's worker would fail at its first picture."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert pick_device().type == "cpu"
 
 
 def test_muon_in_batches_is_pytorchs_muon() -> None:
