@@ -156,6 +156,7 @@ def size_of(info: Info) -> int:
 # By worth: what changes with the content comes before what changes with a copy
 _MARKS = (
     "ETag", "etag", "checksum", "md5Hash", "content_md5", "Content-MD5", "Digest", "CRC", "sha",
+    "blob_id", "oid",
     "mtime", "LastModified", "Last-Modified", "last_modified", "modificationTime", "modify", "last_write_time",
     "updated", "created",
 )  # fmt: skip

@@ -135,18 +135,21 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
     change = Change(add=written, remove=list(merged), moves_only=True)
     gone = {part.path for part in merged}
 
-    in_vain = False
+    in_vain = proposed = False
 
     def plan() -> Change | None:
-        nonlocal in_vain
+        nonlocal in_vain, proposed
         # Appends by others do not matter; if they replaced a picture in one of these files, the work was in vain.
         in_vain = not gone <= {part.path for part in table.parts}
         if in_vain:
             return None
         table.check_there(written)
+        proposed = True
         return change
 
     table.transact(plan)
+    if in_vain and not proposed:  # else the commit may arrive after all
+        table.store.delete([f"{table.folder}/{part.path}" for part in written])
     return 0 if in_vain else len(merged) - len(written)
 
 

@@ -25,5 +25,9 @@ def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -
             contents.append(ImageError("too_large", text))
             continue
         content = next(fetched)
-        contents.append(content if isinstance(content, bytes) else ImageError(UNREADABLE, str(content)))
+        if not isinstance(content, bytes):
+            error = ImageError(UNREADABLE, str(content))
+            error.__cause__ = content
+            content = error
+        contents.append(content)
     return contents

@@ -21,6 +21,7 @@ from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
+FORBIDDEN = "forbidden"  # the reason of a file that may not be read
 VERSION = 2  # raise it when the same files give other pictures
 
 
@@ -81,9 +82,17 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
                     raise ImageError(picture.keep, "not plain 8-bit colour")
                 pictures.append(resize_picture(picture.pixels, config.side))
             except ImageError as error:
-                refused[error.reason] = refused.get(error.reason, 0) + 1
+                reason = FORBIDDEN if _is_forbidden(error) else error.reason
+                refused[reason] = refused.get(reason, 0) + 1
     _write(path, pictures, config.side)
     return ShardRecord(str(path), digest, len(pictures), refused)
+
+
+def _is_forbidden(error: BaseException | None) -> bool:
+    """Whether a file was not given for want of a right, which will be so the next time too."""
+    while error is not None and not isinstance(error, PermissionError):
+        error = error.__cause__
+    return error is not None
 
 
 def drawn(files: Iterable[SourceFile], most: int, seed: int) -> list[SourceFile]:

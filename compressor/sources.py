@@ -38,7 +38,8 @@ T = TypeVar("T")
 IGNORED_NAMES = 100  # that are kept as examples
 CONCURRENT_REQUESTS = 64  # s3fs's own 10 connections cap at 81 objects a second under 50 ms of latency
 LOCAL_THREADS = 8  # hide the latency of network file systems
-TAKE_THREADS = {"memory", "zip"}  # of fsspec's file systems that are not asynchronous
+INFOS_AT_ONCE = 256
+ONE_BY_ONE = {"tar", "libarchive", "ftp", "sftp", "ssh", "git"}  # one connection, or one place in one file
 
 
 @dataclass(frozen=True)
@@ -160,20 +161,8 @@ class Source:
         if place.single:
             yield place.single
             return
-        for key, path, info in self._list(place):
-            if not is_picture(key):
-                continue
-            if place.pattern and not place.pattern.match(key):
-                continue
-            if key.startswith(".") or "/." in key:
-                self._ignore(key, HIDDEN)
-                continue
-            if not (self._is_local or tells_versions(info)):
-                info = self._retrying(lambda path=path: self._remote[0].info(path))  # type: ignore[misc]
-            if problem := _name_problem(key):
-                self._skip(key, problem)
-            else:
-                yield SourceFile(key, path, size_of(info), fingerprint(info))
+        for key, path, info in self._with_marks(self._wanted(place)):
+            yield SourceFile(key, path, size_of(info), fingerprint(info))
 
     def read(self, paths: Sequence[str]) -> list[bytes | Exception]:
         """Read whole files concurrently; all of them are in memory at the end.
@@ -197,7 +186,8 @@ class Source:
                 back_off(attempt)
         for path, result in results.items():
             if isinstance(result, Exception):
-                results[path] = self._error(f"cannot read {shown(path)}", result)
+                results[path] = error = self._error(f"cannot read {shown(path)}", result)
+                error.__cause__ = result
         return [results[path] for path in paths]
 
     @staticmethod
@@ -280,6 +270,42 @@ class Source:
             lambda path: self._retrying(lambda: filesystem.ls(path, detail=True)), place.root, place.depth
         )
 
+    def _wanted(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
+        for key, path, info in self._list(place):
+            if not is_picture(key):
+                continue
+            if place.pattern and not place.pattern.match(key):
+                continue
+            if key.startswith(".") or "/." in key:
+                self._ignore(key, HIDDEN)
+            elif problem := _name_problem(key):
+                self._skip(key, problem)
+            else:
+                yield key, path, info
+
+    def _with_marks(self, listed: Iterator[tuple[str, str, Info]]) -> Iterator[tuple[str, str, Info]]:
+        """Where a listing does not tell versions of files, as on the web, with what is told of each file alone.
+
+        Not where that tells no more.
+        """
+        asks = not self._is_local
+
+        def told_alone(entry: tuple[str, str, Info]) -> tuple[str, str, Info]:
+            key, path, info = entry
+            if tells_versions(info):
+                return entry
+            try:
+                return key, path, self._retrying(lambda: self._remote[0].info(path))
+            except SourceError:  # who reads it will be told
+                return entry
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            while asks and (chunk := list(itertools.islice(listed, INFOS_AT_ONCE))):
+                bare = next((entry for entry in chunk if not tells_versions(entry[2])), None)
+                asks = bare is None or tells_versions(told_alone(bare)[2])
+                yield from pool.map(told_alone, chunk) if asks and bare else chunk
+        yield from listed
+
     def _call_s3(self, method: str, **request: Any) -> Any:
         return self._retrying(lambda: self._remote[0].call_s3(method, **request))
 
@@ -309,16 +335,19 @@ class Source:
             except Exception as error:  # one file's failure is its own
                 return error
 
-        with ThreadPoolExecutor(LOCAL_THREADS if self._takes_threads else 1) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             return list(pool.map(attempt, paths))
 
     @property
-    def _takes_threads(self) -> bool:
-        """Whether files may be read at the same time: many a back end has one connection or one place in one file."""
-        if self._is_local:
-            return True
-        protocol = self._remote[0].protocol
-        return not TAKE_THREADS.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+    def _threads(self) -> int:
+        """How many files may be asked for at the same time."""
+        filesystem = None if self._is_local else self._remote[0]
+        while filesystem is not None:
+            protocol = filesystem.protocol
+            if not ONE_BY_ONE.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
+                return 1
+            filesystem = getattr(filesystem, "fs", None)  # what a cache lies before
+        return LOCAL_THREADS
 
     def _retrying(self, call: Callable[[], T]) -> T:
         for attempt in itertools.count():

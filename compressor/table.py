@@ -359,7 +359,8 @@ def read_groups(
     """Some columns of some row groups, in one round of requests. Page checksums are checked, and text to be UTF-8.
 
     With ``salvage`` a damaged page of payloads is read all the same: each has a checksum of its own, which whoever
-    decodes it checks, so that one flipped bit costs one picture and not its row group.
+    decodes it checks, so that one flipped bit costs one picture and not its row group. But what was damaged on its way
+    here, and is sound where it lies, is read again first.
     """
     positions = {metadata.schema.column(index).name: index for index in range(metadata.num_columns)}
     ranges: list[tuple[int, int]] = []
@@ -372,12 +373,15 @@ def read_groups(
                 ranges[-1] = (ranges[-1][0], end)
             else:
                 ranges.append((start, end))
-    file.prefetch(ranges)
-    try:
-        return _read(file, metadata, groups, columns, verified=True)
-    except OSError:
-        if not salvage or "payload" not in columns:
-            raise
+    for last in (False, True):
+        file.prefetch(ranges)
+        try:
+            return _read(file, metadata, groups, columns, verified=True)
+        except OSError:
+            if not salvage or "payload" not in columns:
+                raise
+            if last:
+                break
     table = _read(file, metadata, groups, [name for name in columns if name != "payload"], verified=True)
     payloads = _read(file, metadata, groups, ["payload"], verified=False)
     if len(payloads) != len(table):

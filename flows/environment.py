@@ -63,6 +63,14 @@ def _toml(path: Path) -> dict[str, Any]:
         return {}
 
 
+def _bypass_proxies(host: str) -> None:
+    """Have nothing in this process, or started by it, look for ``host`` behind a proxy of the environment."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")  # as urllib reads them
+    hosts = [one.strip() for one in given.split(",") if one.strip()]
+    if not {host, "*"}.intersection(hosts):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*hosts, host])
+
+
 # The pipe on its standard input closes with this process, however that ends: no server is left behind by a kill.
 _SERVE = """
 import os, sys, threading
@@ -95,9 +103,7 @@ class PrivateServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/api"
-        for name in ("no_proxy", "NO_PROXY"):  # a proxy of the environment cannot reach this machine's loopback
-            if "127.0.0.1" not in (given := os.environ.get(name, "")):
-                os.environ[name] = f"{given},127.0.0.1".lstrip(",")
+        _bypass_proxies("127.0.0.1")
         environment = {
             **os.environ,
             "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._folder / 'prefect.db'}",

@@ -173,7 +173,8 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
     """
     given = {name: value for name, value in vars(options).items() if name in model.model_fields}
     for name, other, why in _EXCLUDED:
-        if name in given and other in given:
+        training_here = name == "workers" and "train" in given  # where the cluster has no GPU
+        if name in given and other in given and not training_here:
             raise LatentpackError(f"{_option(name)} does not go with {_option(other)}, which {why}: leave one out")
     if "mirror_limit" in given and not given["mirror"]:
         raise LatentpackError("--mirror-limit is for --mirror alone, which deletes: add that, or leave this out")

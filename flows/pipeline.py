@@ -89,19 +89,21 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
         _mirror(mirror, source, parameters.mirror_limit, summary)
     publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
-    _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
-    if summary.not_reached:
+    gave_up = bool(summary.stopped) and (summary.not_reached > 0 or more)
+    _announce(summary, gave_up, learned=bool(parameters.train) or parameters.codec not in STANDARD)
+    if gave_up:
+        missed = [f"{summary.not_reached:,} pictures"] * bool(summary.not_reached) + ["what was not listed yet"] * more
         raise RunStopped(
-            f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; {summary.not_reached:,} were "
-            f"not reached. What is archived stays. See: latentpack quarantine list {archive.url}",
+            f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; not tried: "
+            f"{' and '.join(missed)}. What is archived stays. See: latentpack quarantine list {archive.url}",
             summary.to_dict(),
         )
     return summary.to_dict()
 
 
-def _announce(summary: RunSummary, learned: bool) -> None:
+def _announce(summary: RunSummary, gave_up: bool, learned: bool) -> None:
     """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
-    ended = "run.stopped" if summary.not_reached else "run.finished"
+    ended = "run.stopped" if gave_up else "run.finished"
     announce(ended, summary.archive, {"run": summary.run, "archived": summary.archived})
     if summary.quarantined:
         announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})

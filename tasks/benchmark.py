@@ -15,12 +15,15 @@ from compressor.codec import Codec, load_codec, titles, with_effort
 from compressor.errors import CodecError, ImageError, SourceError
 from compressor.images import decode_picture
 from compressor.sources import Source
+from compressor.strips import centre
+
+MIDDLE = 2048  # pixels a side of what is measured of a large picture
 
 
 def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict[str, np.ndarray]:
     """The first ``limit`` pictures of a source that plain 8-bit colour can hold: uint8 (H, W, 3) by key.
 
-    Only those that all ``codecs`` suit: a run would not give the others to each of them either.
+    Of a picture that is too large for one of ``codecs``, to which a run would not give it either, the middle.
     """
     pictures: dict[str, np.ndarray] = {}
     files = source.files()
@@ -32,11 +35,11 @@ def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict
                 picture = decode_picture(content)
             except ImageError:
                 continue
-            suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
-            if picture.keep is None and suited and len(pictures) < limit:
-                pictures[file.key] = picture.pixels
+            if picture.keep is None and len(pictures) < limit:
+                suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
+                pictures[file.key] = picture.pixels if suited else centre(picture.pixels, MIDDLE)
     if not pictures:
-        raise SourceError(f"{source.shown}: no picture here that can be measured: plain 8-bit, up to 4 megapixels")
+        raise SourceError(f"{source.shown}: no picture here that can be measured")
     return pictures
 
 

@@ -396,6 +396,44 @@ def test_a_commit_whose_answer_is_lost_costs_nothing_though_others_went_on_from_
     assert Archive.open(archive.url).verify() == []
 
 
+def test_what_is_damaged_on_its_way_is_read_again_before_it_is_written_anew(archive, monkeypatch):
+    """A bit that flips in memory or in the network must not become the archive's."""
+    rows = [picture_row(f"{number}", number) for number in range(4)]
+    for row in rows:
+        add(archive, [row])
+    ranges, flipped = Store.ranges, []
+
+    def flip_once(store: Store, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
+        answers = ranges(store, name, spans)
+        for index, data in enumerate(answers):
+            if not flipped and rows[2].payload in data:
+                at = data.index(rows[2].payload) + 100
+                answers[index] = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+                flipped.append(name)
+        return answers
+
+    monkeypatch.setattr(Store, "ranges", flip_once)
+    assert Archive.open(archive.url).compact() == 3
+    assert flipped and contents(archive) == {row.key: row for row in rows}
+
+
+def test_a_compaction_in_vain_leaves_no_copies(archive, monkeypatch):
+    for row in face_rows(4):
+        add(archive, [row])
+    write = KeyedTable.write
+
+    def replace_meanwhile(table: KeyedTable, rows):
+        monkeypatch.setattr(KeyedTable, "write", write)
+        written = write(table, rows)
+        add(Archive.open(archive.url), [face_rows(1, seed=9)[0]], replaced=[face_key(0)])
+        return written
+
+    monkeypatch.setattr(KeyedTable, "write", replace_meanwhile)
+    assert Archive.open(archive.url).compact() == 0
+    live = {part.path for part in Archive.open(archive.url).tables[0].parts}
+    assert len(files_of(archive) - live) == 1, "the one that was replaced"
+
+
 def test_a_compacted_file_that_others_go_on_from_at_once_stays(archive):
     rows = face_rows(200)
     for start in range(0, 200, 50):

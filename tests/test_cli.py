@@ -251,13 +251,38 @@ def test_repair_encodes_again_what_verify_names(
     assert json.loads(said(capsys, "repair", archive, "--json")[1])["whole"] is True
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "127.0.0.1"),
+        ({"NO_PROXY": "minio.internal"}, "minio.internal,127.0.0.1"),
+        ({"no_proxy": "a", "NO_PROXY": "b"}, "a,127.0.0.1"),
+        ({"NO_PROXY": "*"}, None),
+        ({"no_proxy": "localhost, 127.0.0.1"}, None),
+    ],
+)
+def test_what_is_not_behind_a_proxy_stays_so(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.environment import _bypass_proxies
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    _bypass_proxies("127.0.0.1")
+    after = {name: value for name, value in os.environ.items() if name in ("no_proxy", "NO_PROXY")}
+    assert after == (given if expected is None else {"no_proxy": expected, "NO_PROXY": expected})
+
+
 def test_the_private_server_is_not_looked_for_behind_a_proxy(tmp_path: Path) -> None:
     """A proxy that answers nobody: whatever goes to it fails."""
     code = "import sys; from pathlib import Path; from flows.environment import PrivateServer, set_defaults;"
     code += "set_defaults(); s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait();"
     code += "from prefect.client.orchestration import get_client;"
     code += "print(get_client(sync_client=True).api_healthcheck()); s.stop()"
-    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "internal", "NO_PROXY": "internal"}
-    environment.pop("PREFECT_API_URL", None)
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "internal"}
+    for name in ("PREFECT_API_URL", "no_proxy"):
+        environment.pop(name, None)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "None", done.stderr

@@ -107,19 +107,37 @@ def test_many_files_of_one_tar_are_each_themselves(tmp_path):
 
 def test_a_file_on_the_web_that_has_changed_is_seen_to_have(tree):
     """Listings of web servers tell neither size nor time."""
+    os.symlink(tree / "gone", tree / "00000" / "dead.png")
     handler = partial(SimpleHTTPRequestHandler, directory=str(tree))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/00000"
         before = {file.key: file for file in Source.open(url).files()}
-        assert {key: file.size for key, file in before.items()} == {"00000.png": 15, "00001.PNG": 15}
+        assert {key: file.size for key, file in before.items()} == {"00000.png": 15, "00001.PNG": 15, "dead.png": 0}
+        good, dead = Source.open(url).read([before[name].path for name in ("00000.png", "dead.png")])
+        assert good == b"00000/00000.png" and isinstance(dead, SourceError), "one dead link ends no listing"
         os.utime(tree / "00000" / "00000.png", (1e9, 1e9))
         after = {file.key: file for file in Source.open(url).files()}
         assert [key for key in before if before[key] != after[key]] == ["00000.png"]
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_storage_that_tells_no_versions_is_asked_once(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    for number in range(20):
+        memory.pipe(f"/plain/{number:02d}.png", b"content")
+    asked = []
+    bare = [{"name": f"/plain/{number:02d}.png", "size": 7, "type": "file"} for number in range(20)]
+    monkeypatch.setattr(type(memory), "ls", lambda *_, **__: bare)
+    monkeypatch.setattr(type(memory), "info", lambda _, path, **__: asked.append(path) or {"size": 7, "type": "file"})
+    monkeypatch.setattr(type(memory), "isdir", lambda *_: True)
+    assert [file.size for file in Source.open("memory://plain").files()] == [7] * 20
+    assert len(asked) == 1
 
 
 def test_a_glob_is_told_only_of_names_that_it_asks_for(tree):

@@ -186,6 +186,25 @@ def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp
     assert keys[0] != keys[1], "what was learned with gaps is no answer once there are none"
 
 
+def test_a_file_that_may_not_be_read_is_not_asked_for_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor import sources
+    from compressor.shards import FORBIDDEN, ShardConfig, prepare_shard
+
+    source = folder_of(tmp_path / "in", 3)
+    read = sources._read_local
+
+    def forbid(path: str) -> bytes:
+        if path.endswith("001.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return read(path)
+
+    monkeypatch.setattr(sources, "_read_local", forbid)
+    record = prepare_shard(source, list(source.files()), ShardConfig(side=32), tmp_path)
+    assert (record.count, record.refused) == (2, {FORBIDDEN: 1}) and record.exists()
+
+
 def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
     archive = Archive.create(str(tmp_path / "archive"))
     (tmp_path / "own.safetensors").write_bytes(tiny_artifact("v2"))
