@@ -9,14 +9,16 @@ from compressor.networks.integer import IntegerConv
 
 
 def multiply_adds(network: torch.nn.Module, work: Callable[[], Any]) -> float:
-    """Multiply-adds of the convolutions that ``work`` runs in ``network``."""
+    """Multiply-adds of the convolutions that ``work`` runs in ``network``; not those of attention between positions."""
     total = 0
 
-    def count(module: Any, _: Any, output: torch.Tensor) -> None:
+    def count(module: Any, inputs: Any, output: torch.Tensor) -> None:
         nonlocal total
-        total += output.numel() * module.weight[0].numel()
+        spread = inputs[0] if isinstance(module, torch.nn.ConvTranspose2d) else output
+        total += spread.numel() * module.weight[0].numel()
 
-    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | IntegerConv)]
+    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d | IntegerConv
+    convolutions = [m for m in network.modules() if isinstance(m, kinds)]
     hooks = [module.register_forward_hook(count) for module in convolutions]
     work()
     for hook in hooks:

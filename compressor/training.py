@@ -148,7 +148,8 @@ def fit(
     network.train()
     parameters = list(network.parameters())
     skipped = torch.zeros((), dtype=torch.long, device=device)
-    done = _share(state, config)
+    impatient = 0 < config.patience <= state.stale  # where it ended before, by what a checkpoint says
+    done = 1.0 if impatient else _share(state, config)
     while done < 1:
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(state.step, done, config)
@@ -397,6 +398,10 @@ def _resume(
     network.load_state_dict(saved["network"])
     average.load_state_dict(saved["average"])
     optimizer.load_state_dict(saved["optimizer"])
-    generator.set_state(saved["generator"].cpu())
+    state = TrainingState(**saved["state"])
+    try:
+        generator.set_state(saved["generator"].cpu())
+    except RuntimeError:  # another kind of device draws otherwise
+        generator.manual_seed(generator.initial_seed() + state.step)
     torch.set_rng_state(saved["global_generator"].cpu())
-    return TrainingState(**saved["state"]), saved["best"]
+    return state, saved["best"]

@@ -23,7 +23,7 @@ from compressor.training import TrainingConfig, TrainingState
 from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters, Part, Strips
 from flows.progress import listener
-from flows.train import configure, prepare_shards
+from flows.train import RATE, RATE_ONWARD, configure, prepare_shards
 from tasks.caching import fresh
 from tasks.experiments import CellRecord, MeasurementRecord, measure, measure_standards, quantize, report, train_cell
 from tasks.home import home
@@ -182,7 +182,8 @@ def _elsewhere(work: _Work, tops: Pairs, given: Pairs) -> Iterator[Elsewhere]:
             record, trial = tuned
             label = f"{trial.name}, fine-tuned"
             cell = Cell(trial.family, start=record.id)
-            further = _trained(there, f"{label} on {name}", cell, work.half, record.path)
+            onward = replace(work.half, learning_rate=work.half.learning_rate * RATE_ONWARD / RATE)
+            further = _trained(there, f"{label} on {name}", cell, onward, record.path)
             trials.append(_measured(there, label, further, trial.family, full=False))
         trials += [_measured(there, trial.name, record, trial.family, full=False) for record, trial in given]
         count = sum(shard.count for shard in there.measured)

@@ -128,7 +128,11 @@ class TrainingParameters(Parameters):
     )
     patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
-        128, ge=16, le=4096, description="side in pixels that training pictures are cropped and resized to"
+        128,
+        ge=32,
+        le=4096,
+        multiple_of=32,
+        description="side in pixels that training pictures are cropped and resized to, a multiple of 32",
     )
     max_pictures: int = Field(
         100_000, ge=2, description="learn from at most this many pictures, drawn at random; all are in memory at once"

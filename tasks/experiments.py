@@ -30,8 +30,8 @@ from tasks.caching import stage_key
 from tasks.home import home
 from tasks.train import write_whole
 
-TRAIN_VERSION = 2
-MEASURE_VERSION = 1
+TRAIN_VERSION = 3
+MEASURE_VERSION = 2
 QUANTIZE_VERSION = 1
 STRIPS = 4  # pictures shown side by side
 CALIBRATED = 512  # pictures that smaller weights are calibrated on

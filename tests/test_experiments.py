@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from compressor.artifact import identify
+from compressor.codec import load_codec
 from compressor.errors import SourceError
 from compressor.experiments.cells import Cell, split, train_cell
 from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
@@ -16,7 +17,7 @@ from compressor.experiments.information import code_length, inform
 from compressor.experiments.losses import LOSSES, ms_ssim
 from compressor.experiments.measuring import Rates, Row, measure
 from compressor.experiments.results import Quantized, Results, Training, Trial
-from compressor.experiments.tables import description_table, ladder_table
+from compressor.experiments.tables import description_table, entropy_table, ladder_table
 from compressor.experiments.writing import write
 from compressor.training import TrainingConfig
 from tests.codecs import smooth_pictures, tiny_codec
@@ -223,3 +224,35 @@ def test_structure_is_judged_in_full_precision_whatever_the_training_runs_in():
         assert ms_ssim(near, pictures) == exact
     assert ms_ssim(pictures, pictures) == pytest.approx(1.0, abs=1e-5)
     assert 0.5 < float(exact) < 1.0
+
+
+def test_fine_tuning_never_ends_below_its_start() -> None:
+    pictures = np.stack(smooth_pictures(24))
+    start = train_cell(Cell("v1"), pictures, TrainingConfig(steps=60, batch=4, warmup=5, learning_rate=1e-2)).data
+    before = measure(load_codec(start), list(pictures))[0].mse
+    harmful = TrainingConfig(steps=4, batch=2, warmup=1, learning_rate=0.5, validate_every=1)
+    after = train_cell(Cell("v1", start=identify(start)), pictures, harmful, start)
+    assert min(one["loss"] for one in after.state.history) > before
+    assert measure(load_codec(after.data), list(pictures))[0].mse <= 1.01 * before
+
+
+def test_structure_is_judged_on_pictures_of_any_side_that_trains() -> None:
+    for side in (32, 64, 160):
+        a = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        assert ms_ssim(a, a) == pytest.approx(1) and ms_ssim(a, a.flip(-1)) < 0.9
+
+
+def test_constant_latents_and_exact_pictures_are_reported() -> None:
+    black = [np.zeros((32, 32, 3), np.uint8)] * 2
+    found = inform(tiny_codec("v2"), black)
+    assert found is not None and all(np.isfinite(point.psnr) for point in found.curve)
+    assert inform(tiny_codec("v2"), black[:1]) is None, "one picture tells nothing of others"
+    silent = replace(found, entropy=dict.fromkeys(found.entropy, 0.0))
+    table = entropy_table(results(replace(trial("v2", 500, 30), information=silent)))
+    assert table.rows[0][-1] == "–"
+
+
+def test_what_jpeg_cannot_be_held_against_decides_nothing() -> None:
+    worse = [trial("v1", 5000, 19), trial("v2", 2000, 15), trial("v3", 700, 12)]
+    assert verdicts(*worse)["deeper is better"] == UNCLEAR
+    assert verdicts(trial("v3", 2000, 30), trial("v4", 2001, 30))["skips show potential"] == UNCLEAR

@@ -158,6 +158,17 @@ def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest
     assert counts[0] == counts[1]
 
 
+def test_a_training_that_lost_patience_does_not_go_on_where_it_is_resumed(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=400, patience=2, learning_rate=0.5, validate_every=2)  # nothing gets better so
+    pictures, checkpoint = gradients(24), tmp_path / "training.ckpt"
+    first, ended = fit(autoencoder(), pictures[:16], pictures[16:], config, checkpoint)
+    again, resumed = fit(autoencoder(), pictures[:16], pictures[16:], config, checkpoint)
+    assert ended.step < 400 and resumed.step == ended.step
+    assert torch.equal(weights(first), weights(again))
+    _, further = fit(autoencoder(), pictures[:16], pictures[16:], replace(config, patience=4), checkpoint)
+    assert further.step > ended.step
+
+
 def test_a_fork_of_a_process_that_uses_the_gpu_works_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA cannot be used in it: a DataLoader's worker would fail at its first picture."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

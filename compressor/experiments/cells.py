@@ -79,7 +79,14 @@ def train_cell(
     trained: Any = network if cell.loss == OWN else WithLoss(network, cell.loss)
     device = pick_device()
     trained, state = fit(
-        trained, np.moveaxis(learned, -1, 1), np.moveaxis(validated, -1, 1), config, checkpoint, on_progress, device
+        trained,
+        np.moveaxis(learned, -1, 1),
+        np.moveaxis(validated, -1, 1),
+        config,
+        checkpoint,
+        on_progress,
+        device,
+        trained=start is not None,
     )
     network = trained if cell.loss == OWN else trained.network
     chosen = _spread(len(learned), min(CALIBRATION, len(learned)))

@@ -16,6 +16,7 @@ from compressor.experiments.results import Results, Trial
 CONFIRMED, REFUTED, UNCLEAR = "confirmed", "refuted", "unclear"
 MATCHES = 1.25  # times the bytes, up or down, that still count as the same size
 TRAINED = 1.5  # times the error reported: what has more was trained too little to be judged
+HARDLY_MORE = 1.01  # times as many bytes say nothing
 MINIMAL = 0.1  # dB: a loss under it is not seen
 USUAL_JPEG = 75  # the quality that programs write JPEG files with unless told otherwise
 
@@ -120,6 +121,11 @@ def _against_jpeg(results: Results, row: Row, name: str) -> tuple[float | None, 
     return ratio, f"{name} takes {row.mean_bytes:,.0f} bytes for {row.mean_psnr:.2f} dB, {times} {size:,.0f}{least}."
 
 
+def _is_bound(results: Results, row: Row) -> bool:
+    """Whether what :func:`_against_jpeg` says of a row is a lower bound, which tells nothing beside another."""
+    return row.mean_psnr < results.rates("jpeg").lowest
+
+
 def _depths(results: Results) -> list[Trial]:
     return [trial for family in ("v1", "v2", "v3") if (trial := results.top(family))]
 
@@ -132,6 +138,8 @@ def _deeper_better(results: Results) -> tuple[str, str]:
         return _missing("v1", "v2", "v3")
     if len(known) < 3:
         return UNCLEAR, "One of them is better than JPEG at its best, so that there are no bytes to compare with."
+    if any(_is_bound(results, row) for trial in trials if (row := trial.row())):
+        return UNCLEAR, "One of them is worse than JPEG at its worst, so that there are no bytes to compare with."
     names = ", ".join(f"{trial.name} {ratio:.2f}" for trial, ratio in zip(trials, known, strict=True))
     falls = all(a > b for a, b in zip(known, known[1:], strict=False))
     rises = all(a < b for a, b in zip(known, known[1:], strict=False))
@@ -188,8 +196,10 @@ def _skips(results: Results) -> tuple[str, str]:
     )
     if ours is None or theirs is None:
         return UNCLEAR, sentence + "; one of them is better than JPEG at its best."
+    if _is_bound(results, a) or _is_bound(results, b):
+        return UNCLEAR, sentence + "; one of them is worse than JPEG at its worst."
     better = ours < theirs and difference > error
-    worse = ours > theirs
+    worse = ours > HARDLY_MORE * theirs
     return (CONFIRMED if better else REFUTED if worse else UNCLEAR), (
         f"{sentence}: {ours:.2f} times JPEG's bytes at equal PSNR, V3 {theirs:.2f} times."
     )
@@ -200,8 +210,8 @@ def _skips_loss(results: Results) -> tuple[str, str]:
     if rows[0] is None or rows[1] is None:
         return _missing("v3", "v4")
     difference, error = _difference(rows[1].psnr, rows[0].psnr)
-    same = abs(difference) < max(error, MINIMAL)
-    return (CONFIRMED if same else REFUTED), (
+    same, other = abs(difference) + error < MINIMAL, abs(difference) > max(error, MINIMAL)
+    return (CONFIRMED if same else REFUTED if other else UNCLEAR), (
         f"Mean squared error {rows[1].mse:.5f} for V4 and {rows[0].mse:.5f} for V3 after equal times; "
         f"in PSNR {difference:+.2f} ± {error:.2f} dB."
     )
@@ -219,7 +229,9 @@ def _final_loss(results: Results) -> tuple[str, str]:
     if reached is None:
         verdict = UNCLEAR if trial.training.seconds < 60 * FINAL_MINUTES else REFUTED
         return verdict, f"V3 stands at {row.mse:.5f} after {spent}; it was given no more."
-    return CONFIRMED, f"V3 came under it in {reached / 60:.1f} minutes, and stands at {row.mse:.5f} after {spent}."
+    in_time = reached <= 60 * FINAL_MINUTES
+    sentence = f"V3 came under it in {reached / 60:.1f} minutes, and stands at {row.mse:.5f} after {spent}."
+    return (CONFIRMED if in_time else REFUTED), sentence
 
 
 def _more_pictures(results: Results) -> tuple[str, str]:

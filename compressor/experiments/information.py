@@ -47,9 +47,12 @@ class Information:
 
 
 def inform(codec: Codec, pictures: Sequence[np.ndarray], quality: int = -1) -> Information | None:
-    """Entropies of what ``codec`` stores of uint8 (H, W, 3) pictures of one size; None for a standard format."""
+    """Entropies of what ``codec`` stores of uint8 (H, W, 3) pictures of one size.
+
+    None for a standard format, and for a single picture, from which nothing about others can be learned.
+    """
     symbols = getattr(codec, "symbols", None)
-    if symbols is None:
+    if symbols is None or len(pictures) < 2:
         return None
     packer = "int8-none" if isinstance(codec, AutoencoderCodec) else "auto"
     levels = [part.astype(np.int32) for part in symbols(codec.encode(pictures, quality, packer))]
@@ -64,7 +67,9 @@ def _point(codec: AutoencoderCodec, pictures: Sequence[np.ndarray], factor: floa
     levels = [part.astype(np.int32) for part in coarse.symbols(encoded)]
     pairs = list(zip(pictures, coarse.decode(encoded), strict=True))
     error = float(np.mean([np.square(a / np.float32(255) - b / np.float32(255)).mean() for a, b in pairs]))
-    return Point(factor, sum(map(code_length, levels)), error, float(np.mean([psnr(a, b) for a, b in pairs])))
+    return Point(
+        factor, sum(map(code_length, levels)), error, float(np.mean([min(99.0, psnr(a, b)) for a, b in pairs]))
+    )
 
 
 def code_length(levels_NCHW: np.ndarray, context: str = "none") -> float:

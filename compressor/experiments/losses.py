@@ -61,7 +61,7 @@ class WithLoss(nn.Module):
 
 
 def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
-    """Differentiable MS-SSIM of pictures in [0, 1] over three scales, mean over batch and channels."""
+    """Differentiable MS-SSIM of pictures in [0, 1] over three scales, or what fits; mean over batch and channels."""
     # Variances are differences of nearly equal numbers: in bfloat16 nothing but noise would be left of them.
     with torch.autocast(a_BCHW.device.type, enabled=False):
         return _ms_ssim(a_BCHW.float(), b_BCHW.float())
@@ -78,12 +78,13 @@ def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         return F.conv2d(x, kernel.view(1, 1, 1, -1)).view(*a.shape[:2], *x.shape[-2:-1], -1)
 
     product: Tensor | float = 1.0
-    for scale, weight in enumerate(_SCALES):
+    scales = [weight for scale, weight in enumerate(_SCALES) if min(a.shape[-2:]) >> scale >= _WINDOW]
+    for scale, weight in enumerate(scales):
         mean_a, mean_b = blur(a), blur(b)
         covariance = blur(a * b) - mean_a * mean_b
         variances = blur(a * a) + blur(b * b) - mean_a**2 - mean_b**2
         contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
-        if scale == len(_SCALES) - 1:
+        if scale == len(scales) - 1:
             contrast = contrast * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
         product = product * contrast.mean(dim=(2, 3)).clamp_min(1e-4) ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)

@@ -126,7 +126,7 @@ def entropy_table(results: Results) -> Table:
                 f"{found.symbols:,}",
                 *(count(found.entropy[name]) for name in ("none", "left", "top", "channel")),
                 *(_over(sizes.get(name), zero) for name in ("gzip", "lzma", "entropy")),
-                f"{1 - best / zero:.1%}",
+                f"{1 - best / zero:.1%}" if zero else "–",
             ]
         )
     note = (
@@ -148,7 +148,9 @@ def _int8(trial: Trial, quality: int) -> list[Row]:
 
 
 def _over(size: float | None, ideal: float) -> str:
-    return "–" if size is None else f"{size:,.0f} ({size / ideal - 1:+.1%})"
+    if size is None:
+        return "–"
+    return f"{size:,.0f} ({size / ideal - 1:+.1%})" if ideal else f"{size:,.0f}"
 
 
 def description_table(results: Results) -> Table:
