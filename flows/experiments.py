@@ -133,7 +133,14 @@ def _spread(source: Source, limit: int | None, count: int, share: int) -> list[S
 def _rungs(work: _Work) -> Iterator[int | None]:
     """Numbers of pictures, fewest first, None for all; those that there are not are left out."""
     named = work.parameters.ladder.split(",")
-    yield from (count for count in sorted({int(one) for one in named if one != "all"}) if count < work.pictures)
+    most = work.pictures - ("all" in named)  # which is as many as there are
+    counts = sorted(count for one in set(named) - {"all"} if (count := int(one)) <= most)
+    if not counts and "all" not in named:
+        raise SourceError(
+            f"{Source.open(work.parameters.source).shown}: there are {work.pictures:,} pictures to train on, "
+            f"fewer than any that --ladder names: {work.parameters.ladder}"
+        )
+    yield from counts
     if "all" in named:
         yield None
 
@@ -233,7 +240,7 @@ def _given(codecs: Sequence[str]) -> Iterator[tuple[str, str, CellRecord]]:
 def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
     parameters = work.parameters
     machines = dict.fromkeys(trial.training.machine for trial in ladder if trial.training)
-    asked = [one for one in parameters.ladder.split(",") if one != "all" and int(one) >= work.pictures]
+    asked = [one for one in parameters.ladder.split(",") if one != "all" and int(one) > work.pictures]
     spent = sum(trial.training.seconds for trial in ladder if trial.training)
     context = {
         "source": Source.open(parameters.source).shown,

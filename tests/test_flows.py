@@ -10,7 +10,7 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.artifact import Artifact, parse
-from compressor.errors import CodecError, LatentpackError, RunStopped
+from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
 from compressor.images import encode_picture
 from flows.parameters import (
     BenchmarkParameters,
@@ -248,6 +248,9 @@ def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: py
     again = experiments(ExperimentsParameters(**values, ladder="3,5,all"))
     assert trained == [5], "a new row costs that row"
     assert "| V2 | 5 |" in Path(again["markdown"]).read_text()
+    assert "| V2 | 7 |" in Path(experiments(ExperimentsParameters(**values, ladder="7"))["markdown"]).read_text()
+    with pytest.raises(SourceError, match="there are 7 pictures to train on"):
+        experiments(ExperimentsParameters(**values, ladder="8,30"))
 
 
 def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
