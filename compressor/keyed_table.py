@@ -99,9 +99,9 @@ class KeyedTable:
 
     def _settle(self, first: int) -> None:
         """Have the log from version ``first`` on outlive a power cut: delta-rs leaves that to the system."""
-        if not self.store.is_s3:
-            names = [name for name in self.store.names(self._log) if name[:20].isdigit() and int(name[:20]) >= first]
-            self.store.settle(self._log, [*names, LAST_CHECKPOINT])
+        self.store.settle(
+            self._log, lambda name: name == LAST_CHECKPOINT or (name[:20].isdigit() and int(name[:20]) >= first)
+        )
 
     @property
     def _log(self) -> str:

@@ -89,12 +89,12 @@ def repair(
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     for one in examine(archive, images, on_progress):
         if one.refused:
-            raise _refused(archive, one.part, one.refused)
+            raise _refused(images, one.part, one.refused)
         readable.append(hash_keys(one.keys))
         if not one.is_sound:
             unsound.append(one)
     damaged = [one for one in unsound if not _put_right(images, one, done)]
-    _mend_quarantine(archive, quarantine, done)
+    _mend_quarantine(quarantine, done)
     if not damaged:
         return done
     parts, regained, failed = _regain(archive, source, options, damaged, np.concatenate(readable))
@@ -126,14 +126,13 @@ def _mend_log(table: KeyedTable, done: Repaired) -> None:
     else:
         done.left.append((f"{table.folder}/_delta_log", "the log names no file, and none explains why"))
         return
-    table.transact(
-        # Where the answer to a commit is lost, nothing of it is left to do.
-        lambda: (
-            Change(add, [part for part in remove if part in table.parts], moves_only=True)
-            if table.stored_digest() != table.digest(table.parts)
-            else None
-        )
-    )
+
+    def plan() -> Change | None:
+        if table.stored_digest() == table.digest(table.parts):
+            return None  # the answer to a commit was lost, not the commit
+        return Change(add, [part for part in remove if part in table.parts], moves_only=True)
+
+    table.transact(plan)
     done.log.append(what)
 
 
@@ -210,7 +209,7 @@ def _put_back(table: KeyedTable, part: Part) -> bool:
     return True
 
 
-def _mend_quarantine(archive: Archive, table: KeyedTable, done: Repaired) -> None:
+def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
     """A list that cannot be put right is taken out: its pictures are tried again by the next run."""
     for part in list(table.parts):
         found = Findings(part)
@@ -221,7 +220,7 @@ def _mend_quarantine(archive: Archive, table: KeyedTable, done: Repaired) -> Non
             integrity.check_file(part.path, crc32c.crc32c(data))
         except DAMAGE as error:
             if is_refusal(error):
-                raise _refused(archive, part, str(error)) from error
+                raise _refused(table, part, str(error)) from error
             found.mismatch = str(error)
             if not _put_right(table, found, done):
                 _take_part_out(table, part)
@@ -289,7 +288,7 @@ def _take_out(
     if not leaving and not found.unreadable:
         return
     archive.quarantine([_damaged(key, found.bad[key]) for key in gone])
-    rest = images.write(_rows(archive, images, part, leaving))
+    rest = images.write(_rows(images, part, leaving))
     _take_part_out(images, part, [rest] if rest else [])
     done.taken_out += sorted(gone)
     if found.unreadable:
@@ -298,6 +297,8 @@ def _take_out(
 
 
 def _take_part_out(table: KeyedTable, part: Part, instead: Sequence[Part] = ()) -> None:
+    """Commit that a file makes way for others, unless another run has taken it out meanwhile."""
+
     def plan() -> Change | None:
         if part not in table.parts:
             return None
@@ -307,27 +308,27 @@ def _take_part_out(table: KeyedTable, part: Part, instead: Sequence[Part] = ()) 
     table.transact(plan)
 
 
-def _refused(archive: Archive, part: Part, why: str) -> ArchiveError:
+def _refused(table: KeyedTable, part: Part, why: str) -> ArchiveError:
     return ArchiveError(
-        f"{archive.url}: the storage does not give {part.path}, which may be sound: {why}; try again later"
+        f"{table.store.url}: the storage does not give {part.path}, which may be sound: {why}; try again later"
     )
 
 
-def _rows(archive: Archive, images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
+def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
     """What can be read of a file, without some keys. ArchiveError where the storage refuses, and not the file."""
     unwanted = pa.array(sorted(leaving), pa.string())
     try:
         groups = range(images.footer(part).num_row_groups)
     except DAMAGE as error:
         if is_refusal(error):
-            raise _refused(archive, part, str(error)) from error
+            raise _refused(images, part, str(error)) from error
         return
     for group in groups:
         try:
             rows = images.read(part, [group], images.layout.names, salvage=True)
         except DAMAGE as error:
             if is_refusal(error):
-                raise _refused(archive, part, str(error)) from error
+                raise _refused(images, part, str(error)) from error
             continue
         yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
 

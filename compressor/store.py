@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
@@ -135,11 +135,11 @@ class Store:
             raise
         _sync_folder(Path(path).parent)
 
-    def settle(self, folder: str, names: Sequence[str]) -> None:
-        """Have files in ``folder`` that another library wrote outlive a power cut; those that are gone are no error."""
+    def settle(self, folder: str, wanted: Callable[[str], bool]) -> None:
+        """Have the files in ``folder`` of ``wanted`` names, which another library wrote, outlive a power cut."""
         if self.is_s3:
             return  # an object that was answered for is safe
-        for name in names:
+        for name in filter(wanted, self.names(folder)):
             with suppress(FileNotFoundError), open(self.path(f"{folder}/{name}"), "rb") as file:
                 os.fsync(file.fileno())
         where = Path(self.path(folder))

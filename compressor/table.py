@@ -6,6 +6,7 @@ Not where files lie or which of them count (see ``keyed_table.py``).
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -373,15 +374,15 @@ def read_groups(
                 ranges[-1] = (ranges[-1][0], end)
             else:
                 ranges.append((start, end))
-    for last in (False, True):
-        file.prefetch(ranges)
-        try:
-            return _read(file, metadata, groups, columns, verified=True)
-        except OSError:
-            if not salvage or "payload" not in columns:
-                raise
-            if last:
-                break
+    file.prefetch(ranges)
+    try:
+        return _read(file, metadata, groups, columns, verified=True)
+    except OSError:
+        if not salvage or "payload" not in columns:
+            raise
+    file.prefetch(ranges)
+    with suppress(OSError):
+        return _read(file, metadata, groups, columns, verified=True)
     table = _read(file, metadata, groups, [name for name in columns if name != "payload"], verified=True)
     payloads = _read(file, metadata, groups, ["payload"], verified=False)
     if len(payloads) != len(table):

@@ -102,17 +102,16 @@ def verify(
 ) -> list[Problem]:
     """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says."""
     problems = [*_check_logs(images, quarantine), *check_codecs(images.store)]
-    hashes: dict[Part, np.ndarray] = {}
-    for found in examine(archive, images, on_progress):
-        problems += found.problems()
-        hashes[found.part] = hash_keys(found.keys)
+    found = {one.part: (one.problems(), hash_keys(one.keys)) for one in examine(archive, images, on_progress)}
+    live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
+    problems += [problem for some, _ in live for problem in some]
     for part in quarantine.parts:
         try:
             quarantine.read(part, None, quarantine.layout.names)
             check_whole(quarantine, part)
         except DAMAGE as error:
             problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
-    return problems + _twice(images, [hashes[part] for part in images.parts if part in hashes])
+    return problems + _twice(images, [hashes for _, hashes in live])
 
 
 def examine(

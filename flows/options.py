@@ -142,10 +142,9 @@ def _add_fields(
 
 
 def _hours(text: str) -> int:
-    hours = int(text)
-    if hours < 0:
-        raise argparse.ArgumentTypeError(f"hours are 0 or more, not {text}")
-    return hours
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"hours are a whole number, 0 or more, not {text!r}")
+    return int(text)
 
 
 def _literally(text: str) -> str:

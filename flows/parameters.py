@@ -242,7 +242,7 @@ class TrainParameters(TrainingParameters):
 
 
 class BenchmarkParameters(Parameters):
-    """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL."""
+    """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL; of a picture above 4 megapixels, its middle."""
 
     source: SourceUrl
     report: LocalPath = Field("report", description="folder that the report is written to")
