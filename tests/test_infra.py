@@ -19,6 +19,8 @@ import yaml
 from dask_kubernetes.operator.controller import controller as operator
 from prefect.utilities.templating import apply_values
 
+from flows.dispatch import KEPT_BYTES
+
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
@@ -373,6 +375,47 @@ def test_what_runs_leave_may_lie_on_a_claim():
     given = [deployment["parameters"]["parameters"] for deployment in deployments]
     left = [one[name] for one in given for name in ("out", "report", "destination") if name in one]
     assert len(left) > 3 and all(path.startswith(f"{mount['mountPath']}/") for path in left)
+
+
+def test_components_go_together(tmp_path: Path):
+    shutil.copytree(INFRA / "kubernetes", tmp_path / "kubernetes")
+    site = tmp_path / "kubernetes" / "site"
+    site.mkdir()
+    (example,) = re.findall(r"```yaml\n(.+?)```", (INFRA / "README.md").read_text(), re.S)
+    (site / "kustomization.yaml").write_text(example)
+    documents = _built(site)
+    names = {one["metadata"]["name"] for one in documents if one["kind"] in ("Deployment", "StatefulSet")}
+    assert "dask-worker-gpu" in names and "postgres" not in names
+    assert any("annotations" in one["metadata"] for one in documents if one["kind"] == "ServiceAccount")
+
+
+def test_only_maintenance_takes_the_keys_that_delete():
+    def keys_of(job: dict[str, Any]) -> list[str]:
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        return [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
+
+    given = {}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        variables = {**deployment["work_pool"]["job_variables"]}
+        given[deployment["name"]] = keys_of(_job(_template(), **variables))
+    assert given.pop("maintain-weekly") == ["latentpack-s3-maintenance"]
+    assert set(map(tuple, given.values())) == {("latentpack-s3",)}
+
+
+def test_the_server_reaches_whom_it_notifies_and_no_instances_credentials(manifests: dict[str, list[dict[str, Any]]]):
+    for name in KUSTOMIZATIONS:
+        policies = {one["metadata"]["name"]: one["spec"] for one in manifests[name] if one["kind"] == "NetworkPolicy"}
+        ports = {rule["port"] for egress in policies["prefect"]["egress"] for rule in egress["ports"]}
+        assert ports == {5432, 443, 587}, name
+        blocks = [peer["ipBlock"] for spec in policies.values() for egress in spec.get("egress", [])
+                  for peer in egress.get("to", []) if "ipBlock" in peer]  # fmt: skip
+        assert len(blocks) == 2 and all(block["except"] == ["169.254.0.0/16"] for block in blocks), name
+
+
+def test_workers_in_containers_keep_memory_as_those_that_a_run_starts_itself():
+    (environment,) = [words for name, words in _instructions() if name == "ENV" and "MALLOC" in words]
+    told = dict(word.split("=", 1) for word in environment.split())
+    assert told["MALLOC_TRIM_THRESHOLD_"] == told["MALLOC_MMAP_THRESHOLD_"] == str(KEPT_BYTES)
 
 
 def test_overlays_change_what_they_say(manifests: dict[str, list[dict[str, Any]]]):
