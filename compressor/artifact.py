@@ -12,9 +12,11 @@ import numpy as np
 
 from compressor.errors import CodecError
 
-FORMAT = 2  # the newest that is read
+FORMAT = 3  # the newest that is read
 PLAIN = 1  # weights as floats
 QUANTIZED = 2  # some as integers with scales, which a reader of format 1 would take for the weights
+PARTED = 3  # payloads name a part of their quality step, which an earlier reader would take for something else
+QUALITY_PARTS = "frequencies.part"  # the array that says so
 _HEADER_LIMIT = 4 * 2**20
 _KEY = "latentpack"
 
@@ -62,7 +64,8 @@ def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     """Artifact bytes; equal input gives equal bytes. ``weights`` in the metadata says that there are quantised ones."""
     from safetensors.numpy import save
 
-    text = json.dumps({"format": QUANTIZED if "weights" in metadata else PLAIN, **metadata}, sort_keys=True)
+    number = PARTED if QUALITY_PARTS in tensors else QUANTIZED if "weights" in metadata else PLAIN
+    text = json.dumps({"format": number, **metadata}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     return save(contiguous, {_KEY: text})
 

@@ -46,7 +46,7 @@ class EncodeOptions:
     codec
         Id of an artifact in the archive, or a standard format's name.
     target_psnr
-        dB that every picture must reach, at the lowest quality step that does. Ignored where ``quality`` is given
+        dB that every picture must reach, at the lowest quality found that does. Ignored where ``quality`` is given
         or the codec has only one quality.
     quality
         Fixed quality step for all pictures.

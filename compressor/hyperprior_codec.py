@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from compressor import packers
-from compressor.artifact import Artifact
+from compressor.artifact import QUALITY_PARTS, Artifact
 from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels, per_picture
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
@@ -44,6 +44,7 @@ _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside w
 _RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out
 _QUANTILES = torch.tensor([10, 25, 50, 75, 90, 100])  # percent
 _MULTIPLE = Hyperprior.multiple
+_PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integers is exact at these
 # In another batch sums round otherwise. Of 200 portraits of this size, read one by one and together, PSNR differed by
 # 0.0075 dB at most; in fewer pixels each counts for more: of 240 crops with a 64th of them, by 0.054.
 _SLACK = 0.01  # dB
@@ -55,16 +56,22 @@ _SLACK_PIXELS = 128 * 128
 
 @dataclass(frozen=True)
 class _Symbols:
-    """What is stored of one picture, int8 (C, H, W): hyperlatents, residuals, and the levels these are coded under."""
+    """What is stored of one picture, int8 (C, H, W): hyperlatents, residuals, and the levels these are coded under.
+
+    ``quality`` is in steps, and in parts of one where the codec stores these.
+    """
 
     z: np.ndarray
     r: np.ndarray
     level: np.ndarray
-    quality: int
+    quality: float
 
 
 class HyperpriorCodec:
-    """Codec over a frozen :class:`~compressor.networks.hyperprior.Hyperprior`."""
+    """Codec over a frozen :class:`~compressor.networks.hyperprior.Hyperprior`.
+
+    Its qualities are whole steps. A search goes by parts of them: a row names the step, its payload the part.
+    """
 
     qualities = range(QUALITY_STEPS)
     packers = (ENTROPY, "lzma", "gzip")
@@ -83,11 +90,15 @@ class HyperpriorCodec:
             "frequencies.hyper": (prior.table_count, 2 * prior.symbol_max + 1),
             "predictor": (features, len(_CENTRES)),
         }
+        if QUALITY_PARTS in artifact.tensors:
+            shapes[QUALITY_PARTS] = (1, _PARTS)
         for name, shape in shapes.items():
             if (found := artifact.tensors[name].shape) != shape:
                 raise CodecError(
                     f"codec {artifact.id} has {name} of {found}, this version reads {shape}: freeze it again"
                 )
+        self._part_tables = Tables(artifact.tensors[QUALITY_PARTS], 0) if QUALITY_PARTS in artifact.tensors else None
+        self.parts = _PARTS if self._part_tables else 1
         self._residual_tables = Tables(artifact.tensors["frequencies.residual"], -RESIDUAL_MAX)
         self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -prior.symbol_max)
         self._predictor = artifact.tensors["predictor"]
@@ -129,9 +140,9 @@ class HyperpriorCodec:
         decoded: list[np.ndarray | None] = [None] * len(encoded)
         for chunk in pixel_budget_chunks([(one.height, one.width) for one in encoded]):
             batch = [encoded[index] for index in chunk]
-            z_BCHW, r_BCHW = self.symbols(batch)
+            z_BCHW, r_BCHW, qualities = self._read(batch)
             z, r = (torch.from_numpy(part).to(self.device, torch.float32) for part in (z_BCHW, r_BCHW))
-            quality_B = self._quality([one.quality for one in batch])
+            quality_B = self._quality(qualities)
             pictures = self._pictures(self._network.latents_of(z, r, quality_B), quality_B)
             for row, index in enumerate(chunk):
                 decoded[index] = _cropped(pictures[row], encoded[index].height, encoded[index].width)
@@ -143,6 +154,10 @@ class HyperpriorCodec:
 
         Integer arithmetic alone: the same on any device, at any batch size and thread count.
         """
+        return self._read(encoded)[:2]
+
+    def _read(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:meth:`symbols`, and the quality of each, float32 (B,)."""
         height, width = (-(-side // _MULTIPLE) for side in (encoded[0].height, encoded[0].width))
         z_shape = (self._network.hyper, height, width)
         r_shape = (self._network.latents, 2 * height, 2 * width)
@@ -151,24 +166,38 @@ class HyperpriorCodec:
                 raise CodecError(f"the row is damaged: quality {one.quality}, packer {one.packer!r}")
         if all(one.packer == ENTROPY for one in encoded):
             return self._decode_entropy(encoded, z_shape, r_shape)
+        head = int(self.parts > 1)
         z_BCHW = np.empty((len(encoded), *z_shape), np.int32)
         r_BCHW = np.empty((len(encoded), *r_shape), np.int32)
+        quality_B = np.empty(len(encoded), np.float32)
         for row, one in enumerate(encoded):
             if one.packer == ENTROPY:
-                z, r = self._decode_entropy([one], z_shape, r_shape)
-                z_BCHW[row], r_BCHW[row] = z[0], r[0]
+                z, r, quality = self._decode_entropy([one], z_shape, r_shape)
+                z_BCHW[row], r_BCHW[row], quality_B[row] = z[0], r[0], quality[0]
                 continue
-            size = z_BCHW[row].size + r_BCHW[row].size
+            size = head + z_BCHW[row].size + r_BCHW[row].size
             values = np.frombuffer(packers.unpack(one.payload, one.packer, 1, size), np.int8)
-            z_BCHW[row] = values[: z_BCHW[row].size].reshape(z_shape)
-            r_BCHW[row] = values[z_BCHW[row].size :].reshape(r_shape)
-        return z_BCHW, r_BCHW
+            z_BCHW[row] = values[head : head + z_BCHW[row].size].reshape(z_shape)
+            r_BCHW[row] = values[head + z_BCHW[row].size :].reshape(r_shape)
+            quality_B[row] = self._with_part(one, int(values[0]) if head else 0)
+        return z_BCHW, r_BCHW, quality_B
+
+    def _with_part(self, encoded: Encoded, part: int) -> float:
+        """Quality of a row whose payload names this part of its step."""
+        quality = encoded.quality + part / self.parts
+        if not 0 <= part < self.parts or quality > QUALITY_STEPS - 1:
+            raise CodecError("the payload is damaged: it names a quality that no writer stores")
+        return quality
 
     def _decode_entropy(
         self, encoded: Sequence[Encoded], z_shape: tuple[int, ...], r_shape: tuple[int, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         coders = [Decoder(one.payload) for one in encoded]
-        quality_B = self._quality([one.quality for one in encoded])
+        parts = [0] * len(coders)
+        if self._part_tables:
+            parts = [int(coder.pull(np.zeros(1, np.int32), self._part_tables)[0]) for coder in coders]
+        qualities = np.array(list(map(self._with_part, encoded, parts)), np.float32)
+        quality_B = self._quality(qualities)
         z_BN = np.zeros((len(encoded), int(np.prod(z_shape))), np.int32)
         for step, index in enumerate(_step_indices(z_shape, self._network.hyper_prior.steps)):
             known = torch.from_numpy(z_BN).to(self.device, torch.float32).view(-1, *z_shape)
@@ -190,12 +219,12 @@ class HyperpriorCodec:
                 r_BN[row, index[coded]] = coder.pull(level_N[coded], self._residual_tables)
         for coder in coders:
             coder.finish()
-        return z_BCHW, r_BN.reshape(-1, *r_shape)
+        return z_BCHW, r_BN.reshape(-1, *r_shape), qualities
 
     def _quantize(
         self,
         first: FirstFeatures,
-        qualities: Sequence[int],
+        qualities: Sequence[float],
         refined: Sequence[np.ndarray] | None = None,
         goals: Sequence[float] | None = None,
     ) -> tuple[list[_Symbols], torch.Tensor]:
@@ -234,9 +263,12 @@ class HyperpriorCodec:
     ) -> Encoded:
         """One of them; hyperlatents less ``offset_N`` are coded by ``table_N``."""
         z, r, level = symbols.z, symbols.r, symbols.level
+        step, part = divmod(round(symbols.quality * self.parts), self.parts)
         candidates = []
         if packer in ("auto", ENTROPY):
             coder = Encoder()
+            if self._part_tables:
+                coder.push(np.array([part]), np.zeros(1, np.int32), self._part_tables)
             z_N = z.ravel() - offset_N
             for index in _step_indices(z.shape, self._network.hyper_prior.steps):
                 coder.push(z_N[index], table_N[index], self._hyper_tables)
@@ -246,7 +278,7 @@ class HyperpriorCodec:
                 coder.push(r_N[coded], level_N[coded], self._residual_tables)
             candidates.append((coder.finish(), ENTROPY))
         if packer != ENTROPY:
-            data = z.tobytes() + r.tobytes()
+            data = bytes([part] if self.parts > 1 else []) + z.tobytes() + r.tobytes()
             names = [packer]
             if packer == "auto":
                 # Either takes as long as a network: tried only where the fastest deflate comes near the entropy
@@ -255,7 +287,7 @@ class HyperpriorCodec:
                 names = ["gzip", "lzma"] if near else []
             candidates += [(packers.pack(data, name, 1), name) for name in names]
         payload, name = min(candidates, key=lambda candidate: len(candidate[0]))
-        return Encoded(payload, shape[1], shape[0], 3, self.id, symbols.quality, name)
+        return Encoded(payload, shape[1], shape[0], 3, self.id, step, name)
 
     def _pictures(self, y_BCHW: torch.Tensor, quality_B: torch.Tensor) -> np.ndarray:
         """uint8 (B, H, W, 3) of latents, sides still multiples of 32."""
@@ -271,8 +303,8 @@ class HyperpriorCodec:
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         return pad_to_multiple(to_network(np.stack(pictures), self.device), _MULTIPLE)
 
-    def _quality(self, qualities: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(qualities, dtype=torch.float32, device=self.device)
+    def _quality(self, qualities: Sequence[float] | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(qualities, dtype=torch.float32, device=self.device)
 
 
 class HyperpriorTrials:
@@ -285,7 +317,9 @@ class HyperpriorTrials:
     def __init__(self, codec: HyperpriorCodec, pixels: Sequence[np.ndarray], packer: str) -> None:
         self._codec, self._pixels, self._packer = codec, pixels, packer
         self._first: list[tuple[torch.Tensor, ...]] = [()] * len(pixels)  # trunk and direct latents of each, (C, H, W)
-        self.curves = np.empty((len(pixels), QUALITY_STEPS))
+        self.qualities = range((QUALITY_STEPS - 1) * codec.parts + 1)
+        quality_Q = np.array(self.qualities) / codec.parts
+        self.curves = np.empty((len(pixels), len(self.qualities)))
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in pixels])
         refined = np.array([padded_pixels(*picture.shape[:2]) <= REFINED_PIXELS for picture in pixels])
         self.gain = np.where(refined, expected_gain(codec.effort), 0.0)
@@ -298,7 +332,7 @@ class HyperpriorTrials:
                 curves = _features(x_BCHW, first.trunk) @ codec._predictor
                 for row, (index, at_centres) in enumerate(zip(chunk, curves, strict=True)):
                     self._first[index] = tuple(part[row] for part in first)
-                    self.curves[index] = _interpolated(at_centres)
+                    self.curves[index] = _interpolated(at_centres, quality_Q)
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
@@ -315,7 +349,7 @@ class HyperpriorTrials:
     ) -> list[tuple[_Symbols, np.ndarray]]:
         attempts: list[tuple[_Symbols, np.ndarray] | None] = [None] * len(indices)
         for chunk in pixel_budget_chunks([self._pixels[index].shape[:2] for index in indices]):
-            chosen = [qualities[at] for at in chunk]
+            chosen = [qualities[at] / self._codec.parts for at in chunk]
             refined = None if goals is None else [self._pixels[indices[at]] for at in chunk]
             wanted = None if goals is None else [goals[at] for at in chunk]
             with torch.inference_mode():
@@ -346,12 +380,12 @@ class HyperpriorTrials:
     def _read_back(self, batch: Sequence[tuple[Encoded, _Symbols]]) -> bool:
         """Whether bytes of pictures of one size give the integers that they were made of."""
         try:
-            z_BCHW, r_BCHW = self._codec.symbols([encoded for encoded, _ in batch])
+            read = self._codec._read([encoded for encoded, _ in batch])
         except CodecError:
             return False
         return all(
-            np.array_equal(z_CHW, symbols.z) and np.array_equal(r_CHW, symbols.r)
-            for z_CHW, r_CHW, (_, symbols) in zip(z_BCHW, r_BCHW, batch, strict=True)
+            np.array_equal(z_CHW, symbols.z) and np.array_equal(r_CHW, symbols.r) and quality == symbols.quality
+            for z_CHW, r_CHW, quality, (_, symbols) in zip(*read, batch, strict=True)
         )
 
 
@@ -400,6 +434,7 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     density = residual_probability(value, scale[:, None]).cpu().numpy()
     arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
     arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
+    arrays[QUALITY_PARTS] = frequencies(np.ones((1, _PARTS)))
     arrays["predictor"] = _ridge(np.concatenate(features), psnr).astype(np.float32)
     return arrays
 
@@ -443,13 +478,12 @@ def _ridge(design: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.concatenate((slope, (centre - mean @ slope)[None]))
 
 
-def _interpolated(at_centres: np.ndarray) -> np.ndarray:
-    """A curve over all quality steps from its values at the centres, continued straight at both ends."""
-    steps = np.arange(QUALITY_STEPS)
-    curve = np.interp(steps, _CENTRES, at_centres)
-    first, last = _CENTRES[0], _CENTRES[-1]
-    curve[:first] = at_centres[0] + (steps[:first] - first) * (at_centres[1] - at_centres[0]) / QUALITY_GROUP
-    curve[last:] = at_centres[-1] + (steps[last:] - last) * (at_centres[-1] - at_centres[-2]) / QUALITY_GROUP
+def _interpolated(at_centres: np.ndarray, quality_Q: np.ndarray) -> np.ndarray:
+    """A curve over quality steps from its values at the centres, continued straight at both ends."""
+    curve = np.interp(quality_Q, _CENTRES, at_centres)
+    low, high = quality_Q - _CENTRES[0], quality_Q - _CENTRES[-1]
+    curve += np.minimum(low, 0) * (at_centres[1] - at_centres[0]) / QUALITY_GROUP
+    curve += np.maximum(high, 0) * (at_centres[-1] - at_centres[-2]) / QUALITY_GROUP
     return curve
 
 

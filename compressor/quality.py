@@ -18,7 +18,7 @@ from compressor.errors import CodecError
 from compressor.metrics import psnr
 
 TOLERANCE = 0.4  # dB above the target at which a try is good enough
-AIM = 0.1  # dB above the target that a try aims at: with the tolerance, the best of what was tried for bytes and time
+AIM = 0.05  # dB above the target that a try aims at, more after two that missed; with the tolerance, a choice of time
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
 _DRAFTS = (45, 75)  # qualities of a standard format that its fastest setting is measured at, to start from
@@ -36,10 +36,12 @@ class Stored:
 class Trials(Protocol):
     """Tries of some pictures with one codec, which share what is the same for every quality.
 
-    ``curves`` is the expected PSNR of every picture at every quality step, float64 (pictures, steps). ``slack`` is what
-    a reader may measure less of each than a try did, in dB: in another batch sums of floating point round otherwise.
+    ``qualities`` is what can be tried, worst first: the codec's quality steps, or parts of them. ``curves`` is the PSNR
+    expected of every picture at each, float64 (pictures, qualities). ``slack`` is what a reader may measure less of
+    each picture than a try did, in dB: in another batch sums of floating point round otherwise.
     """
 
+    qualities: range
     curves: np.ndarray
     slack: np.ndarray
 
@@ -85,7 +87,7 @@ class _WholeTrials:
     """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
 
     def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
-        self.slack = np.zeros(len(pixels))
+        self.slack, self.qualities = np.zeros(len(pixels)), codec.qualities
         steps = np.array(codec.qualities)
         self._codec, self._pixels, self._packer = codec, pixels, packer
         if isinstance(codec, Drafted) and codec.draft is not None:
@@ -107,7 +109,7 @@ class _WholeTrials:
 
 @dataclass
 class _Search:
-    """Where the search for one picture stands: steps known to fail and known to do, and how far off the curve is."""
+    """Where the search for one picture stands: qualities known to fail and to do, and how far off the curve is."""
 
     curve: np.ndarray
     first: int
@@ -120,19 +122,21 @@ class _Search:
     best: tuple[Any, np.ndarray, float] | None = None
 
     def next_quality(self, target: float) -> int:
-        """The lowest step expected to reach ``target``, strictly between what is known."""
-        if self.tries >= _GUESSES:
+        """The lowest one expected to reach ``target``, strictly between what is known."""
+        # Above what is known to fail may lie nothing better: a codec's PSNR need not rise to its last quality.
+        if self.tries >= (2 * _GUESSES if self.psnr_above is None else _GUESSES):
             return (self.below + self.above) // 2
+        aim = target + AIM * 2 ** max(0, self.tries - 1)
         if self.psnr_above is not None and self.psnr_below is not None:
             slope = (self.psnr_above - self.psnr_below) / (self.above - self.below)
-            wanted = self.below + math.ceil((target + AIM - self.psnr_below) / max(slope, 1e-3))
+            wanted = self.below + math.ceil((aim - self.psnr_below) / max(slope, 1e-3))
         else:
-            expected = np.flatnonzero(self.curve + self.offset >= target + AIM)
+            expected = np.flatnonzero(self.curve + self.offset >= aim)
             wanted = self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
         return min(max(wanted, self.below + 1), self.above - 1)
 
     def refined_quality(self, target: float, gain: float) -> int:
-        """The step to refine at: the lowest that is expected to miss ``target`` by no more than ``gain`` dB."""
+        """The one to refine at: the lowest that is expected to miss ``target`` by no more than ``gain`` dB."""
         expected = np.flatnonzero(self.curve + self.offset >= target - gain)
         return self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
 
@@ -172,13 +176,13 @@ def encode_to_target(
     if not len(codec.qualities):
         stored = encode_measured(codec, pixels, -1, packer)
         return [one if one.psnr >= target else None for one in stored]
-    first, stop = codec.qualities.start, codec.qualities.stop
     trials: Trials
     if isinstance(codec, Searchable):
         trials = codec.trials(pixels, packer)
     else:
         trials = _WholeTrials(codec, pixels, packer, target)
     goals = target + trials.slack
+    first, stop = trials.qualities.start, trials.qualities.stop
     searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))
     while active:

@@ -1,13 +1,15 @@
 """Small codecs of every family, made in a second: networks without training, frozen on smooth random pictures."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from compressor.codec import Codec, load_codec
+from compressor.codec import Codec, Encoded, load_codec
 from compressor.families import FAMILIES, freeze
+from compressor.quality import Searchable
 
 TINY_HYPERPRIOR = {
     "trunk": 8,
@@ -69,3 +71,14 @@ def tiny_artifact(family: str, weights: str | None = None) -> bytes:
 def tiny_codec(family: str) -> Codec:
     """The codec of :func:`tiny_artifact`."""
     return load_codec(tiny_artifact(family))
+
+
+def tried(
+    codec: Codec, pictures: Sequence[np.ndarray], qualities: Sequence[int], packer: str = "entropy"
+) -> tuple[list[Encoded], list[np.ndarray]]:
+    """What a search stores where it ends at these of the qualities that it can try, and the pixels it measured."""
+    assert isinstance(codec, Searchable)
+    trials = codec.trials(pictures, packer)
+    attempts = trials.attempt(range(len(pictures)), qualities)
+    encoded = trials.finish(range(len(pictures)), [attempt for attempt, _ in attempts])
+    return [one for one in encoded if one is not None], [pixels for _, pixels in attempts]

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
-from compressor.artifact import dump, identify, parse
+from compressor import packers
+from compressor.artifact import QUALITY_PARTS, dump, identify, parse
 from compressor.codec import DEFAULT, Codec, load_codec, titles
 from compressor.errors import CodecError
 from compressor.families import FAMILIES
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.tensors import to_network
-from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
+from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec, tried
 
 families = pytest.mark.parametrize("family", [*FAMILIES, "context"])
 
@@ -115,7 +116,7 @@ def test_symbols_are_the_same_at_any_batch_size_thread_count_and_layout(
     family: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec = hyperprior_codec(family)
-    encoded = codec.encode(smooth_pictures(64), 40, "entropy")
+    encoded, _ = tried(codec, smooth_pictures(64), range(300, 364))
     alone = [codec.symbols([one]) for one in encoded]
     scales = codec._network.scales
     plain = scales.features
@@ -133,6 +134,54 @@ def test_symbols_are_the_same_at_any_batch_size_thread_count_and_layout(
         torch.set_num_threads(threads)
 
 
+@hyperpriors
+@pytest.mark.parametrize("packer", ["entropy", "lzma", "gzip"])
+def test_what_a_search_ends_at_is_read_at_that_part_of_a_step(family: str, packer: str) -> None:
+    codec = hyperprior_codec(family)
+    qualities = [0, 7, 8, 241, 246, 503, 504]
+    encoded, measured = tried(codec, smooth_pictures(7), qualities, packer)
+    assert [one.quality for one in encoded] == [quality // 8 for quality in qualities]
+    for read, pixels in zip(codec.decode(encoded), measured, strict=True):
+        assert np.array_equal(read, pixels)
+    whole = codec.encode(smooth_pictures(7), [quality // 8 for quality in qualities], packer)
+    same = [one.payload == other.payload for one, other in zip(encoded, whole, strict=True)]
+    assert same == [quality % 8 == 0 for quality in qualities]
+
+
+@pytest.mark.parametrize("packer", ["entropy", "lzma", "gzip"])
+def test_a_part_beyond_the_last_step_is_damage(packer: str) -> None:
+    codec = hyperprior_codec("v5")
+    ([encoded], _) = tried(codec, smooth_pictures(1), [497], packer)
+    assert encoded.quality == 62
+    with pytest.raises(CodecError, match="damaged"):
+        codec.decode([dataclasses.replace(encoded, quality=63)])
+
+
+@pytest.mark.parametrize("packer", ["lzma", "gzip"])
+@pytest.mark.parametrize("part", [8, 255])
+def test_a_part_that_no_step_has_is_damage(packer: str, part: int) -> None:
+    codec = hyperprior_codec("v5")
+    ([encoded], _) = tried(codec, smooth_pictures(1), [241], packer)
+    size = 1 + sum(symbols[0].size for symbols in codec.symbols([encoded]))
+    stored = packers.unpack(encoded.payload, packer, 1, size)
+    assert stored[0] == 1
+    damaged = packers.pack(bytes([part]) + stored[1:], packer, 1)
+    with pytest.raises(CodecError, match="damaged"):
+        codec.decode([dataclasses.replace(encoded, payload=damaged)])
+
+
+def test_codecs_of_earlier_releases_store_whole_steps() -> None:
+    artifact = parse(tiny_artifact("v5"))
+    metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}
+    earlier = dump(metadata, {name: array for name, array in artifact.tensors.items() if name != QUALITY_PARTS})
+    assert (parse(earlier).metadata["format"], artifact.metadata["format"]) == (1, 3)
+    codec = load_codec(earlier)
+    encoded, measured = tried(codec, smooth_pictures(3), [0, 30, 63])
+    assert [one.quality for one in encoded] == [0, 30, 63]
+    assert all(map(np.array_equal, codec.decode(encoded), measured))
+    assert encoded == codec.encode(smooth_pictures(3), [0, 30, 63], "entropy")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @hyperpriors
 def test_symbols_are_the_same_on_a_gpu(family: str) -> None:
@@ -140,7 +189,7 @@ def test_symbols_are_the_same_on_a_gpu(family: str) -> None:
     artifact = parse(tiny_artifact(family))
     network = FAMILIES[family].build(**artifact.metadata["network"])
     cpu = HyperpriorCodec(artifact, network, torch.device("cpu"))
-    encoded = on_cpu.encode(smooth_pictures(64), 40, "entropy")
+    encoded, _ = tried(on_cpu, smooth_pictures(64), range(300, 364))
     for here, there in zip(cpu.symbols(encoded), on_cpu.symbols(encoded), strict=True):
         assert np.array_equal(here, there)
 
@@ -192,7 +241,7 @@ def test_unknown_codecs_and_families_say_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("family", ["v5", "context"])
-@pytest.mark.parametrize("name", ["frequencies.residual", "frequencies.hyper", "predictor"])
+@pytest.mark.parametrize("name", ["frequencies.residual", "frequencies.hyper", "predictor", QUALITY_PARTS])
 def test_artifacts_with_too_few_tables_are_refused(family: str, name: str) -> None:
     artifact = parse(tiny_artifact(family))
     metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}

@@ -21,9 +21,10 @@ from compressor.archive import Archive
 from compressor.codec import load_codec
 from compressor.errors import ImageError, LatentpackError
 from compressor.images import Limits, decode_picture
+from compressor.quality import Searchable
 from compressor.table import IMAGES, RangeFile, Row, encode, from_table, read_groups, read_metadata, to_table
 from promises.common import Worker, elapsed, limit_memory, print_table
-from tests.codecs import smooth_pictures, tiny_artifact
+from tests.codecs import smooth_pictures, tiny_artifact, tried
 from tests.rows import face_rows
 
 MEGABYTES = 2048  # of address space beyond what the imported program takes: allocations that ask for more fail
@@ -171,6 +172,8 @@ def _codecs(_: str) -> list[tuple[Any, Any]]:
         quality = codec.qualities.stop // 2 if len(codec.qualities) else -1
         for packer in codec.packers:
             found += [(codec, one) for one in codec.encode(pictures, quality, packer)]
+            if isinstance(codec, Searchable):  # which also stores parts of steps
+                found += [(codec, one) for one in tried(codec, pictures, [251, 254], packer)[0]]
     for name in ("jpeg", "webp", "avif", "jpegxl", "lossless"):
         codec = load_codec(name)
         found += [(codec, one) for one in codec.encode(pictures, 60)]

@@ -105,9 +105,10 @@ class QualityCurve(nn.Module):
         return x_BCHW * (factor if self.training else factor.to(x_BCHW.dtype))
 
     def integers(self, quality_B: Tensor, unit: int) -> Tensor:
-        """Vectors (B, C, 1, 1) in whole parts of 1/``unit`` for whole quality steps: the same on every machine.
+        """Vectors (B, C, 1, 1) in whole parts of 1/``unit`` for eighths of quality steps: the same on every machine.
 
-        Anchors are rounded first and mixed by integer weights, so that float64 holds every number exactly.
+        Anchors are rounded first and mixed by integer weights (eight times the quality is one), so that float64 holds
+        every number exactly.
         """
         span = self.steps - 1
         anchors = round_ste(self.values.double() * unit)
