@@ -218,7 +218,7 @@ def duration(seconds: float) -> str:
 def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
     reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
-    replaced = f", {run['replaced']:,} of them changed" if run["replaced"] else ""
+    replaced = f", {run['replaced']:,} of them in place of older pictures of their names" if run["replaced"] else ""
     rows = [
         ("source", run["source"]),
         ("archive", run["archive"]),

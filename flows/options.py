@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quarantine.add_argument("action", choices=("list", "retry"), help="retry: the next run tries them again")
     quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
-    quarantine.add_argument("--key", nargs="+", action="extend", metavar="KEY", help="keys to retry (default: all)")
+    quarantine.add_argument("--key", nargs="+", action="extend", metavar="KEY", help="keys, not all of them")
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
     vacuum.add_argument(
@@ -94,8 +94,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 _METAVARS = {
     "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
-    "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "train": "FAMILY", "target_psnr": "DB",
+    "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "target_psnr": "DB",
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
+    "evaluation": "SRC", "other": "SRC",
 }  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _add_fields(
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
         choices = _choices(about.annotation)
         if choices:
-            settings |= {"choices": choices, "metavar": metavar if len(choices) > 5 else "|".join(choices)}
+            settings |= {"choices": choices, "metavar": "|".join(choices)}
         if isinstance(about.default, list):
             settings |= {"nargs": "+", "action": "extend"}
         if about.default not in (None, []) and not about.is_required():

@@ -101,7 +101,7 @@ Scheduler = Annotated[
     str | None,
     Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
 ]
-BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task and one commit")]
+BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit of a run")]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
 
 
@@ -124,7 +124,7 @@ class TrainingParameters(Parameters):
     batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
     optimizer: Optimizer = Field(Optimizer.MUON, description="how steps are taken; muon learns in fewer of them")
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak learning rate (default: 0.003, with start 0.001)"
+        None, gt=0, le=1, description="peak learning rate (default: 0.003; with --start 0.001)"
     )
     patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
@@ -150,7 +150,10 @@ class PipelineParameters(Parameters):
     target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
     quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
     min_psnr: float | None = Field(
-        None, ge=0, le=100, description="dB below which a picture goes to a fallback (default: 1 under the target)"
+        None,
+        ge=0,
+        le=100,
+        description="floor of --quality and of v1 to v4: what is under it is stored by a standard format",
     )
     packer: Packer = Field(
         Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
