@@ -69,7 +69,7 @@ def starting_network(path: str | None, family: str, settings: dict | None) -> tu
         from compressor.families import FAMILIES
 
         artifact = parse(Path(path).read_bytes())
-        settings = artifact.metadata["network"] if settings is None else settings
+        settings = artifact.options if settings is None else settings
         weights = FAMILIES[artifact.family].network(artifact).state_dict()
     else:
         weights = torch.load(path, weights_only=True, map_location="cpu") if path else None

@@ -48,6 +48,11 @@ class Artifact:
     def name(self) -> str:
         return str(self.metadata.get("name") or self.family)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The network's, as its constructor takes them."""
+        return dict(self.metadata.get("network", {}))
+
     def state(self) -> dict[str, np.ndarray]:
         """The network's arrays, without the prefix ``network.``; quantised ones expanded."""
         from compressor.weight_quantization import expand

@@ -20,7 +20,7 @@ from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.blocks import in_full_precision, pad_to_multiple
 from compressor.quantization import LATENT_TYPES, LEVELS, calibrate, dequantize, quantize
-from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
+from compressor.tensors import cropped, from_network, in_passes, load_state, state_arrays, to_network
 
 ENTROPY = "entropy"  # INT8 latents under one frozen table a channel
 _SMOOTHING = 0.5  # count given to a level never seen in calibration
@@ -78,31 +78,32 @@ class AutoencoderCodec:
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""
         names = self._packer_names(packer)
-        encoded: list[Encoded | None] = [None] * len(pixels)
-        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+
+        def encode_pass(chunk: list[int]) -> list[Encoded]:
+            pictures = np.stack([pixels[index] for index in chunk])
             with torch.inference_mode():
-                x_BCHW = to_network(np.stack([pixels[i] for i in chunk]), self.device)
-                crossing = self._network.encode(pad_to_multiple(x_BCHW, self._network.multiple))
-                latents = [latent.float().cpu().numpy() for latent in crossing]
-            for row, index in enumerate(chunk):
-                parts = [latent[row] for latent in latents]
+                x_BCHW = pad_to_multiple(to_network(pictures, self.device), self._network.multiple)
+                latents = [latent.float().cpu().numpy() for latent in self._network.encode(x_BCHW)]
+            encoded = []
+            for parts in zip(*latents, strict=True):
                 payload, name = min(((self._pack(parts, name), name) for name in names), key=lambda pair: len(pair[0]))
-                height, width = pixels[index].shape[:2]
-                encoded[index] = Encoded(payload, width, height, 3, self.id, -1, name)
-        return [one for one in encoded if one is not None]
+                encoded.append(Encoded(payload, pictures.shape[2], pictures.shape[1], 3, self.id, -1, name))
+            return encoded
+
+        return in_passes([picture.shape[:2] for picture in pixels], encode_pass)
 
     @in_full_precision
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
-        decoded: list[np.ndarray | None] = [None] * len(encoded)
-        for chunk in pixel_budget_chunks([(one.height, one.width) for one in encoded]):
+
+        def decode_pass(chunk: list[int]) -> list[np.ndarray]:
             rows = [self._unpack(encoded[index]) for index in chunk]
             with torch.inference_mode():
                 latents = [torch.from_numpy(np.stack(parts)).to(self.device) for parts in zip(*rows, strict=True)]
                 pictures = from_network(self._network.decode(latents))
-            for row, index in enumerate(chunk):
-                decoded[index] = np.ascontiguousarray(pictures[row, : encoded[index].height, : encoded[index].width])
-        return [one for one in decoded if one is not None]
+            return cropped(pictures, encoded[chunk[0]].height, encoded[chunk[0]].width)
+
+        return in_passes([(one.height, one.width) for one in encoded], decode_pass)
 
     def symbols(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """What is stored of pictures of one size: each latent as (B, C, h, w), of the type its packer names."""

@@ -20,7 +20,7 @@ from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
-from compressor.quality import Stored, as_grey, encode_fallback, encode_measured, encode_to_target
+from compressor.quality import Stored, as_grey, encode_fallback, encode_measured, encode_to_target, smallest
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
@@ -265,8 +265,7 @@ def _encode_pictures(
                 one = _fall_back(picture, goal, options)
         elif one is not None and target is not None:
             with clock("fallback"):
-                rivals = [one, _fall_back(picture, goal, options) if _is_costly(one, picture, goal) else None]
-                one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload))
+                one = smallest(one, _fall_back(picture, goal, options) if _is_costly(one, picture, goal) else None)
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
         unchanged = options.resize is None
         if one is None or (unchanged and len(one.encoded.payload) >= len(content)):
@@ -293,8 +292,7 @@ def _fall_back(picture: Picture, goal: float, options: EncodeOptions) -> Stored 
         one = replace(one, encoded=STANDARD["av1"].bare(one.encoded) or one.encoded)
     small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
     if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
-        rivals = [one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS])]
-        one = min(filter(None, rivals), key=lambda stored: len(stored.encoded.payload), default=None)
+        one = smallest(one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS]))
     return as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
 
 

@@ -35,7 +35,15 @@ from compressor.networks.hyperprior import (
     step_masks,
 )
 from compressor.refining import REFINED_PIXELS, expected_gain, refine
-from compressor.tensors import from_network, load_state, pixel_budget_chunks, state_arrays, to_network
+from compressor.tensors import (
+    cropped,
+    from_network,
+    in_passes,
+    load_state,
+    pixel_budget_chunks,
+    state_arrays,
+    to_network,
+)
 from compressor.training import has_fast_bf16, pick_device
 
 ENTROPY = "entropy"
@@ -119,15 +127,15 @@ class HyperpriorCodec:
         qualities = per_picture(quality, len(pixels))
         if any(q not in self.qualities for q in qualities):
             raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
-        encoded: list[Encoded | None] = [None] * len(pixels)
-        for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+
+        def encode_pass(chunk: list[int]) -> list[Encoded]:
             pictures, chosen = [pixels[index] for index in chunk], [qualities[index] for index in chunk]
             with torch.inference_mode():
                 first = self._first_features(self._input(pictures))
             symbols, _ = self._quantize(first, chosen, pictures if self.effort else None)
-            for index, one in zip(chunk, self._packed(symbols, pixels[chunk[0]].shape, packer), strict=True):
-                encoded[index] = one
-        return [one for one in encoded if one is not None]
+            return self._packed(symbols, pictures[0].shape, packer)
+
+        return in_passes([picture.shape[:2] for picture in pixels], encode_pass)
 
     def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
         """See :class:`compressor.quality.Searchable`."""
@@ -137,16 +145,16 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
-        decoded: list[np.ndarray | None] = [None] * len(encoded)
-        for chunk in pixel_budget_chunks([(one.height, one.width) for one in encoded]):
+
+        def decode_pass(chunk: list[int]) -> list[np.ndarray]:
             batch = [encoded[index] for index in chunk]
             z_BCHW, r_BCHW, qualities = self._read(batch)
             z, r = (torch.from_numpy(part).to(self.device, torch.float32) for part in (z_BCHW, r_BCHW))
-            quality_B = self._quality(qualities)
+            quality_B = self._on_device(qualities)
             pictures = self._pictures(self._network.latents_of(z, r, quality_B), quality_B)
-            for row, index in enumerate(chunk):
-                decoded[index] = _cropped(pictures[row], encoded[index].height, encoded[index].width)
-        return [one for one in decoded if one is not None]
+            return cropped(pictures, batch[0].height, batch[0].width)
+
+        return in_passes([(one.height, one.width) for one in encoded], decode_pass)
 
     @torch.inference_mode()
     def symbols(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +205,7 @@ class HyperpriorCodec:
         if self._part_tables:
             parts = [int(coder.pull(np.zeros(1, np.int32), self._part_tables)[0]) for coder in coders]
         qualities = np.array(list(map(self._with_part, encoded, parts)), np.float32)
-        quality_B = self._quality(qualities)
+        quality_B = self._on_device(qualities)
         z_BN = np.zeros((len(encoded), int(np.prod(z_shape))), np.int32)
         for step, index in enumerate(_step_indices(z_shape, self._network.hyper_prior.steps)):
             known = torch.from_numpy(z_BN).to(self.device, torch.float32).view(-1, *z_shape)
@@ -233,10 +241,10 @@ class HyperpriorCodec:
         With the pictures as ``refined`` these are the best that were found for them; ``goals`` are in dB.
         """
         with torch.inference_mode():
-            quality_B = self._quality(qualities)
+            quality_B = self._on_device(qualities)
             y, z = self._network.unrounded(first, quality_B, self._low_precision)
         if refined is not None and padded_pixels(*refined[0].shape[:2]) <= REFINED_PIXELS:
-            goal_B = None if goals is None else 255**2 / 10 ** (self._quality(goals) / 10)
+            goal_B = None if goals is None else 255**2 / 10 ** (self._on_device(goals) / 10)
             x_BCHW = to_network(np.stack(refined), self.device)
             # A gradient does not pass through what inference mode has made.
             y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
@@ -249,7 +257,7 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def _packed(self, symbols: Sequence[_Symbols], shape: tuple[int, ...], packer: str) -> list[Encoded]:
         """Pictures of (height, width, 3) as they are stored."""
-        quality_B = self._quality([one.quality for one in symbols])
+        quality_B = self._on_device([one.quality for one in symbols])
         z_BCHW = torch.from_numpy(np.stack([one.z for one in symbols])).to(self.device, torch.float32)
         tables = self._network.hyper_prior.all_tables(z_BCHW, quality_B)
         table_BN, offset_BN = (part.to(torch.int32).flatten(1).cpu().numpy() for part in tables)
@@ -303,8 +311,8 @@ class HyperpriorCodec:
     def _input(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         return pad_to_multiple(to_network(np.stack(pictures), self.device), _MULTIPLE)
 
-    def _quality(self, qualities: Sequence[float] | np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(qualities, dtype=torch.float32, device=self.device)
+    def _on_device(self, values: Sequence[float] | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
 
 class HyperpriorTrials:
@@ -347,8 +355,9 @@ class HyperpriorTrials:
     def _tried(
         self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float] | None
     ) -> list[tuple[_Symbols, np.ndarray]]:
-        attempts: list[tuple[_Symbols, np.ndarray] | None] = [None] * len(indices)
-        for chunk in pixel_budget_chunks([self._pixels[index].shape[:2] for index in indices]):
+        shapes = [self._pixels[index].shape[:2] for index in indices]
+
+        def try_pass(chunk: list[int]) -> list[tuple[_Symbols, np.ndarray]]:
             chosen = [qualities[at] / self._codec.parts for at in chunk]
             refined = None if goals is None else [self._pixels[indices[at]] for at in chunk]
             wanted = None if goals is None else [goals[at] for at in chunk]
@@ -358,24 +367,23 @@ class HyperpriorTrials:
                 first = FirstFeatures(*stacked)
             symbols, y_BCHW = self._codec._quantize(first, chosen, refined, wanted)
             with torch.inference_mode():
-                pictures = self._codec._pictures(y_BCHW, self._codec._quality(chosen))
-            for at, one, picture in zip(chunk, symbols, pictures, strict=True):
-                attempts[at] = (one, _cropped(picture, *self._pixels[indices[at]].shape[:2]))
-        return [one for one in attempts if one is not None]
+                pictures = self._codec._pictures(y_BCHW, self._codec._on_device(chosen))
+            return list(zip(symbols, cropped(pictures, *shapes[chunk[0]]), strict=True))
+
+        return in_passes(shapes, try_pass)
 
     @torch.inference_mode()
     def finish(self, indices: Sequence[int], attempts: Sequence[_Symbols]) -> list[Encoded | None]:
         """See :class:`compressor.quality.Trials`."""
         shapes = [self._pixels[index].shape for index in indices]
-        kept: list[Encoded | None] = [None] * len(indices)
-        for chunk in pixel_budget_chunks([shape[:2] for shape in shapes]):
+
+        def finish_pass(chunk: list[int]) -> list[Encoded | None]:
             symbols = [attempts[at] for at in chunk]
             batch = list(zip(self._codec._packed(symbols, shapes[chunk[0]], self._packer), symbols, strict=True))
             whole = self._read_back(batch)
-            for at, one in zip(chunk, batch, strict=True):
-                if whole or self._read_back([one]):
-                    kept[at] = one[0]
-        return kept
+            return [one[0] if whole or self._read_back([one]) else None for one in batch]
+
+        return in_passes([shape[:2] for shape in shapes], finish_pass)
 
     def _read_back(self, batch: Sequence[tuple[Encoded, _Symbols]]) -> bool:
         """Whether bytes of pictures of one size give the integers that they were made of."""
@@ -485,10 +493,6 @@ def _interpolated(at_centres: np.ndarray, quality_Q: np.ndarray) -> np.ndarray:
     curve += np.minimum(low, 0) * (at_centres[1] - at_centres[0]) / QUALITY_GROUP
     curve += np.maximum(high, 0) * (at_centres[-1] - at_centres[-2]) / QUALITY_GROUP
     return curve
-
-
-def _cropped(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.ascontiguousarray(picture_HWC[:height, :width])
 
 
 def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:

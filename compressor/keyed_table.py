@@ -73,8 +73,6 @@ class KeyedTable:
         self.layout = layout
         self._delta: Any = None
         self.parts: list[Part] = []
-        self._smallest: list[str] = []
-        self._largest: list[str] = []
         self._footers: dict[str, pq.FileMetaData] = {}
         self._hashes: dict[str, np.ndarray] = {}
         self._checked = -1  # the version whose state is known to be what its commit says
@@ -129,13 +127,8 @@ class KeyedTable:
                 f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
                 "which latentpack does not read"
             )
-        parts = [_part(action) for action in actions.to_pylist()]
-        ranges = [part.key_range for part in parts]
-        order = sorted(range(len(parts)), key=ranges.__getitem__)
-        self.parts = [parts[index] for index in order]
-        self._smallest = [ranges[index][0] for index in order]
-        self._largest = [ranges[index][1] for index in order]
-        live = {part.path for part in parts}
+        self.parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
+        live = {part.path for part in self.parts}
         self._footers = {path: footer for path, footer in self._footers.items() if path in live}
         self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in live}
 
@@ -212,8 +205,8 @@ class KeyedTable:
 
     def overlapping(self, first: str, last: str) -> list[Part]:
         """Files that may hold keys from ``first`` to ``last``, both included."""
-        end = bisect_right(self._smallest, last)
-        return [self.parts[index] for index in range(end) if self._largest[index] >= first]
+        end = bisect_right(self.parts, last, key=lambda part: part.key_range[0])
+        return [part for part in self.parts[:end] if part.key_range[1] >= first]
 
     def footer(self, part: Part) -> pq.FileMetaData:
         """A file's Parquet metadata, fetched once."""

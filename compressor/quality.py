@@ -131,14 +131,17 @@ class _Search:
             slope = (self.psnr_above - self.psnr_below) / (self.above - self.below)
             wanted = self.below + math.ceil((aim - self.psnr_below) / max(slope, 1e-3))
         else:
-            expected = np.flatnonzero(self.curve + self.offset >= aim)
-            wanted = self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
+            wanted = self._expected(aim)
         return min(max(wanted, self.below + 1), self.above - 1)
 
     def refined_quality(self, target: float, gain: float) -> int:
         """The one to refine at: the lowest that is expected to miss ``target`` by no more than ``gain`` dB."""
-        expected = np.flatnonzero(self.curve + self.offset >= target - gain)
-        return self.first + (int(expected[0]) if len(expected) else len(self.curve) - 1)
+        return self._expected(target - gain)
+
+    def _expected(self, level: float) -> int:
+        """The lowest quality expected to reach ``level`` dB, else the highest."""
+        reaching = np.flatnonzero(self.curve + self.offset >= level)
+        return self.first + (int(reaching[0]) if len(reaching) else len(self.curve) - 1)
 
     def learn(self, quality: int, attempt: tuple[Any, np.ndarray], psnr: float, target: float) -> bool:
         """Take a try into account; True when the search is over."""
@@ -204,11 +207,13 @@ def encode_to_target(
         attempts = trials.refine(chosen, qualities, goals[chosen].tolist())
         measured = [(i, *attempt, psnr(pixels[i], attempt[1])) for i, attempt in zip(chosen, attempts, strict=True)]
         refined = _finished(trials, [one for one in measured if one[-1] >= goals[one[0]]], len(pixels))
-        result = [
-            min(filter(None, rivals), key=lambda one: len(one.encoded.payload), default=None)
-            for rivals in zip(result, refined, strict=True)
-        ]
+        result = [smallest(*rivals) for rivals in zip(result, refined, strict=True)]
     return result
+
+
+def smallest(*rivals: Stored | None) -> Stored | None:
+    """The rival of fewest bytes, the first of equals; None where there is none."""
+    return min(filter(None, rivals), key=lambda one: len(one.encoded.payload), default=None)
 
 
 def _finished(trials: Trials, found: Sequence[tuple[int, Any, np.ndarray, float]], count: int) -> list[Stored | None]:
@@ -233,7 +238,7 @@ def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], l
         # A format has a longest side; what cannot hold the picture does not compete.
         with suppress(CodecError):
             kept += encode_to_target(codec, [pixels], floor)
-    return min((one for one in kept if one is not None), key=lambda one: len(one.encoded.payload), default=None)
+    return smallest(*kept)
 
 
 def as_grey(stored: Stored, pixels: np.ndarray) -> Stored:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class Part:
     def from_dict(cls, values: dict[str, Any]) -> "Part":
         return cls(**values)
 
-    @property
+    @cached_property
     def key_range(self) -> tuple[str, str]:
         """Smallest and largest key."""
         stats = json.loads(self.stats)

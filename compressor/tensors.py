@@ -1,7 +1,7 @@
 """Between pictures in NumPy and networks in torch: layout, range, precision, batches by shape."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from compressor.networks.blocks import to_bytes
 
 PIXEL_BUDGET = 32 * 128 * 128  # of one pass through a network: activations that still fit the cache
 Network = TypeVar("Network", bound=nn.Module)
+T = TypeVar("T")
 
 
 def to_network(pictures_BHWC: np.ndarray, device: torch.device) -> Tensor:
@@ -29,6 +30,11 @@ def from_network(x_BCHW: Tensor) -> np.ndarray:
     return x_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def cropped(pictures_BHWC: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Pictures without what was padded at the bottom and right, each in memory of its own."""
+    return [picture.copy() for picture in pictures_BHWC[:, :height, :width]]
+
+
 def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
     """Indices of pictures of one (height, width), as many together as one pass should take."""
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -38,6 +44,14 @@ def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]
         size = max(1, PIXEL_BUDGET // max(1, padded_pixels(height, width)))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
+
+
+def in_passes(shapes: Sequence[tuple[int, ...]], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """What ``work`` makes of pictures, in their order; it gets the indices of as many as one pass should take."""
+    results: dict[int, T] = {}
+    for chunk in pixel_budget_chunks(shapes):
+        results.update(zip(chunk, work(chunk), strict=True))
+    return [results[index] for index in range(len(shapes))]
 
 
 def state_arrays(network: nn.Module, dtype: type) -> dict[str, np.ndarray]:

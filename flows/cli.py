@@ -35,7 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ValidationError as error:
         for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "options"
+            where = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
             told = problem["msg"].removeprefix("Value error, ")
             _say(f"--{where.replace('_', '-')}: {told[:1].lower()}{told[1:]}, not {shown(repr(problem['input']))}")
         return UNUSABLE

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from compressor.errors import RunStopped
@@ -55,6 +56,16 @@ def _send_events() -> None:
         EventsWorker.drain_all(timeout=EVENTS_S, at_exit=False)
 
 
+def _run_flow(options: argparse.Namespace, module: str, name: str, parameters: Any) -> dict[str, Any]:
+    """Run a flow, imported while its server starts, and show how far it is."""
+    with prefect_api(options) as ready:
+        flow = getattr(import_module(f"flows.{module}"), name)
+        ready()
+        with watching(options.json):
+            result: dict[str, Any] = flow(parameters)
+    return result
+
+
 def _check_source(url: str) -> None:
     """SourceError at once, and not after Prefect has started."""
     from compressor.sources import Source
@@ -69,15 +80,10 @@ def run(options: argparse.Namespace) -> int:
     parameters = parameters_of(PipelineParameters, options, "training")
     _check_source(parameters.source)
     check_codec(parameters.codec, parameters.archive)
-    with prefect_api(options) as ready:
-        from flows.pipeline import pipeline
-
-        ready()
-        with watching(options.json):
-            try:
-                summary = pipeline(parameters)
-            except RunStopped as stop:
-                summary = stop.summary
+    try:
+        summary = _run_flow(options, "pipeline", "pipeline", parameters)
+    except RunStopped as stop:
+        summary = stop.summary
     return _finish_run(options, summary)
 
 
@@ -165,13 +171,7 @@ def repair(options: argparse.Namespace) -> int:
 def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:
     """Run a flow where somebody may watch it, else only its work: a private server would take longer than that."""
     if api_is_configured():
-        with prefect_api(options) as ready:
-            from flows import archive
-
-            ready()
-            with watching(options.json):
-                result: dict[str, Any] = getattr(archive, name)(parameters)
-        return result
+        return _run_flow(options, "archive", name, parameters)
     set_defaults(options.verbose)
     from flows import reading
 
@@ -271,12 +271,7 @@ def train(options: argparse.Namespace) -> int:
     """``latentpack train``"""
     parameters = parameters_of(TrainParameters, options)
     _check_source(parameters.source)
-    with prefect_api(options) as ready:
-        from flows.train import train_flow
-
-        ready()
-        with watching(options.json):
-            result = train_flow(parameters)
+    result = _run_flow(options, "train", "train_flow", parameters)
     if options.json:
         print_json(result)
     else:
@@ -294,12 +289,7 @@ def benchmark(options: argparse.Namespace) -> int:
     """``latentpack benchmark``"""
     parameters = parameters_of(BenchmarkParameters, options)
     _check_source(parameters.source)
-    with prefect_api(options) as ready:
-        from flows.benchmark import benchmark as flow
-
-        ready()
-        with watching(options.json):
-            result = flow(parameters)
+    result = _run_flow(options, "benchmark", "benchmark", parameters)
     if options.json:
         print_json(result)
     else:
@@ -312,12 +302,7 @@ def experiments(options: argparse.Namespace) -> int:
     """``latentpack experiments``"""
     parameters = parameters_of(ExperimentsParameters, options)
     _check_source(parameters.source)
-    with prefect_api(options) as ready:
-        from flows.experiments import experiments as flow
-
-        ready()
-        with watching(options.json):
-            result = flow(parameters)
+    result = _run_flow(options, "experiments", "experiments", parameters)
     if options.json:
         print_json(result)
     else:
@@ -329,12 +314,7 @@ def experiments(options: argparse.Namespace) -> int:
 def demo(options: argparse.Namespace) -> int:
     """``latentpack demo``"""
     parameters = parameters_of(DemoParameters, options)
-    with prefect_api(options) as ready:
-        from flows.demo import demo as chain
-
-        ready()
-        with watching(options.json):
-            result = chain(parameters)
+    result = _run_flow(options, "demo", "demo", parameters)
     if options.json:
         print_json(result)
     else:

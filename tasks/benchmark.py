@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from compressor.codec import Codec, load_codec, titles, with_effort
 from compressor.errors import CodecError, ImageError, SourceError
 from compressor.images import decode_picture
 from compressor.sources import Source
 from compressor.strips import centre
+from tasks.retries import NOT_KEPT
 
 MIDDLE = 2048  # pixels a side of what is measured of a large picture
 
@@ -43,7 +43,7 @@ def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict
     return pictures
 
 
-@task(name="benchmark", cache_policy=NO_CACHE, persist_result=False)
+@task(name="benchmark", **NOT_KEPT)
 def benchmark(
     source: Source,
     limit: int,

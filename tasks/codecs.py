@@ -4,20 +4,15 @@ from contextlib import suppress
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.codec import Codec, artifact_bytes, load_codec, released
+from compressor.baselines import STANDARD
+from compressor.codec import Codec, artifact_bytes, load_codec
 from compressor.errors import ArchiveError, CodecError
-
-
-def _is_standard(name: str) -> bool:
-    from compressor.baselines import STANDARD
-
-    return name in STANDARD
 
 
 def check_codec(name: str, archive_url: str) -> None:
     """CodecError where no codec of that name, path or id is to be had; reads the archive's codecs last."""
     try:
-        if not _is_standard(name):
+        if name not in STANDARD:
             artifact_bytes(name)
     except CodecError:
         with suppress(ArchiveError):
@@ -28,7 +23,7 @@ def check_codec(name: str, archive_url: str) -> None:
 
 def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
     """The id of a codec that ``archive`` now carries, and the codec."""
-    if _is_standard(name):
+    if name in STANDARD:
         return name, load_codec(name)
     try:
         data = artifact_bytes(name)
@@ -51,10 +46,3 @@ def packer_for(codec: Codec, packer: str, latents: str) -> str:
         choices = ", ".join(("auto", *codec.packers))
         raise CodecError(f"{codec.description} has no packer {str(wanted)!r}: choose from {choices}")
     return wanted
-
-
-def shipped() -> list[str]:
-    """Names of the codecs that come with the package, and of the standard ones."""
-    from compressor.baselines import STANDARD
-
-    return [*released(), *STANDARD]

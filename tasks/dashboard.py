@@ -5,7 +5,6 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from compressor import plots
@@ -16,6 +15,7 @@ from compressor.pages import data_uri
 from compressor.summary import describe_archive, size
 from tasks.home import is_watched
 from tasks.report import table
+from tasks.retries import NOT_KEPT
 
 RUNS_SHOWN = 30
 MOST_READ = 2_000_000  # rows, some 20 bytes of each: a few seconds from a disk
@@ -37,7 +37,7 @@ def announce(event: str, archive_url: str, payload: dict[str, Any]) -> None:
     )
 
 
-@task(name="dashboard", cache_policy=NO_CACHE, persist_result=False)
+@task(name="dashboard", **NOT_KEPT)
 def publish_state(archive_url: str, price_per_tb: float, most_read: int = MOST_READ) -> None:
     """Publish what an archive holds, how it grew and what it saves, under the key ``archive-state-...``.
 

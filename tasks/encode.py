@@ -5,14 +5,13 @@ from functools import lru_cache
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from compressor.archive import Archive
 from compressor.bulk import BatchReport, EncodeOptions, encode_batch
 from compressor.planning import Batch
 from compressor.sources import Source, SourceFile
-from tasks.retries import retry_if_transient
+from tasks.retries import IF_TRANSIENT, NOT_KEPT
 from tasks.threads import pin_threads
 
 
@@ -28,12 +27,9 @@ def _archive(url: str) -> Archive:
     name="encode",
     task_run_name="encode-{name}",
     retries=2,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
+    **IF_TRANSIENT,
     tags={"latentpack-encode"},
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **NOT_KEPT,
 )
 def encode(
     name: str,
@@ -57,12 +53,9 @@ def encode(
     name="commit",
     task_run_name="commit-{batch.name}",
     retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
+    **{**IF_TRANSIENT, "retry_delay_seconds": exponential_backoff(backoff_factor=1)},
     tags={"latentpack-commit"},
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **NOT_KEPT,
 )
 def commit(archive: Archive, batch: Batch, report: BatchReport, run: str, once_quarantined: frozenset[str]) -> int:
     """Make a finished batch visible, and list what failed. Returns how many rows were replaced.

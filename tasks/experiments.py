@@ -19,7 +19,6 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from compressor.experiments.cells import Cell
@@ -28,6 +27,7 @@ from compressor.shards import ShardRecord, load_shards
 from compressor.training import TrainingConfig, TrainingState
 from tasks.caching import stage_key
 from tasks.home import home
+from tasks.retries import NOT_KEPT
 from tasks.train import write_whole
 
 TRAIN_VERSION = 3
@@ -207,7 +207,7 @@ def _keep(key: str, values: dict[str, Any]) -> dict[str, Any]:
     return asdict(MeasurementRecord(str(path)))
 
 
-@task(name="experiments-report", cache_policy=NO_CACHE, persist_result=False)
+@task(name="experiments-report", **NOT_KEPT)
 def report(
     results: Results, strips: dict[str, str], own_pictures: Sequence[ShardRecord], directory: Path
 ) -> dict[str, Any]:

@@ -3,23 +3,18 @@
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from compressor.archive import Archive, KnownKeys
 from compressor.planning import Listing, Plan, plan
-from tasks.retries import retry_if_transient
+from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
 # Listing again is cheap beside what follows, and a stale plan is worse than none: never cached.
 @task(
     name="plan",
     retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **IF_TRANSIENT,
+    **NOT_KEPT,
 )
 def plan_run(listing: Listing, known: KnownKeys, folder: Path, batch_size: int, limit: int | None, wave: int) -> Plan:
     """List the next wave, subtract what the archive knows, and keep the rest in ``folder``."""
@@ -30,11 +25,8 @@ def plan_run(listing: Listing, known: KnownKeys, folder: Path, batch_size: int, 
 @task(
     name="known",
     retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **IF_TRANSIENT,
+    **NOT_KEPT,
 )
 def known_keys(archive: Archive) -> KnownKeys:
     """What the archive holds now."""

@@ -5,13 +5,12 @@ from typing import Any
 
 from prefect import task
 from prefect.context import TaskRunContext
-from prefect.tasks import exponential_backoff
 
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, prepare_shard
 from compressor.sources import Source
 from tasks.caching import stage_key
-from tasks.retries import retry_if_transient
+from tasks.retries import IF_TRANSIENT
 from tasks.threads import pin_threads
 
 VERSION = 1  # raise it when the same files and configuration give another shard
@@ -26,9 +25,7 @@ def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
     name="prepare-shard",
     task_run_name="shard-{batch.name}",
     retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
+    **IF_TRANSIENT,
     cache_key_fn=_key,
 )
 def prepare(source: Source, batch: Batch, config: ShardConfig, folder: Path, threads: int) -> dict[str, Any]:

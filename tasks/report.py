@@ -5,15 +5,15 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from compressor.summary import RunSummary, describe
 from compressor.table import QuarantineRow
+from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
 
 
-@task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=2)
+@task(name="report", retries=2, retry_delay_seconds=2, **NOT_KEPT)
 def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
     """Publish a run's summary, and its quarantined pictures if there are any."""
     create_markdown_artifact(summary_markdown(summary), key="run-summary", description=f"run {summary.run}")

@@ -6,24 +6,19 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from compressor.archive import Archive
 from compressor.restoring import restore
 from tasks.report import TABLE_ROWS
-from tasks.retries import retry_if_transient
+from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
 # Both may run again from the start: files are replaced whole, and reading changes nothing.
 @task(
     name="restore",
     retries=2,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **IF_TRANSIENT,
+    **NOT_KEPT,
 )
 def restore_pictures(
     archive_url: str,
@@ -40,11 +35,8 @@ def restore_pictures(
 @task(
     name="verify",
     retries=2,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=retry_if_transient,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **IF_TRANSIENT,
+    **NOT_KEPT,
 )
 def verify_archive(archive_url: str, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Check every row. Returns the number of pictures and the problems found, as (key, reason)."""

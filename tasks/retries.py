@@ -1,9 +1,11 @@
-"""Which failed task runs are worth another try: those that storage or the network caused, and nothing else."""
+"""How tasks are tried again: what storage or the network caused, and nothing else; and what of them is kept."""
 
 from typing import Any
 
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
 
 from compressor.retrying import is_transient
 
@@ -24,3 +26,12 @@ def retry_if_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) ->
     except Exception as error:
         return caused_by_storage(error)
     return False
+
+
+# Options of ``task``, beside the number of ``retries``.
+IF_TRANSIENT: dict[str, Any] = {
+    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": retry_if_transient,
+}
+NOT_KEPT: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
@@ -22,6 +21,7 @@ from compressor.summary import duration
 from compressor.training import TrainingConfig, TrainingState
 from tasks.caching import stage_key
 from tasks.home import home, is_watched
+from tasks.retries import NOT_KEPT
 from tasks.threads import cores, pin_threads
 
 VERSION = 2  # raise it when the same shards and configuration give another codec
@@ -107,7 +107,7 @@ def train(
     torch.manual_seed(config.seed)
     origin = parse(start) if start else None
     network = family_named(family).network(origin).requires_grad_(True) if origin else family_named(family).build()
-    options = origin.metadata.get("network", {}) if origin else {}
+    options = origin.options if origin else {}
     show = _shown(family)
     started = time.monotonic()
 
@@ -171,8 +171,7 @@ def train(
     task_run_name="train-{family}",
     retries=2,
     retry_delay_seconds=10,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **NOT_KEPT,
     tags={"latentpack-training"},
 )
 def train_there(

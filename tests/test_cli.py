@@ -87,6 +87,7 @@ def test_json_is_one_object_and_nothing_else(
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
         (["restore", "{in}", "s3://bucket/restored"], "must be a local path"),
         (["run", "{in}", "{new}", "--steps", "10"], "--steps is for --train alone"),
+        (["run", "{in}", "{new}", "--train", "v3", "--steps", "-1"], "latentpack: --steps: "),
         (["run", "{in}", "{new}", "--mirror-limit", "5%"], "is for --mirror alone"),
         (["run", "{in}", "{new}", "--quality", "9", "--target-psnr", "40"], "--target-psnr does not go with --quality"),
         (["run", "{in}", "{new}", "--workers", "2", "--scheduler", "tcp://x:1"], "does not go with --scheduler"),

@@ -12,7 +12,6 @@ from compressor.artifact import parse
 from compressor.errors import SourceError
 from compressor.experiments.losses import OWN, WithLoss
 from compressor.families import family, freeze
-from compressor.tensors import load_state
 from compressor.training import TrainingConfig, TrainingState, fit, pick_device
 
 VALIDATION = 64  # pictures, the same for every number of pictures trained on; at most a twentieth of them
@@ -70,12 +69,10 @@ def train_cell(
     """
     learned, validated = split(pictures_NHWC, cell.pictures)
     torch.manual_seed(config.seed)
-    if start is None:
-        network = family(cell.family).build(**cell.network)
-    else:
-        artifact = parse(start, cell.start or None)
-        network = load_state(family(cell.family).build(**artifact.metadata.get("network", {})), artifact)
-        network.requires_grad_(True)
+    origin = parse(start, cell.start or None) if start is not None else None
+    options = origin.options if origin else cell.network
+    chosen_family = family(cell.family)
+    network = chosen_family.network(origin).requires_grad_(True) if origin else chosen_family.build(**options)
     trained: Any = network if cell.loss == OWN else WithLoss(network, cell.loss)
     device = pick_device()
     trained, state = fit(
@@ -99,7 +96,6 @@ def train_cell(
         "device": device.type,
         **(card or {}),
     }
-    options = cell.network if start is None else dict(parse(start).metadata.get("network", {}))
     data = freeze(cell.family, network.cpu().eval(), learned[chosen], options, card=full_card)
     return Learned(data, len(learned), state, device.type)
 

@@ -7,14 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.networks.autoencoders import Autoencoder
-from compressor.networks.hyperprior import bits
+from compressor.networks.hyperprior import bits, unit_interval
 
-OWN, RATE, STRUCTURE = "own", "rate-mse", "mse-ms-ssim"
-LOSSES = {
-    OWN: "the network's own; mean squared error for V1 to V4",
-    RATE: "mean squared error and bits of noisy latents under a learned logistic for each channel",
-    STRUCTURE: "mean squared error and 1 - MS-SSIM over three scales",
-}
+OWN = "own"  # the network's own loss, without a wrapper; mean squared error for V1 to V4
+RATE = "rate-mse"  # mean squared error and bits of noisy latents under a learned logistic for each channel
+STRUCTURE = "mse-ms-ssim"  # mean squared error and 1 - MS-SSIM over three scales
+LOSSES = (RATE, STRUCTURE)
 RATE_WEIGHT = 0.002  # of bits a pixel
 STRUCTURE_WEIGHT = 0.05  # of 1 - MS-SSIM: the two terms are then about equal
 _LEVEL = 16.0  # latent levels to one unit, at which the rate is taken
@@ -38,8 +36,6 @@ class WithLoss(nn.Module):
 
     def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar loss of pictures in [0, 1]."""
-        if self.loss == OWN:
-            return self.network.training_loss(x_BCHW, generator)
         latents = self.network.encode(x_BCHW)
         if self.loss == STRUCTURE:
             decoded = self.network.decode(latents)
@@ -48,9 +44,7 @@ class WithLoss(nn.Module):
         for latent, location, log_width in zip(latents, self.location, self.log_width, strict=True):
             level = latent.float() * _LEVEL
             level = level + torch.rand(level.shape, generator=generator, device=level.device) - 0.5
-            centred, width = (level - location).abs(), log_width.exp()
-            mass = torch.sigmoid((0.5 - centred) / width) - torch.sigmoid((-0.5 - centred) / width)
-            spent = spent + bits(mass).sum()
+            spent = spent + bits(unit_interval(level - location, log_width.exp())).sum()
             noisy.append(level / _LEVEL)
         rate = spent / x_BCHW[:, 0].numel()
         return F.mse_loss(self.network.decode(noisy), x_BCHW) + RATE_WEIGHT * rate
