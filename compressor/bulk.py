@@ -7,14 +7,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import crc32c
 import numpy as np
 
 from compressor.archive import Archive, Part, QuarantineRow, Row
-from compressor.baselines import STANDARD, StandardCodec
+from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
@@ -24,7 +23,6 @@ from compressor.quality import Stored, as_grey, encode_fallback, encode_measured
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
-LOSSLESS = "lossless"
 PART_BYTES = 256 * 2**20
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
@@ -72,13 +70,6 @@ class EncodeOptions:
     resize: int | None = None
     limits: Limits = field(default_factory=Limits)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "EncodeOptions":
-        return cls(**{**values, "limits": Limits(**values["limits"])})
-
     def floor(self, codec: Codec) -> float | None:
         """dB below which a picture goes to the fallback, with this codec."""
         if self.min_psnr is not None:
@@ -95,41 +86,28 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What became of a batch: counts, bytes, seconds by stage. JSON both ways, small whatever the batch."""
+    """What became of a batch, small whatever the batch.
 
-    parts: list[Part]
-    archived: int
-    quarantined: list[QuarantineRow]
-    source_bytes: int
-    payload_bytes: int
-    pixels: int
-    codecs: dict[str, int]
-    errors: dict[str, int]
-    psnr_sum: float
-    psnr_min: float
-    psnr_counts: list[int]
-    seconds: dict[str, float]
+    ``psnr_sum`` and ``psnr_min`` are in dB, over the pictures that have a PSNR, ``psnr_counts`` is how many of them are
+    in each of ``PSNR_BINS``; ``seconds`` are by stage.
+    """
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; a report without measured pictures has a ``psnr_min`` of infinity, written as null."""
-        psnr_min = None if self.psnr_min == np.inf else self.psnr_min
-        return {
-            **{name: getattr(self, name) for name in self.__dataclass_fields__},
-            "parts": [part.to_dict() for part in self.parts],
-            "quarantined": [row.to_dict() for row in self.quarantined],
-            "psnr_min": psnr_min,
-        }
+    parts: list[Part] = field(default_factory=list)
+    archived: int = 0
+    quarantined: list[QuarantineRow] = field(default_factory=list)
+    source_bytes: int = 0
+    payload_bytes: int = 0
+    pixels: int = 0
+    codecs: dict[str, int] = field(default_factory=dict)
+    psnr_sum: float = 0.0
+    psnr_min: float = np.inf
+    psnr_counts: list[int] = field(default_factory=lambda: [0] * (len(PSNR_BINS) - 1))
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BatchReport":
-        return cls(
-            **{
-                **values,
-                "parts": [Part.from_dict(part) for part in values["parts"]],
-                "quarantined": [QuarantineRow.from_dict(row) for row in values["quarantined"]],
-                "psnr_min": np.inf if values["psnr_min"] is None else values["psnr_min"],
-            }
-        )
+    @property
+    def errors(self) -> Counter[str]:
+        """Quarantined pictures by reason."""
+        return Counter(row.reason for row in self.quarantined)
 
 
 def encode_batch(
@@ -190,7 +168,6 @@ def encode_batch(
         payload_bytes=writer.payload_bytes,
         pixels=pixels + held,
         codecs=dict(writer.codecs),
-        errors=dict(Counter(row.reason for row in quarantined)),
         psnr_sum=float(measured.sum()),
         psnr_min=float(measured.min(initial=np.inf)),
         psnr_counts=[int(count) for count in np.histogram(measured, PSNR_BINS)[0]],

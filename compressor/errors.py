@@ -1,5 +1,6 @@
 """Errors that a user can act on: each message says what is wrong, where, and what to do. Nothing else is caught."""
 
+from collections.abc import Iterator
 from typing import Any
 
 UNREADABLE = "unreadable"  # the reason of a file that its source did not give
@@ -52,6 +53,19 @@ def s3_response(error: BaseException) -> dict[str, Any]:
     """What an S3 store answered, as botocore reads it, where a foreign error comes from such an answer."""
     response = getattr(error.__cause__, "response", None)
     return response if isinstance(response, dict) else {}
+
+
+def s3_status(error: BaseException) -> int | None:
+    """The HTTP status of that answer."""
+    status = s3_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def told(error: BaseException) -> str:

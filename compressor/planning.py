@@ -7,7 +7,7 @@ it at a time, so that neither memory nor disk grows with it (but for 16 bytes fo
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts of a listing and where the batches lie. JSON both ways.
+    """Counts of a listing and where the batches lie.
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
     ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all,
@@ -68,8 +68,6 @@ class Plan:
     batch_size: int
     listed: int
     pending: int
-    pending_bytes: int
-    changed: int
     already_there: int
     quarantined: int
     left: int
@@ -77,14 +75,6 @@ class Plan:
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
     more: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        pairs = {name: [(one, reason) for one, reason in values[name]] for name in ("skipped", "ignored_names")}
-        return cls(**{**values, **pairs})
 
     def batches(self, batch_size: int | None = None, first: int = 0) -> Iterator[Batch]:
         """The pending files in order, ``batch_size`` at a time (default: as planned), numbered from ``first``."""
@@ -177,7 +167,7 @@ def plan(
         The listing fails.
     """
     states: Counter[str] = Counter()
-    pending = pending_bytes = changed = left = 0
+    pending = left = 0
     more = False
     listing = listing if isinstance(listing, Listing) else Listing(listing)
     source = listing.source
@@ -191,8 +181,6 @@ def plan(
                 left += max(0, len(wanted) - (limit - pending))
                 wanted = wanted[: max(0, limit - pending)]
             pending += len(wanted)
-            pending_bytes += sum(file.size for file, _ in wanted)
-            changed += sum(state == "changed" for _, state in wanted)
             if wanted:
                 writer.write_batch(_record_batch(wanted))
             if wave is not None and pending >= wave and not left:
@@ -204,8 +192,6 @@ def plan(
         batch_size=batch_size,
         listed=states.total(),
         pending=pending,
-        pending_bytes=pending_bytes,
-        changed=changed,
         already_there=states["same"],
         quarantined=states["quarantined"],
         left=left,

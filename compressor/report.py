@@ -111,7 +111,6 @@ def measure(
     codecs: Mapping[str, Codec],
     qualities: Mapping[str, Sequence[int]] | None = None,
     ssimulacra2_pictures: int | None = None,
-    row_bytes: int = ARCHIVE_ROW_BYTES,
     batch: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
@@ -127,8 +126,6 @@ def measure(
         By the same names; :func:`default_qualities` for those left out.
     ssimulacra2_pictures
         Measure SSIMULACRA2, which takes some 15 ms at 128 x 128, on this many pictures only, spread evenly. None: all.
-    row_bytes
-        What an archive adds to a learned codec's payload; ``bytes`` includes it.
     batch
         Pictures handed to a codec at once. Seconds are the batch's, divided by its pictures.
     on_progress
@@ -161,7 +158,7 @@ def measure(
         for quality in plan[name]:
             for start in range(0, len(keys), batch):
                 chunk = keys[start : start + batch]
-                overhead = 0 if codec.id in STANDARD else row_bytes
+                overhead = 0 if codec.id in STANDARD else ARCHIVE_ROW_BYTES
                 for row in _measure_batch(codec, quality, chunk, [pictures[key] for key in chunk], perceptual):
                     rows.append({"codec": name, **row, "bytes": row["bytes"] + overhead})
                 done += len(chunk)

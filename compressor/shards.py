@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from compressor.errors import UNREADABLE, ImageError, SourceError
+from compressor.errors import UNREADABLE, ImageError, SourceError, causes
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
@@ -88,11 +88,9 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
     return ShardRecord(str(path), digest, len(pictures), refused)
 
 
-def _is_forbidden(error: BaseException | None) -> bool:
+def _is_forbidden(error: BaseException) -> bool:
     """Whether a file was not given for want of a right, which will be so the next time too."""
-    while error is not None and not isinstance(error, PermissionError):
-        error = error.__cause__
-    return error is not None
+    return any(isinstance(one, PermissionError) for one in causes(error))
 
 
 def drawn(files: Iterable[SourceFile], most: int, seed: int) -> list[SourceFile]:

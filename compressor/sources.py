@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 from compressor.addresses import ADVICE, has_password, shown
@@ -31,7 +30,7 @@ from compressor.listing import (
     size_of,
     tells_versions,
 )
-from compressor.retrying import ATTEMPTS, back_off, is_transient
+from compressor.retrying import ATTEMPTS, back_off, is_transient, patiently
 
 T = TypeVar("T")
 
@@ -190,11 +189,6 @@ class Source:
                 error.__cause__ = result
         return [results[path] for path in paths]
 
-    @staticmethod
-    def content_fingerprint(data: bytes) -> bytes:
-        """8 bytes that identify a file's content: BLAKE2b."""
-        return blake2b(data, digest_size=8).digest()
-
     @cached_property
     def _is_local(self) -> bool:
         scheme, found, _ = self.url.partition("://")
@@ -350,14 +344,10 @@ class Source:
         return LOCAL_THREADS
 
     def _retrying(self, call: Callable[[], T]) -> T:
-        for attempt in itertools.count():
-            try:
-                return call()
-            except Exception as error:  # back ends raise what they like; a user gets one kind
-                if attempt + 1 == ATTEMPTS or not is_transient(error):
-                    raise self._error(f"cannot list {self.shown}", error) from error
-            back_off(attempt)
-        raise AssertionError("unreachable")
+        try:
+            return patiently(call)
+        except Exception as error:  # back ends raise what they like; a user gets one kind
+            raise self._error(f"cannot list {self.shown}", error) from error
 
     def _missing(self) -> SourceError:
         return SourceError(f"no source at {self.shown}: there is no such folder, prefix or file; check the spelling")

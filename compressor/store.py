@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 
 from compressor.addresses import ADVICE, has_password, shown
-from compressor.errors import ArchiveError, LatentpackError, s3_response, told
+from compressor.errors import ArchiveError, LatentpackError, s3_status, told
 
 # delta-rs's names, which are also the environment's, to s3fs's.
 S3FS_OPTIONS = {
@@ -202,7 +202,7 @@ class Store:
                     self.fs.rm_file(probe)
         except OSError as error:
             # Not the error's type, which s3fs derives from a word that AWS alone uses.
-            status = s3_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = s3_status(error)
             if status == HTTPStatus.PRECONDITION_FAILED:
                 self._conditional_puts = True
                 return

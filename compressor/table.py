@@ -70,16 +70,6 @@ class QuarantineRow:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "fingerprint": self.fingerprint.hex(), "at": self.at.isoformat()}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "QuarantineRow":
-        return cls(
-            **{
-                **values,
-                "fingerprint": bytes.fromhex(values["fingerprint"]),
-                "at": datetime.fromisoformat(values["at"]),
-            }
-        )
-
 
 @dataclass(frozen=True)
 class Part:
@@ -89,13 +79,6 @@ class Part:
     size: int
     rows: int
     stats: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Part":
-        return cls(**values)
 
     @cached_property
     def key_range(self) -> tuple[str, str]:

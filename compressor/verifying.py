@@ -13,7 +13,7 @@ from compressor import integrity
 from compressor.artifact import identify
 from compressor.chunks import bounded_chunks
 from compressor.codec import padded_pixels
-from compressor.errors import ArchiveError, CodecError, s3_response
+from compressor.errors import ArchiveError, CodecError, causes, s3_status
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.retrying import is_transient
@@ -176,15 +176,13 @@ def check_whole(table: KeyedTable, part: Part) -> None:
 
 def is_refusal(error: BaseException | None) -> bool:
     """Whether storage failed or said no, so that what it holds may be sound."""
-    while error is not None:
-        if is_transient(error) or isinstance(error, PermissionError):
+    for one in causes(error):
+        if is_transient(one) or isinstance(one, PermissionError):
             return True
-        if isinstance(error, OSError) and error.errno in _REFUSED:
+        if isinstance(one, OSError) and one.errno in _REFUSED:
             return True
-        status = s3_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if 400 <= status < 500 and status not in (_GONE, _CUT_SHORT):
+        if 400 <= (s3_status(one) or 0) < 500 and s3_status(one) not in (_GONE, _CUT_SHORT):
             return True
-        error = error.__cause__
     return False
 
 

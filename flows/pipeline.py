@@ -17,7 +17,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
-from compressor.bulk import PSNR_BINS, BatchReport, EncodeOptions
+from compressor.bulk import BatchReport, EncodeOptions
 from compressor.codec import with_effort
 from compressor.errors import LatentpackError, RunStopped
 from compressor.images import Limits
@@ -211,7 +211,7 @@ class _Encoding:
                 "source": self._source,
                 "files": batch.files,
                 "archive_url": self._archive.url,
-                "options": self._options.to_dict(),
+                "options": self._options,
                 "run": summary.run,
                 "threads": 1,
                 # In this process a batch can tell how far it is; from a worker only its end is heard of.
@@ -229,7 +229,7 @@ class _Encoding:
                 report = _crashed(batch, result, summary.run)
             else:
                 self._lost_in_a_row = 0
-                report = BatchReport.from_dict(result)
+                report = result
             summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
             summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
@@ -259,20 +259,7 @@ def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
     (file,) = batch.files
     detail = f"{type(error).__name__}: {error}"
     row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, detail, run)
-    return BatchReport(
-        parts=[],
-        archived=0,
-        quarantined=[row],
-        source_bytes=0,
-        payload_bytes=0,
-        pixels=0,
-        codecs={},
-        errors={row.reason: 1},
-        psnr_sum=0.0,
-        psnr_min=float("inf"),
-        psnr_counts=[0] * (len(PSNR_BINS) - 1),
-        seconds={},
-    )
+    return BatchReport(quarantined=[row])
 
 
 class _Progress:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 from prefect import task
 from prefect.tasks import exponential_backoff
@@ -36,16 +35,14 @@ def encode(
     source: Source,
     files: Sequence[SourceFile],
     archive_url: str,
-    options: dict[str, Any],
+    options: EncodeOptions,
     run: str,
     threads: int,
     on_progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Encode ``files`` into a part that is not visible yet. Returns a :class:`BatchReport` as JSON."""
+) -> BatchReport:
+    """Encode ``files`` into a part that is not visible yet."""
     pin_threads(threads)
-    return encode_batch(
-        source, files, _archive(archive_url), EncodeOptions.from_dict(options), run, on_progress
-    ).to_dict()
+    return encode_batch(source, files, _archive(archive_url), options, run, on_progress)
 
 
 # The name of the batch makes the commit idempotent: a retry whose first try did arrive changes nothing.

@@ -7,16 +7,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
+from compressor.errors import causes
 from compressor.retrying import is_transient
 
 
 def caused_by_storage(error: BaseException | None) -> bool:
     """Whether ``error`` or what it was raised from may be gone at the next try."""
-    while error is not None:
-        if is_transient(error):
-            return True
-        error = error.__cause__
-    return False
+    return any(map(is_transient, causes(error)))
 
 
 def retry_if_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

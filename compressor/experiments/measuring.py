@@ -105,9 +105,8 @@ def measure_standards(pictures: Sequence[np.ndarray], names: Sequence[str]) -> d
 class Rates:
     """A codec's rows over its qualities, interpolated: bytes at a PSNR, PSNR at so many bytes."""
 
-    def __init__(self, rows: Sequence[Row], packer: str | None = None) -> None:
-        chosen = [row for row in rows if packer is None or row.packer == packer]
-        self.rows = sorted(chosen, key=lambda row: row.mean_bytes)
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = sorted(rows, key=lambda row: row.mean_bytes)
 
     @cached_property
     def _points(self) -> tuple[np.ndarray, np.ndarray]:

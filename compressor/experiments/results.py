@@ -6,7 +6,6 @@ from typing import Any
 from compressor.experiments.information import Information, rows_at_middle
 from compressor.experiments.measuring import Rates, Row, rows_of
 
-INT8, FP16 = "int8", "fp16"
 BEST = ("int8-entropy", "entropy")  # the packer that tells a codec's size in one figure, by kind of codec
 
 
