@@ -12,9 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from compressor import packers
+from compressor import packers, predicting
 from compressor.artifact import QUALITY_PARTS, Artifact
 from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels, per_picture
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
@@ -22,7 +21,6 @@ from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
 from compressor.networks.hyperprior import (
     HYPER_MAX,
-    QUALITY_GROUP,
     QUALITY_STEPS,
     RESIDUAL_MAX,
     SCALE_LEVELS,
@@ -47,10 +45,7 @@ from compressor.tensors import (
 from compressor.training import has_fast_bf16, pick_device
 
 ENTROPY = "entropy"
-_CENTRES = np.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP)
 _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside what calibration counted
-_RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out
-_QUANTILES = torch.tensor([10, 25, 50, 75, 90, 100])  # percent
 _MULTIPLE = Hyperprior.multiple
 _PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integers is exact at these
 # In another batch sums round otherwise. Of 200 portraits of this size, read one by one and together, PSNR differed by
@@ -92,11 +87,10 @@ class HyperpriorCodec:
         self._network = load_state(network, artifact).to(self.device)
         self._low_precision = has_fast_bf16(self.device)
         prior = network.hyper_prior
-        features = 2 * network.analysis.enter.out_channels + len(_QUANTILES) + 4
         shapes = {
             "frequencies.residual": (SCALE_LEVELS, 2 * RESIDUAL_MAX + 1),
             "frequencies.hyper": (prior.table_count, 2 * prior.symbol_max + 1),
-            "predictor": (features, len(_CENTRES)),
+            "predictor": (predicting.feature_count(network.analysis.enter.out_channels), len(predicting.CENTRES)),
         }
         if QUALITY_PARTS in artifact.tensors:
             shapes[QUALITY_PARTS] = (1, _PARTS)
@@ -337,10 +331,10 @@ class HyperpriorTrials:
             for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
                 x_BCHW = codec._input([pixels[index] for index in chunk])
                 first = codec._first_features(x_BCHW)
-                curves = _features(x_BCHW, first.trunk) @ codec._predictor
+                curves = predicting.features(x_BCHW, first.trunk) @ codec._predictor
                 for row, (index, at_centres) in enumerate(zip(chunk, curves, strict=True)):
                     self._first[index] = tuple(part[row] for part in first)
-                    self.curves[index] = _interpolated(at_centres, quality_Q)
+                    self.curves[index] = predicting.interpolated(at_centres, quality_Q)
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
@@ -417,14 +411,14 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     prior = network.hyper_prior
     hyper_density = prior.densities().cpu().numpy()
     hyper_counts = np.zeros_like(hyper_density)
-    psnr = np.empty((len(pictures_NHWC), len(_CENTRES)))
+    psnr = np.empty((len(pictures_NHWC), len(predicting.CENTRES)))
     features = []
     for start in range(0, len(pictures_NHWC), 32):
         chunk = pictures_NHWC[start : start + 32]
         x_BCHW = to_network(chunk, device)
         first = network.first_features(x_BCHW, low_precision)
-        features.append(_features(x_BCHW, first.trunk))
-        for group, centre in enumerate(_CENTRES):
+        features.append(predicting.features(x_BCHW, first.trunk))
+        for group, centre in enumerate(predicting.CENTRES):
             quality_B = torch.full((len(chunk),), float(centre), device=device)
             z, r, level, y = network.quantize(first, quality_B, low_precision)
             decoded = from_network(network.reconstruct(y, quality_B, low_precision))
@@ -443,56 +437,12 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
     arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
     arrays[QUALITY_PARTS] = frequencies(np.ones((1, _PARTS)))
-    arrays["predictor"] = _ridge(np.concatenate(features), psnr).astype(np.float32)
+    arrays["predictor"] = predicting.ridge(np.concatenate(features), psnr).astype(np.float32)
     return arrays
 
 
 def _counted(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return torch.bincount(flat, minlength=int(np.prod(shape))).cpu().numpy().reshape(shape)
-
-
-def _features(x_BCHW: torch.Tensor, first_BCHW: torch.Tensor) -> np.ndarray:
-    """What the predictor of PSNR looks at, float64 (B, features): how much detail there is and how it is spread.
-
-    Logarithms of: strength and variation of each channel of the first block; horizontal and vertical differences and
-    the Laplacian of the picture; quantiles of the Laplacian's energy over blocks. The last feature is 1.
-    """
-    first_BNC = first_BCHW.permute(0, 2, 3, 1).flatten(1, 2).float()
-    centred_BNC = first_BNC - first_BNC.mean(dim=1, keepdim=True)
-    grey_BHW = x_BCHW.mean(dim=1)
-    centre_BHW = grey_BHW[:, 1:-1, 1:-1]
-    across, down = grey_BHW[:, 1:-1, :-2] + grey_BHW[:, 1:-1, 2:], grey_BHW[:, :-2, 1:-1] + grey_BHW[:, 2:, 1:-1]
-    energy_BHW = (4 * centre_BHW - across - down).square()
-    blocks_BN = F.avg_pool2d(energy_BHW, 14).flatten(1)
-    features = (
-        (centred_BNC.square().sum(dim=1) / (centred_BNC.shape[1] - 1)).sqrt(),
-        first_BNC.diff(dim=1).abs_().mean(dim=1),
-        grey_BHW.diff(dim=2).abs_().flatten(1).mean(dim=1, keepdim=True),
-        grey_BHW.diff(dim=1).abs_().flatten(1).mean(dim=1, keepdim=True),
-        energy_BHW.flatten(1).mean(dim=1, keepdim=True),
-        blocks_BN.sort(dim=1).values[:, (blocks_BN.shape[1] - 1) * _QUANTILES // 100],
-    )
-    logarithms = torch.cat([feature.clamp_min(1e-6).log() for feature in features], dim=1)
-    return F.pad(logarithms, (0, 1), value=1.0).double().cpu().numpy()
-
-
-def _ridge(design: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Coefficients (features, targets) of a ridge regression over standardised features; the last one is constant."""
-    mean, spread = design[:, :-1].mean(axis=0), design[:, :-1].std(axis=0) + 1e-6
-    standard = (design[:, :-1] - mean) / spread
-    centre = target.mean(axis=0)
-    normal = standard.T @ standard + _RIDGE * np.eye(standard.shape[1])
-    slope = np.linalg.solve(normal, standard.T @ (target - centre)) / spread[:, None]
-    return np.concatenate((slope, (centre - mean @ slope)[None]))
-
-
-def _interpolated(at_centres: np.ndarray, quality_Q: np.ndarray) -> np.ndarray:
-    """A curve over quality steps from its values at the centres, continued straight at both ends."""
-    curve = np.interp(quality_Q, _CENTRES, at_centres)
-    low, high = quality_Q - _CENTRES[0], quality_Q - _CENTRES[-1]
-    curve += np.minimum(low, 0) * (at_centres[1] - at_centres[0]) / QUALITY_GROUP
-    curve += np.maximum(high, 0) * (at_centres[-1] - at_centres[-2]) / QUALITY_GROUP
-    return curve
 
 
 def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:

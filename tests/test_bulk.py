@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from skimage.data import chelsea
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.bulk import BatchReport, EncodeOptions, encode_batch
-from compressor.images import Limits
-from compressor.metrics import psnr
+from compressor.images import Limits, decode_picture
+from compressor.metrics import psnr, ssim
 from compressor.sources import Source
 from tests.codecs import smooth_pictures, tiny_artifact
 
@@ -119,11 +120,38 @@ def test_with_effort_a_fallback_takes_its_time_too(tmp_path: Path) -> None:
     assert sizes[1] < sizes[0]
 
 
-def test_a_fixed_quality_is_kept_but_for_the_floor(tmp_path: Path) -> None:
+def test_a_fixed_quality_is_kept_where_no_floor_is_asked_for(tmp_path: Path) -> None:
     files = {f"{index}.png": file_of(pixels) for index, pixels in enumerate(smooth_pictures(3, 64, 64))}
     archive, _ = run(tmp_path, files, quality=20)
     rows = [archive.read_row(key) for key in files]
     assert {(row.codec == "original", row.quality) for row in rows} == {(False, 20)}
+
+
+@pytest.mark.parametrize(("family", "options"), [("v5", {"quality": 1}), ("v3", {})])
+def test_a_floor_that_is_asked_for_is_held(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+    [picture] = smooth_pictures(1, 64, 64)
+    archive, _ = run(tmp_path, {"a.bmp": file_of(picture, "BMP")}, family, min_psnr=38.0, **options)
+    assert psnr(picture, archive.read("a.bmp")) >= 38
+
+
+@pytest.mark.parametrize("codec", [{}, {"codec": "webp"}])
+def test_each_row_is_its_own_picture_and_measures_what_it_says(tmp_path: Path, codec: dict[str, Any]) -> None:
+    first, second, third = smooth_pictures(3, 40, 48)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 4), dtype=np.uint8)
+    files = {
+        "0-alpha.png": file_of(noise[:20, :20]),  # keeps its bytes
+        "1-large.bmp": file_of(noise[:, :, :3], "BMP"),  # is not fetched
+        "2.png": file_of(first),
+        "3-grey.png": file_of(second[:, :, 0]),
+        "4.png": file_of(third),
+    }
+    archive, report = run(tmp_path, files, quality=40, limits=Limits(max_bytes=10_000), **codec)
+    assert report.errors == {"too_large": 1}
+    for key in ("2.png", "3-grey.png", "4.png"):
+        row, source, read = archive.read_row(key), decode_picture(files[key]).pixels, archive.read(key)
+        assert row.codec != "original"
+        assert row.psnr == pytest.approx(psnr(source, read), abs=0.1)
+        assert row.ssim == pytest.approx(ssim(source, read), abs=0.005)
 
 
 def test_a_floor_above_the_target_is_the_target(tmp_path: Path) -> None:
@@ -140,10 +168,15 @@ def test_single_quality_families_have_no_floor_unless_one_is_asked_for(tmp_path:
     assert report.psnr_min < 30
 
 
-def test_what_saves_nothing_keeps_the_file(tmp_path: Path) -> None:
-    tiny = file_of(np.zeros((1, 1, 3), np.uint8), "WEBP")
-    archive, _ = run(tmp_path, {"dot.webp": tiny}, target_psnr=50.0)
-    assert len(archive.read_row("dot.webp").payload) <= len(tiny)
+def test_a_file_smaller_than_its_encoding_keeps_its_bytes(tmp_path: Path) -> None:
+    small = file_of(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
+    archive, _ = run(tmp_path, {"a.jpg": small}, codec="lossless")
+    assert archive.read_row("a.jpg").codec == "original" and archive.read_row("a.jpg").payload == small
+
+
+def test_a_resized_picture_never_keeps_its_file(tmp_path: Path) -> None:
+    archive, _ = run(tmp_path, {"a.png": file_of(np.full((16, 16, 3), 90, np.uint8))}, codec="jpeg", resize=64)
+    assert archive.read("a.png").shape == (64, 64, 3) and archive.verify() == []
 
 
 def test_resizing_is_only_what_was_asked_for(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from compressor.archive import Archive
+from compressor.errors import ArchiveError
 from compressor.growth import Growth, by_run, growth
+from flows.parameters import MaintainParameters
 from tasks.dashboard import publish_state, slug, state_markdown
 from tasks.home import UNWATCHED
 from tests.test_flows import archive_it, write_pictures
@@ -95,3 +97,26 @@ def test_training_shows_curves_where_there_are_some(monkeypatch: pytest.MonkeyPa
     assert Image.open(io.BytesIO(base64.b64decode(image))).format == "PNG" and "| 3 | " in text
     without = [{name: value for name, value in row.items() if name != "psnr"} for row in rows]
     assert "data:image/png" in _history("v3", TrainingState(history=without))
+
+
+def test_what_automations_wait_for_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.archive import maintain
+
+    heard: list[str] = []
+    monkeypatch.delenv(UNWATCHED)
+    monkeypatch.setattr(
+        "tasks.dashboard.emit_event", lambda event, **_: heard.append(event.removeprefix("latentpack."))
+    )
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    (folder / "bad.png").write_text("no picture")
+    archive_it(folder, archive)
+    (folder / "000.png").unlink()
+    archive_it(folder, archive, mirror=True)
+    (part,) = (archive / "images").glob("*.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 4] ^= 0xFF
+    part.write_bytes(data)
+    with pytest.raises(ArchiveError):
+        maintain(MaintainParameters(archive=str(archive)))
+    told = {"run.finished", "pictures.quarantined", "mirror.refused", "archive.damaged"}
+    assert {f"latentpack.{name}" for name in told} <= set(heard)

@@ -120,7 +120,11 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
     assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.__name__)
+@pytest.mark.parametrize(
+    "model",
+    [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, models.Parameters)],
+    ids=lambda model: model.__name__,
+)
 def test_every_field_of_a_form_explains_itself(model: Any) -> None:
     schema = model.model_json_schema()
     for form in [schema, *schema.get("$defs", {}).values()]:

@@ -46,7 +46,3 @@ def test_frozen_payloads_hold_the_same_symbols(frozen: dict[str, Archive], name:
 def test_a_frozen_archive_is_whole(frozen: dict[str, Archive], name: str) -> None:
     assert sorted(frozen[name].keys()) == sorted(EXPECTED[name])
     assert frozen[name].verify() == []
-
-
-def test_fixtures_stay_small() -> None:
-    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 2_000_000

@@ -299,3 +299,12 @@ def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path
         on = TrainParameters(**{**given, "family": None}, start=str(out), scheduler=cluster.scheduler_address)
         assert train_flow(on)["id"] != record["id"]
         assert parse(out.read_bytes()).metadata["card"]["start"]["id"] == record["id"]
+
+
+def test_a_run_that_loses_a_picture_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.encode
+
+    whole = tasks.encode.encode_batch
+    monkeypatch.setattr(tasks.encode, "encode_batch", lambda source, files, *rest: whole(source, files[:-1], *rest))
+    with pytest.raises(AssertionError, match="do not reconcile"):
+        archive_it(write_pictures(tmp_path / "in", 3), tmp_path / "archive")

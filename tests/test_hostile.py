@@ -28,10 +28,10 @@ def archive(tmp_path: Path) -> Archive:
     return Archive.create(str(tmp_path / "archive"))
 
 
-def learned_row(archive: Archive):
-    codec = load_codec(tiny_artifact("v5"))
-    archive.put_codec(codec.id, tiny_artifact("v5"))
-    [encoded] = codec.encode(smooth_pictures(1, 32, 32), 30, "gzip")
+def learned_row(archive: Archive, family: str = "v5", packer: str = "gzip"):
+    codec = load_codec(tiny_artifact(family))
+    archive.put_codec(codec.id, tiny_artifact(family))
+    [encoded] = codec.encode(smooth_pictures(1, 32, 32), 30, packer)
     fields = {name: getattr(encoded, name) for name in ("width", "height", "codec", "quality", "packer", "payload")}
     return replace(picture_row("a"), **fields, crc32c=crc32c.crc32c(encoded.payload))
 
@@ -51,11 +51,11 @@ def test_rows_that_lie_are_refused(archive, lie):
         archive.decode([replace(row, **lie)])
 
 
-@pytest.mark.parametrize("family", ["v1", "v5"])
-def test_codecs_that_lie_are_refused_or_decode(archive, family):
+@pytest.mark.parametrize(("family", "packer"), [("v1", "int8-entropy"), ("v5", "entropy")])
+def test_codecs_that_lie_are_refused_or_decode(archive, family, packer):
     parsed = parse(tiny_artifact(family))
     choose = random.Random(1)
-    row = learned_row(archive)
+    row = learned_row(archive, family, packer)
     for number in range(12):
         tensors, metadata = dict(parsed.tensors), json.loads(json.dumps(parsed.metadata))
         name = choose.choice(list(tensors))
@@ -129,14 +129,9 @@ def test_a_row_of_pixels_counts_as_what_a_network_computes(archive):
     assert codec.suits(1, 2**17) and not codec.suits(1, 2**18)
 
 
-def test_a_codec_and_a_table_of_a_newer_format_are_refused(archive):
-    parsed = parse(tiny_artifact("v5"))
-    with pytest.raises(CodecError, match="format 99.*upgrade"):
-        load_codec(dump({**parsed.metadata, "format": 99}, parsed.tensors))
-    with pytest.raises(CodecError, match="unknown to this version; upgrade"):
-        load_codec(dump({**parsed.metadata, "family": "v99"}, parsed.tensors))
+def test_a_table_of_a_newer_format_is_refused(archive):
     DeltaTable(f"{archive.url}/images").alter.set_table_properties({"delta.enableDeletionVectors": "true"})
-    with pytest.raises(ArchiveError, match="which latentpack does not read|cannot"):
+    with pytest.raises(ArchiveError, match="which latentpack does not read"):
         Archive.open(archive.url)
 
 

@@ -389,3 +389,10 @@ def test_resize_takes_the_middle():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[::2] = 200
     assert (resize_picture(stripes, 32) == 100).all()  # the mean over each area, no moire
+
+
+def test_an_avif_for_hdr_keeps_the_file():
+    data = file_of(RGB, "avif", quality=95)
+    at = data.index(b"colrnclx") + 8
+    assert decode_picture(data).keep is None
+    assert decode_picture(data[:at] + struct.pack(">HH", 9, 16) + data[at + 4 :]).keep == "wide-gamut"

@@ -45,20 +45,3 @@ def test_the_command_line_starts_without_heavy_imports(arguments: list[str]) -> 
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
-
-
-def test_every_field_of_a_parameter_model_says_what_it_is() -> None:
-    from flows import parameters
-
-    models = [
-        value
-        for value in vars(parameters).values()
-        if isinstance(value, type) and issubclass(value, parameters.Parameters)
-    ]
-    missing = [
-        f"{model.__name__}.{name}"
-        for model in models
-        for name, field in model.model_fields.items()
-        if not field.description
-    ]
-    assert not missing

@@ -1,5 +1,6 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor import restoring
 from compressor.archive import Archive
 from compressor.errors import UNREADABLE, CodecError, SourceError
-from compressor.images import encode_picture
+from compressor.images import decode_picture, encode_picture
 from compressor.planning import Batch, Plan, plan
-from compressor.restoring import restore, safe_path
+from compressor.restoring import restore, safe_path, write_file
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
 from compressor.summary import FailureBudget, RunSummary, size
@@ -21,7 +23,7 @@ from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
 from tasks.retries import caused_by_storage
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
-from tests.rows import original_row
+from tests.rows import original_row, picture_row
 
 
 def folder_of(path: Path, count: int, seed: int = 0) -> Source:
@@ -344,3 +346,44 @@ def test_samples_are_the_same_each_time(tmp_path: Path) -> None:
     assert first == write_samples(tmp_path / "b") > 100
     one, other = (sorted((tmp_path / name).rglob("*.png")) for name in "ab")
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_restored_files_hold_the_pictures_of_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(restoring, "BATCH", 2)
+    archive = Archive.create(str(tmp_path / "archive"))
+    keys = ("a.jpg", "a.png", "b.png", "c/d.png", "e.png")
+    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
+    out = tmp_path / "out"
+    assert restore(archive, out, format="webp", workers=workers).written == len(keys)
+    found = {str(path.relative_to(out)): decode_picture(path.read_bytes()) for path in out.rglob("*.webp")}
+    assert len(found) == len(keys) and {one.format for one in found.values()} == {"webp"}
+    for key in keys:
+        stem = key.rpartition(".")[0]
+        named = [one.pixels for name, one in found.items() if name.startswith(stem)]
+        assert any((pixels == archive.read(key)).all() for pixels in named), key
+
+
+def test_one_damaged_row_costs_no_other_its_file(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    rows = [picture_row(name, seed) for seed, name in enumerate("abc")]
+    rows[1] = replace(rows[1], crc32c=rows[1].crc32c ^ 1)
+    archive.commit([archive.write_part(rows)])
+    done = restore(archive, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"] and [key for key, _ in done.problems] == ["b"]
+
+
+def test_no_two_keys_share_a_path() -> None:
+    long = ["x" * 1000 + ".png", "x" * 999 + ".png"]
+    keys = ["a_b.png", "a:b.png", "a\nb.png", "a?b.png", "..", ".", "", "_", "con.png", "_con.png", *long]
+    assert len({safe_path(key) for key in keys}) == len(keys)
+
+
+def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine")
+    write_file(tmp_path / "out", "a.png", b"picture")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out" / "a.png").read_bytes() == b"picture"
