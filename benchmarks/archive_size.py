@@ -20,7 +20,7 @@ from compressor.baselines import STANDARD, payload_size
 from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes
 from compressor.images import decode_picture
-from compressor.metrics import bd_rate, psnr_batch
+from compressor.metrics import bd_rate, psnr
 from compressor.quality import encode_measured
 from compressor.sources import Source
 
@@ -63,9 +63,13 @@ def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, ef
             )
             archive.commit(report.parts)
             read = [archive.read(file.key) for file in files]
-            psnr = [psnr_batch(a[None], b[None])[0] for a, b in zip(pictures, read, strict=True)]
+            reached = [psnr(a, b) for a, b in zip(pictures, read, strict=True)]
             rows.append(
-                (np.mean(psnr), sum(part.size for part in report.parts) / len(files), report.payload_bytes / len(files))
+                (
+                    np.mean(reached),
+                    sum(part.size for part in report.parts) / len(files),
+                    report.payload_bytes / len(files),
+                )
             )
     return np.array(rows)
 

@@ -6,6 +6,7 @@ What a row is lies in ``table.py``, commits in ``keyed_table.py``. Nothing here 
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow as pa
 from compressor import maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL, Codec, Encoded, forget_codecs, load_codec, padded_pixels
-from compressor.errors import UNREADABLE, ArchiveError, CodecError
+from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError
+from compressor.images import Limits, decode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.store import TEMPORARY, Store
@@ -42,6 +44,7 @@ T = TypeVar("T")
 def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concatenate["Archive", P], T]:
     """Let a read see the newest version once where another run has vacuumed the files of the one it had open."""
 
+    @wraps(method)
     def reading(self: "Archive", *args: P.args, **kwargs: P.kwargs) -> T:
         with self._store.errors("read it"):
             try:
@@ -50,7 +53,6 @@ def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concate
                 self.refresh()
                 return method(self, *args, **kwargs)
 
-    reading.__name__, reading.__doc__ = method.__name__, method.__doc__
     return reading
 
 
@@ -438,9 +440,6 @@ def _decode(codec: Codec, rows: Sequence[Row]) -> list[np.ndarray]:
 
 
 def _decode_original(row: Row) -> np.ndarray:
-    from compressor.errors import ImageError
-    from compressor.images import Limits, decode_picture
-
     # Whatever limits it was archived under, and no more than the row says: a crafted one may hold anything.
     limits = Limits(len(row.payload), min(row.width * row.height, MOST_ORIGINAL_PIXELS))
     try:

@@ -413,7 +413,7 @@ def _samples(picture: Any, icc: bytes | None) -> tuple[np.ndarray, str | None]:
     mode = picture.mode
     if mode in ("L", "LA", "RGB", "RGBA"):
         if mode in ("L", "RGB") and "transparency" in picture.info:
-            picture = picture.convert(mode + "A" if mode == "L" else "RGBA")
+            picture = picture.convert(mode + "A")
         return np.asarray(picture), None
     if mode == "1":
         return np.asarray(picture.convert("L")), None

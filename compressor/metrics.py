@@ -33,12 +33,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(PEAK**2 * a.size / squared)) if squared else float("inf")
 
 
-def psnr_batch(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """PSNR in dB of each picture of two uint8 batches (B, H, W, 3), as float64 (B,). See :func:`psnr`."""
-    _check(a, b)
-    return np.array([psnr(one, other) for one, other in zip(a, b, strict=True)], np.float64)
-
-
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004) of two uint8 pictures (H, W, 3): mean over positions and channels.
 

@@ -161,7 +161,7 @@ class Source:
             yield place.single
             return
         for key, path, info in self._with_marks(self._wanted(place)):
-            yield SourceFile(key, path, size_of(info), fingerprint(info))
+            yield _source_file(key, path, info)
 
     def read(self, paths: Sequence[str]) -> list[bytes | Exception]:
         """Read whole files concurrently; all of them are in memory at the end.

@@ -6,7 +6,7 @@ import pytest
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from compressor.metrics import RateCurve, bd_rate, ms_ssim, psnr, psnr_batch, ssim, ssimulacra2
+from compressor.metrics import RateCurve, bd_rate, ms_ssim, psnr, ssim, ssimulacra2
 
 RATES = np.array([300.0, 500, 900, 1500, 2500])
 DECIBELS = np.array([28.0, 31, 34, 37, 40])
@@ -53,12 +53,6 @@ def test_more_quality_measures_higher(photograph: np.ndarray, metric) -> None:
 def test_the_worst_picture_has_the_least_psnr() -> None:
     black, white = np.zeros((4, 5, 3), np.uint8), np.full((4, 5, 3), 255, np.uint8)
     assert psnr(black, white) == 0
-
-
-def test_psnr_of_a_batch_is_that_of_each_picture(photograph: np.ndarray) -> None:
-    sources = np.stack([photograph, photograph, photograph])
-    decoded = np.stack([photograph, as_jpeg(photograph, 20), as_jpeg(photograph, 80)])
-    assert psnr_batch(sources, decoded).tolist() == [psnr(a, b) for a, b in zip(sources, decoded, strict=True)]
 
 
 def test_ms_ssim_needs_161_pixels(photograph: np.ndarray) -> None:
