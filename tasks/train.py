@@ -18,16 +18,15 @@ from prefect.context import TaskRunContext
 from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source
 from compressor.summary import duration
-from compressor.training import TrainingConfig, TrainingState
+from compressor.training import TrainingConfig, TrainingState, pick_device
 from tasks.caching import stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT
 from tasks.threads import cores, pin_threads
 
-VERSION = 2  # raise it when the same shards and configuration give another codec
+VERSION = 3  # raise it when the same shards and configuration give another codec
 HELD_OUT = 0.05  # share of the pictures that training is validated on
 HELD_OUT_MOST = 512
-CALIBRATION = 1024  # training pictures that steps and tables are chosen on
 
 
 @dataclass(frozen=True)
@@ -92,22 +91,13 @@ def train(
 
     Returns a :class:`TrainingRecord` as JSON.
     """
-    import torch
-
     from compressor.artifact import identify, parse
-    from compressor.families import family as family_named
-    from compressor.families import freeze
-    from compressor.training import fit, pick_device
+    from compressor.learning import learn
 
     held = _held_out(sum(record.count for record in records))
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
-    held_out = load_shards(records, held)
     key = training_key(family, records, config, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
-    torch.manual_seed(config.seed)
-    origin = parse(start) if start else None
-    network = family_named(family).network(origin).requires_grad_(True) if origin else family_named(family).build()
-    options = origin.options if origin else {}
     show = _shown(family)
     started = time.monotonic()
 
@@ -116,32 +106,13 @@ def train(
         if on_progress:
             on_progress(state, done)
 
-    device = pick_device()
     if TaskRunContext.get():
-        get_run_logger().info("training %s on %d pictures on %s", family, len(learned), device.type)
-    network, state = fit(
-        network,
-        np.moveaxis(learned, -1, 1),
-        np.moveaxis(held_out, -1, 1),
-        config,
-        checkpoint,
-        tell,
-        device,
-        trained=origin is not None,
+        get_run_logger().info("training %s on %d pictures on %s", family, len(learned), pick_device().type)
+    origin = parse(start) if start else None
+    trained = learn(
+        family, learned, load_shards(records, held), config, None, origin, card, checkpoint=checkpoint, on_progress=tell
     )
-    validation = state.history[-1] if state.history else {}
-    full_card = card | {
-        "training": asdict(config),
-        "pictures": len(learned),
-        "pictures_seen": state.pictures,
-        "seconds": round(state.seconds, 1),
-        "device": device.type,
-        "validation": validation,
-    }
-    if origin:
-        full_card["start"] = {"id": origin.id, "name": origin.name, "card": origin.metadata.get("card", {})}
-    chosen = np.random.default_rng(config.seed).permutation(len(learned))[:CALIBRATION]
-    data = freeze(family, network.cpu().eval(), learned[np.sort(chosen)], options, family, full_card)
+    data, state = trained.data, trained.state
     path = codec_folder() / f"{key}.safetensors"
     write_whole(path, data)
     checkpoint.unlink(missing_ok=True)
@@ -154,11 +125,11 @@ def train(
             path=str(path),
             id=identify(data),
             family=family,
-            pictures=len(learned),
+            pictures=trained.pictures,
             steps=state.step,
             seconds=state.seconds,
-            device=device.type,
-            validation=validation,
+            device=trained.device,
+            validation=state.history[-1] if state.history else {},
             history=state.history,
         )
     )
@@ -188,7 +159,7 @@ def train_there(
     """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
     pin_threads(cores())
     files = drawn(itertools.islice(source.files(), limit), most, config.seed)
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    batches = [files[at : at + batch_size] for at in range(0, len(files), batch_size)]
     records = [prepare_shard(source, batch, shards, home() / "shards") for batch in batches]
     trained = train.fn(family, records, config, card, start)
     return trained, Path(trained["path"]).read_bytes()
