@@ -2,9 +2,11 @@
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compressor.comparison import Headline, Table, count
+from compressor.errors import LatentpackError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +19,27 @@ CAPTIONS = {
     "equal_bytes": "Equal bytes: every codec at the highest quality whose payload is no larger than the first codec's.",
     "equal_quality": "Equal quality: every codec at the lowest quality that reaches the first codec's PSNR.",
 }
+
+
+def template(name: str) -> Any:
+    """One of the package's Jinja templates: what is put in is escaped, and a name that is missing is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("compressor"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(name)
+
+
+def make_folder(directory: Path) -> None:
+    """Make a folder for a report, unless there is one. LatentpackError where it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LatentpackError(
+            f"a report cannot be written to {directory}: {error.strerror}; choose a folder"
+        ) from error
 
 
 def markdown(
@@ -53,14 +76,8 @@ def html(
     palette: dict[str, str],
 ) -> str:
     """A report as one HTML file; ``images`` are the figures as PNG, ``palette`` the codecs' colours."""
-    import jinja2
-
     from compressor import plots
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("compressor"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     pictures = {}
     for name, figure in figures.items():
         # Lines are sharp as SVG; pictures stay pictures.
@@ -77,7 +94,7 @@ def html(
         }
         for name, size in head.bars
     ]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=title, head=head, bars=bars, tables=tables, points=points, settings=settings, pictures=pictures,
         captions=CAPTIONS,
     )  # fmt: skip

@@ -34,7 +34,6 @@ from compressor.comparison import (
     points_table,
     speed_table,
 )
-from compressor.errors import LatentpackError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,12 +226,7 @@ def write_report(
     from compressor import plots
 
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LatentpackError(
-            f"a report cannot be written to {directory}: {error.strerror}; choose a folder"
-        ) from error
+    pages.make_folder(directory)
     if ours is None:
         ours = [name for name, codec in codecs.items() if codec.id not in STANDARD]
     found = curves(table)

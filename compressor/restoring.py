@@ -21,7 +21,7 @@ from compressor.errors import ArchiveError, CodecError, ImageError
 from compressor.images import encode_picture
 from compressor.known import hash_keys
 from compressor.table import Row
-from compressor.verifying import check_crc, decoded_together
+from compressor.verifying import check_crc, decoded_apart, decoded_together
 
 BATCH = 256  # rows that one process is given at a time
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
@@ -135,7 +135,7 @@ def restore_rows(
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
     """The bytes of each row's file, or why there are none."""
-    decoded = _pixels(archive, [row for row in rows if row.codec != ORIGINAL])
+    decoded = decoded_apart(archive, [row for row in rows if row.codec != ORIGINAL])
     for row in rows:
         try:
             if row.codec == ORIGINAL:
@@ -147,18 +147,6 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
                 yield encode_picture(pixels, row.channels, format)
         except (CodecError, ImageError, OSError, ValueError) as error:
             yield error
-
-
-def _pixels(archive: Archive, rows: Sequence[Row]) -> Iterator[np.ndarray | Exception]:
-    """Of each row, decoded together, or one by one if something is not sound."""
-    try:
-        yield from archive.decode(rows)
-    except (CodecError, ArchiveError) as error:
-        if len(rows) == 1:
-            yield error
-            return
-        for row in rows:
-            yield from _pixels(archive, [row])
 
 
 def write_file(destination: Path, name: str, data: bytes) -> None:

@@ -239,20 +239,24 @@ def _unreadable(images: KeyedTable, group: int, count: int, error: Exception, fo
     found.bad.update(dict.fromkeys(keys, reason))
 
 
-def _decode(archive: "Archive", rows: Sequence[Row], found: Findings) -> None:
-    """Decode together what is sound, and one by one if something is not."""
+def decoded_apart(archive: "Archive", rows: Sequence[Row]) -> Iterator[np.ndarray | Exception]:
+    """Pixels of each row, uint8 (H, W, 3): decoded together, or one by one if something is not sound."""
     try:
-        pictures = archive.decode(rows)
+        yield from archive.decode(rows)
     except (CodecError, ArchiveError) as error:
         if len(rows) == 1:
-            found.bad[rows[0].key] = str(error)
-            _note_refusal(error, found)  # of the codec
+            yield error
             return
         for row in rows:
-            _decode(archive, [row], found)
-        return
-    for row, pixels in zip(rows, pictures, strict=True):
-        if pixels.shape != (row.height, row.width, 3):
+            yield from decoded_apart(archive, [row])
+
+
+def _decode(archive: "Archive", rows: Sequence[Row], found: Findings) -> None:
+    for row, pixels in zip(rows, decoded_apart(archive, rows), strict=True):
+        if isinstance(pixels, Exception):
+            found.bad[row.key] = str(pixels)
+            _note_refusal(pixels, found)  # of the codec
+        elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
             found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"
 

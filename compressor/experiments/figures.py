@@ -1,10 +1,10 @@
 """Figures of the experiments' report: rate and distortion, squared error by bits, description length, training."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.experiments.results import Results
+from compressor.experiments.results import Results, Trial
 from compressor.plots import STYLE, colours
 
 if TYPE_CHECKING:
@@ -108,30 +108,21 @@ def _length(results: Results) -> "Figure | None":
     palette = _palette(results)
     pictures = np.geomspace(10, 1e6, 60)
     shown = False
-    for trial in results.tops:
+    lines: list[tuple[Trial, str, str, Any]]
+    lines = [(one, one.name, palette[one.name], "solid") for one in results.tops]
+    lines += [
+        (one, f"{one.name}, given", _GIVEN[n % len(_GIVEN)], (0, (4, 1.5))) for n, one in enumerate(results.given)
+    ]
+    for trial, label, colour, style in lines:
         row = trial.row()
         if row is None:
             continue
         shown = True
-        colour = palette[trial.name]
-        axes.plot(pictures, trial.artifact_bytes / pictures + row.mean_bytes, color=colour, label=trial.name)
+        whole = trial.artifact_bytes / pictures + row.mean_bytes
+        axes.plot(pictures, whole, color=colour, linestyle=style, label=label)
         jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
         if jpeg is not None:
             axes.axhline(jpeg, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-    for number, trial in enumerate(results.given):
-        row = trial.row()
-        if row is not None:
-            whole = trial.artifact_bytes / pictures + row.mean_bytes
-            axes.plot(
-                pictures,
-                whole,
-                color=_GIVEN[number % len(_GIVEN)],
-                linestyle=(0, (4, 1.5)),
-                label=f"{trial.name}, given",
-            )
-            jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
-            if jpeg is not None:
-                axes.axhline(jpeg, color=_GIVEN[number % len(_GIVEN)], linewidth=0.8, linestyle=(0, (1, 2)))
     axes.legend(frameon=False, fontsize=8, title="dotted: JPEG at that PSNR", title_fontsize=8)
     return figure if shown else None
 

@@ -12,7 +12,6 @@ from compressor import pages
 from compressor.baselines import STANDARD
 from compressor.codec import Codec
 from compressor.comparison import Table
-from compressor.errors import LatentpackError
 from compressor.experiments import tables
 from compressor.experiments.findings import Finding, findings
 from compressor.experiments.results import Results
@@ -89,12 +88,7 @@ def write(results: Results, strips: Sequence[Strip], directory: Path) -> Written
     from compressor import plots
     from compressor.experiments import figures
 
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LatentpackError(
-            f"a report cannot be written to {directory}: {error.strerror}; choose a folder"
-        ) from error
+    pages.make_folder(directory)
     found = findings(results)
     parts = _tables(results)
     drawn = figures.draw(results)
@@ -158,16 +152,10 @@ def _html(
     drawn: "dict[str, Figure]",
     strip: "Figure | None",
 ) -> str:
-    import jinja2
-
     from compressor import plots
     from compressor.experiments.figures import CAPTIONS
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("compressor"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("experiments.html.j2").render(
+    return pages.template("experiments.html.j2").render(
         title=TITLE,
         lead=_lead(results, found),
         findings=tables.findings_table(found),
