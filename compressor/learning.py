@@ -64,8 +64,9 @@ def learn(
         The checkpoint is of another network or configuration.
     """
     torch.manual_seed(config.seed)
-    chosen, options = family_named(family), start.options if start else options or {}
-    network = chosen.network(start).requires_grad_(True) if start else chosen.build(**options)
+    chosen = family_named(family)
+    network = chosen.network(start).requires_grad_(True) if start else chosen.build(**(options or {}))
+    options = start.options if start else options or {}
     device = pick_device()
     trained: Any
     trained, state = fit(

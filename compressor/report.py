@@ -306,7 +306,7 @@ def _settings(table: pa.Table) -> Table:
     rows.append(["written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"])
     note = (
         "Standard codecs run on one thread, learned ones on as many as PyTorch is given. Bytes of a learned codec "
-        f"include {ARCHIVE_ROW_BYTES} for its archive row unless measured otherwise. "
+        f"include {ARCHIVE_ROW_BYTES} for its archive row. "
         "SSIM: Gaussian window, sigma 1.5, mean of RGB."
     )
     return Table("Settings", note, ["", ""], rows)

@@ -30,7 +30,7 @@ from tasks.home import home
 from tasks.retries import NOT_KEPT
 from tasks.train import write_whole
 
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 MEASURE_VERSION = 2
 QUANTIZE_VERSION = 1
 STRIPS = 4  # pictures shown side by side

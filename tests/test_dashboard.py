@@ -104,9 +104,7 @@ def test_what_automations_wait_for_is_announced(tmp_path: Path, monkeypatch: pyt
 
     heard: list[str] = []
     monkeypatch.delenv(UNWATCHED)
-    monkeypatch.setattr(
-        "tasks.dashboard.emit_event", lambda event, **_: heard.append(event.removeprefix("latentpack."))
-    )
+    monkeypatch.setattr("tasks.dashboard.emit_event", lambda event, **_: heard.append(event))
     folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
     (folder / "bad.png").write_text("no picture")
     archive_it(folder, archive)

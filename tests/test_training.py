@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.artifact import parse
+from compressor.errors import CodecError
+from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
 from compressor.training import OPTIMIZERS, BatchedMuon, TrainingConfig, TrainingState, fit, pick_device
-from tests.codecs import TINY_HYPERPRIOR
+from tests.codecs import TINY_HYPERPRIOR, smooth_pictures, tiny_artifact
 
 CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)
 
@@ -194,3 +197,12 @@ def test_muon_in_batches_is_pytorchs_muon() -> None:
         assert (mine - other).norm() < 0.02 * (other - before).norm()
     assert torch.equal(ours[-1], start[-1])
     assert batched.state_dict()["state"].keys() == single.state_dict()["state"].keys(), "checkpoints of either resume"
+
+
+@pytest.mark.parametrize("options", [None, [1, 2], {"latents": -1}])
+def test_a_codec_that_lies_of_its_network_is_no_start(options: Any) -> None:
+    artifact = parse(tiny_artifact("v5"))
+    lying = replace(artifact, metadata={**artifact.metadata, "network": options})
+    pictures = np.stack(smooth_pictures(4))
+    with pytest.raises(CodecError, match="codec"):
+        learn("v5", pictures, pictures, TrainingConfig(steps=1), start=lying)

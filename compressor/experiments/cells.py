@@ -27,7 +27,7 @@ class Cell:
     pictures
         How many pictures, spread evenly over those there are; None: all of them.
     loss
-        One of :data:`compressor.experiments.losses.LOSSES`.
+        ``OWN`` or one of ``LOSSES`` of :mod:`compressor.experiments.losses`.
     start
         Id of the codec that is trained further; empty: from the beginning.
     """
