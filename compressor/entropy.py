@@ -48,7 +48,7 @@ class Tables:
     def __init__(self, frequencies: np.ndarray, first: int) -> None:
         table = np.asarray(frequencies)
         if table.dtype != np.int32 or table.ndim != 2 or (table < 1).any() or (table.sum(axis=1) != TOTAL).any():
-            raise CodecError("the codec's frequency tables are damaged: a row does not sum to 2**24")
+            raise CodecError("the codec's frequency tables are damaged: they are no int32 rows that sum to 2**24")
         self.first = first
         self.symbols = table.shape[1]
         # Quotients by a power of two are exact in float64, so that the coder sees the integers themselves.

@@ -163,5 +163,4 @@ def refreeze(data: bytes, pictures_NHWC: np.ndarray, weights: str, method: str =
     artifact = parse(data)
     network = family(artifact.family).network(artifact)
     card = {**artifact.metadata.get("card", {}), "weights": {"kind": weights, "method": method, "of": artifact.id}}
-    options = artifact.metadata.get("network", {})
-    return freeze(artifact.family, network, pictures_NHWC, options, artifact.name, card, weights, method)
+    return freeze(artifact.family, network, pictures_NHWC, artifact.options, artifact.name, card, weights, method)

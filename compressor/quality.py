@@ -18,7 +18,7 @@ from compressor.errors import CodecError
 from compressor.metrics import psnr
 
 TOLERANCE = 0.4  # dB above the target at which a try is good enough
-AIM = 0.05  # dB above the target that a try aims at, more after two that missed; with the tolerance, a choice of time
+AIM = 0.05  # dB above the target that the first two tries aim at, then twice as much each: for bytes and time together
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
 _DRAFTS = (45, 75)  # qualities of a standard format that its fastest setting is measured at, to start from
