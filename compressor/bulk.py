@@ -263,10 +263,10 @@ def _is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
 
 def _fall_back(picture: Picture, goal: float, options: EncodeOptions) -> Stored | None:
     """The smallest of the standard formats at ``goal`` dB, but for one that is rarely so and then hardly."""
-    codecs = [StandardCodec("avif", effort=PATIENT_AVIF_SPEED if options.effort else AVIF_SPEED)]
+    codecs = [StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if options.effort else AVIF_SPEED)]
     one = encode_fallback(picture.pixels, goal, codecs, STANDARD[LOSSLESS])
-    if one is not None and one.encoded.codec == "avif":
-        one = replace(one, encoded=STANDARD["av1"].bare(one.encoded) or one.encoded)
+    if one is not None and one.encoded.codec == "avif-444":
+        one = replace(one, encoded=STANDARD["av1-444"].bare(one.encoded) or one.encoded)
     small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
     if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
         one = smallest(one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS]))

@@ -51,7 +51,8 @@ class Tables:
             raise CodecError("the codec's frequency tables are damaged: they are no int32 rows that sum to 2**24")
         self.first = first
         self.symbols = table.shape[1]
-        # Quotients by a power of two are exact in float64, so that the coder sees the integers themselves.
+        # Quotients by a power of two are exact in float64, so that what the coder makes of them (docs/format.md) is the
+        # same everywhere. It makes room for every symbol, although they have it: an entry may be one more or less.
         self.models = [
             constriction.stream.model.Categorical(row.astype(np.float64) / TOTAL, perfect=False) for row in table
         ]
@@ -138,9 +139,3 @@ def _trimmed(words: np.ndarray) -> bytes:
     A word's bytes go out highest first, so that the zeros of a partly used last word stand at the end.
     """
     return words.astype(">u4").tobytes().rstrip(b"\0")
-
-
-def ideal_bits(values: np.ndarray, index: np.ndarray, frequency_tables: np.ndarray, first: int) -> float:
-    """Information content of ``values`` under their tables: what an ideal coder would spend, in bits."""
-    probability = frequency_tables[index, values - first] / TOTAL
-    return float(-np.log2(probability).sum())

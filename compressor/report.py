@@ -38,23 +38,30 @@ from compressor.comparison import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ARCHIVE_ROW_BYTES = 32  # the most that an archive's row costs beside its payload; counted as a learned codec's header
+ARCHIVE_ROW_BYTES = 32  # what a row costs beside its payload in parts of 150 pictures or more; a learned codec's header
 STRIP_PICTURES = 4
 STRIP_LEVEL = 32.0  # dB: where differences are seen without being grotesque
 QUALITIES = {
     "jpeg": (5, 10, 15, 20, 28, 38, 50, 65, 78, 88, 94),
     "webp": (1, 10, 22, 35, 50, 65, 78, 86, 92),
     "avif": (14, 24, 34, 44, 54, 64, 74, 84),
+    "avif-444": (8, 18, 29, 40, 51, 62, 73, 84),
     "jpegxl": (10, 20, 32, 45, 58, 70, 80, 88, 93),
 }
 """Qualities measured by default, by codec id: spread so that curves from 28 to 40 dB need no extrapolation."""
 _LEARNED_QUALITIES = 10
-_NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jpegxl": "JPEG XL"}
+_NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "avif-444": "AVIF 4:4:4", "jpegxl": "JPEG XL"}
 _PACKAGES = (
     "latentpack", "numpy", "torch", "constriction", "imagecodecs", "pillow", "opencv-python-headless", "scikit-image",
     "ssimulacra2", "pyarrow",
 )  # fmt: skip
-_ANCHORS = ("avif", "webp", "jpegxl", "jpeg")  # codec ids in the order of what they are worth comparing with
+_ANCHORS = (
+    "avif",
+    "avif-444",
+    "webp",
+    "jpegxl",
+    "jpeg",
+)  # codec ids in the order of what they are worth comparing with
 _CODECS_KEY = b"latentpack.codecs"
 SCHEMA = pa.schema(
     [
@@ -91,7 +98,7 @@ class Report:
 
 
 def standard_codecs() -> dict[str, Codec]:
-    """JPEG, WebP, AVIF and JPEG XL by the names that reports use."""
+    """JPEG, WebP, AVIF (as it is usually written, and tuned for PSNR) and JPEG XL by the names that reports use."""
     return {title: STANDARD[name] for name, title in _NAMES.items()}
 
 
