@@ -182,6 +182,8 @@ class HyperpriorCodec:
             z_BCHW[row] = values[head : head + z_BCHW[row].size].reshape(z_shape)
             r_BCHW[row] = values[head + z_BCHW[row].size :].reshape(r_shape)
             quality_B[row] = self._with_part(one, int(values[0]) if head else 0)
+            if np.abs(z_BCHW[row]).max() > HYPER_MAX or r_BCHW[row].min() < -RESIDUAL_MAX:
+                raise CodecError("the payload is damaged: it holds latents that no writer stores")
         return z_BCHW, r_BCHW, quality_B
 
     def _with_part(self, encoded: Encoded, part: int) -> float:

@@ -5,6 +5,7 @@ Sizes are known to the reader, so no stream carries one, nor a checksum: the tab
 
 import lzma
 import zlib
+from typing import Any
 
 from compressor.errors import CodecError
 
@@ -33,20 +34,25 @@ def pack(data: bytes, packer: str, item: int) -> bytes:
 
 def unpack(data: bytes, packer: str, item: int, size: int) -> bytes:
     """Undo :func:`pack`; never yields more than the ``size`` bytes expected. CodecError on anything else."""
-    try:
-        if packer == "none":
-            unpacked = data
-        elif packer == "gzip":
-            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-            unpacked = inflate.decompress(data, size + 1)
-        elif packer == "lzma":
-            unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(item)).decompress(data, size + 1)
-        else:
-            raise CodecError(f"unknown packer {packer!r}: choose one of {', '.join(PACKERS)}")
-    except (zlib.error, lzma.LZMAError, EOFError) as error:
-        raise CodecError(f"the payload is damaged: {packer} says {error}") from error
+    if packer == "none":
+        unpacked, whole = data, True
+    elif packer in PACKERS:
+        try:
+            stream: Any = (
+                zlib.decompressobj(-zlib.MAX_WBITS)
+                if packer == "gzip"
+                else lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(item))
+            )
+            unpacked = stream.decompress(data, size + 1)
+        except (zlib.error, lzma.LZMAError, EOFError) as error:
+            raise CodecError(f"the payload is damaged: {packer} says {error}") from error
+        whole = stream.eof and not stream.unused_data
+    else:
+        raise CodecError(f"unknown packer {packer!r}: choose one of {', '.join(PACKERS)}")
     if len(unpacked) != size:
         raise CodecError(f"the payload is damaged: {len(unpacked)} bytes unpacked, {size} expected")
+    if not whole:
+        raise CodecError(f"the payload is damaged: its {packer} stream does not end where its bytes do")
     return unpacked
 
 

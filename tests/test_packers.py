@@ -40,6 +40,15 @@ def test_a_bomb_is_not_unpacked() -> None:
         unpack(bomb, "lzma", 1, 1000)
 
 
+@pytest.mark.parametrize("packer", ["gzip", "lzma"])
+def test_a_stream_ends_where_its_bytes_do(packer: str) -> None:
+    data = bytes(range(50)) * 4
+    packed = pack(data, packer, 1)
+    for damaged in (packed + b"\0", packed + b"more", packed[:-1]):
+        with pytest.raises(CodecError, match="damaged"):
+            unpack(damaged, packer, 1, len(data))
+
+
 def test_unknown_packer_names_the_known() -> None:
     with pytest.raises(CodecError, match="none, gzip, lzma"):
         pack(b"", "zip", 1)

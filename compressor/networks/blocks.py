@@ -27,7 +27,11 @@ def floor_ste(x: Tensor) -> Tensor:
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function without autocast, whatever its caller has in force."""
+    """Run a function without autocast, whatever its caller has in force.
+
+    A GPU may still round factors to TF32's ten bits. Integers here have seven; of the means it cost 0.007 dB at most
+    (emulated, 12 portraits at steps 8 to 62), which what a search keeps in hand covers.
+    """
 
     @wraps(function)
     def run(*arguments: P.args, **options: P.kwargs) -> R:
