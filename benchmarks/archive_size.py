@@ -3,11 +3,13 @@
     python benchmarks/archive_size.py FOLDER [--codec faces] [--effort 0] [--limit 200]
 
 Every figure is of files written in this run: the archive's parts, and one file a picture for the other formats
-(``payload`` leaves out what every file of a format repeats). Pictures are taken as they are; each codec runs through
-its qualities and its curve is read off at the given PSNR.
+(``payload`` leaves out what every file of a format repeats, and of a JPEG its Huffman tables too). Pictures are taken
+as they are; each codec runs through its qualities and its curve is read off at the given PSNR. BD-rates are all taken
+over the one range of PSNR that every curve has.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Sequence
 from itertools import islice
@@ -20,16 +22,17 @@ from compressor.baselines import STANDARD, payload_size
 from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes
 from compressor.images import decode_picture
-from compressor.metrics import bd_rate, psnr
+from compressor.metrics import RateCurve, bd_rate, psnr
 from compressor.quality import encode_measured
 from compressor.sources import Source
 
 TARGETS = (30.0, 32.0, 34.0, 36.0)
 QUALITIES = {
-    "jpeg": range(10, 92, 6),
-    "webp": range(2, 95, 8),
-    "avif": range(20, 90, 6),
-    "jpegxl": range(20, 96, 6),
+    "jpeg": range(10, 97, 6),
+    "webp": range(2, 99, 8),
+    "avif": range(14, 93, 6),
+    "avif-444": range(8, 93, 6),
+    "jpegxl": range(8, 96, 6),
 }
 
 
@@ -76,7 +79,8 @@ def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, ef
 
 def at(curve: np.ndarray, psnr: float, column: int) -> float:
     """Bytes on a curve at a PSNR, NaN outside it."""
-    return float(np.exp(np.interp(psnr, curve[:, 0], np.log(curve[:, column]), left=np.nan, right=np.nan)))
+    rate = RateCurve(curve[:, column], curve[:, 0]).rate_at(psnr)
+    return math.nan if rate is None else rate
 
 
 def main() -> None:
@@ -93,7 +97,9 @@ def main() -> None:
     curves = {name: standard_curve(name, pictures) for name in QUALITIES}
     archive = archive_curve(source, pictures, options.codec, options.effort)
 
-    print(f"{len(pictures)} pictures, bytes a picture at equal mean PSNR\n")
+    ends = [(curve[:, 0].min(), curve[:, 0].max()) for curve in (*curves.values(), archive)]
+    low, high = max(low for low, _ in ends), min(high for _, high in ends)
+    print(f"{len(pictures)} pictures, bytes a picture at equal mean PSNR; BD-rate from {low:.1f} to {high:.1f} dB\n")
     print("| | " + " | ".join(f"{target:.0f} dB" for target in TARGETS) + " | BD-rate of the archive against it |")
     print("| --- | " + "--- | " * (len(TARGETS) + 1))
     lines = [
@@ -103,9 +109,15 @@ def main() -> None:
     ]
     for title, curve, column in [*lines, ("archive, all columns", archive, 1), ("archive, payload", archive, 2)]:
         cells = " | ".join(f"{at(curve, target, column):.0f}" for target in TARGETS)
-        saved = bd_rate(curve[:, column], curve[:, 0], archive[:, 1], archive[:, 0])
+        saved = bd_rate(curve[:, column], curve[:, 0], archive[:, 1], archive[:, 0], (low, high))
         print(f"| {title} | {cells} | {saved:+.1f} % |")
-    for name, column, title in (("jpeg", 1, "JPEG's file"), ("avif", 1, "AVIF's file"), ("avif", 2, "AVIF's payload")):
+    for name, column, title in (
+        ("jpeg", 1, "JPEG's file"),
+        ("avif", 1, "AVIF's file"),
+        ("avif", 2, "AVIF's payload"),
+        ("avif-444", 1, "the file of AVIF 4:4:4"),
+        ("avif-444", 2, "the payload of AVIF 4:4:4"),
+    ):
         ratios = [at(archive, target, 1) / at(curves[name], target, column) for target in TARGETS]
         print(f"archive / {title}: " + ", ".join(f"{ratio:.3f}" for ratio in ratios))
 

@@ -118,7 +118,7 @@ def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Seq
             rows.append([f"{name}, {kind}", *(count(curve.at("psnr", level, rate)) for level in LEVELS)])
     note = (
         "Mean bytes per picture where the mean PSNR over all pictures (RGB) is the column's, interpolated between "
-        "measured qualities. Payload leaves out what every file repeats: tables, headers, boxes."
+        "measured qualities. Payload leaves out what every file repeats: headers, boxes, and of a JPEG its tables."
     )
     tables = [Table("Bytes per picture at equal PSNR", note, columns, rows, frozenset(strong))]
     for anchor in anchors:

@@ -81,6 +81,7 @@ def bd_rate(
     distortion_a: Sequence[float] | np.ndarray,
     rate_b: Sequence[float] | np.ndarray,
     distortion_b: Sequence[float] | np.ndarray,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> float:
     """Bjontegaard's mean difference of rate: percent by which b's exceeds a's at equal quality.
 
@@ -90,6 +91,7 @@ def bd_rate(
     ----------
     rate_a, rate_b : positive rates in any one unit.
     distortion_a, distortion_b : quality at these rates, more is better (PSNR, SSIM, ...), in any order.
+    within : range of quality that is compared, as far as both curves have points there.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def bd_rate(
         If a curve has fewer than two usable points, or the curves share no range of quality.
     """
     curve_a, curve_b = RateCurve(rate_a, distortion_a), RateCurve(rate_b, distortion_b)
-    low, high = max(curve_a.low, curve_b.low), min(curve_a.high, curve_b.high)
+    low, high = max(curve_a.low, curve_b.low, within[0]), min(curve_a.high, curve_b.high, within[1])
     if not high > low:
         raise ValueError(
             f"the curves share no range of quality: {curve_a.low:.4g} to {curve_a.high:.4g} "

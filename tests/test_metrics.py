@@ -81,6 +81,15 @@ def test_bd_rate_of_a_shifted_curve_is_the_shift() -> None:
     assert bd_rate(RATES, DECIBELS, RATES[2:] * 2, DECIBELS[2:]) == pytest.approx(100, rel=0.05)
 
 
+def test_bd_rate_compares_within_a_range_where_one_is_given() -> None:
+    low, high = DECIBELS[0], DECIBELS[-1]
+    twice_above = np.where((low + high) / 2 < DECIBELS, 2.0, 1.0) * RATES
+    assert bd_rate(RATES, DECIBELS, twice_above, DECIBELS, (low, DECIBELS[1])) == pytest.approx(0, abs=1e-9)
+    assert bd_rate(RATES, DECIBELS, twice_above, DECIBELS, (DECIBELS[-2], high + 9)) == pytest.approx(100, rel=0.2)
+    with pytest.raises(ValueError, match="share no range"):
+        bd_rate(RATES, DECIBELS, RATES, DECIBELS, (high + 1, high + 2))
+
+
 def test_bd_rate_leaves_out_points_nobody_would_choose() -> None:
     worse = (np.append(RATES, 3000), np.append(DECIBELS, 35))
     assert bd_rate(RATES, DECIBELS, *worse) == pytest.approx(0, abs=1e-9)
