@@ -91,6 +91,12 @@ def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
     return [quality] * count if isinstance(quality, int) else [int(q) for q in quality]
 
 
+def spread_qualities(codec: Codec, count: int) -> list[int]:
+    """``count`` of a codec's quality steps, evenly from the worst to the best; -1 alone where it has just one."""
+    steps = len(codec.qualities)
+    return [codec.qualities[int(at)] for at in np.linspace(0, steps - 1, min(count, steps)).round()] if steps else [-1]
+
+
 def released() -> list[str]:
     """Names of the codecs that are shipped with weights."""
     return sorted(path.stem for path in RELEASED.glob("*.safetensors"))

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from compressor import pages
 from compressor.baselines import STANDARD, payload_size
-from compressor.codec import Codec
+from compressor.codec import Codec, spread_qualities
 from compressor.comparison import (
     USUAL_LEVEL,
     Curve,
@@ -103,13 +103,8 @@ def standard_codecs() -> dict[str, Codec]:
 
 
 def default_qualities(codec: Codec) -> list[int]:
-    """Qualities worth measuring: ten spread over the codec's range, or [-1] where it has only one."""
-    if not len(codec.qualities):
-        return [-1]
-    if codec.id in QUALITIES:
-        return list(QUALITIES[codec.id])
-    spread = np.linspace(0, len(codec.qualities) - 1, min(_LEARNED_QUALITIES, len(codec.qualities)))
-    return [codec.qualities[int(index)] for index in spread.round()]
+    """Qualities worth measuring: of a standard format :data:`QUALITIES`, of another codec ten."""
+    return list(QUALITIES.get(codec.id) or spread_qualities(codec, _LEARNED_QUALITIES))
 
 
 def measure(

@@ -5,7 +5,6 @@ A shard is named by what is in it and how it was made, so that it can be cached,
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from compressor.errors import UNREADABLE, ImageError, SourceError, causes
+from compressor.files import replacing
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
@@ -133,14 +133,14 @@ def load_shards(records: Sequence[ShardRecord], chosen_N: np.ndarray | None = No
 
 
 def _write(path: Path, pictures: Sequence[np.ndarray], side: int) -> None:
-    """Write beside, then rename: a reader sees a whole shard or none."""
     shape = (side, side, 3)
     size = int(np.prod(shape))
     values = pa.array(np.concatenate([picture.ravel() for picture in pictures]) if pictures else np.zeros(0, np.uint8))
     column = pa.FixedSizeListArray.from_arrays(values, size)
     schema = pa.schema([("pixels", column.type)], metadata={"shape": json.dumps(shape)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with (
+        replacing(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
         writer.write_batch(pa.record_batch([column], schema=schema))
-    os.replace(partial, path)

@@ -8,7 +8,6 @@ own measure (``validation``), so nothing here knows what is being trained. Freez
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from compressor.files import replacing
 
 
 class Trainable(Protocol):
@@ -362,23 +363,18 @@ def _save(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Write beside the old checkpoint, then replace it: a kill leaves one or the other."""
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {
-            "fingerprint": fingerprint,
-            "state": asdict(state),
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "best": best,
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
-            "global_generator": torch.get_rng_state(),
-        },
-        partial,
-    )
-    os.replace(partial, path)
+    saved = {
+        "fingerprint": fingerprint,
+        "state": asdict(state),
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "best": best,
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+        "global_generator": torch.get_rng_state(),
+    }
+    with replacing(path) as partial:
+        torch.save(saved, partial)
 
 
 def _resume(

@@ -1,7 +1,6 @@
 """Training: list, prepare shards in parallel, fit, freeze, write the codec's file."""
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes, released
 from compressor.errors import CodecError, LatentpackError
 from compressor.families import family as family_named
+from compressor.files import write_whole
 from compressor.images import Limits
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
@@ -26,7 +26,7 @@ from tasks.caching import cached, fresh
 from tasks.home import home
 from tasks.preprocess import prepare
 from tasks.threads import pin_threads
-from tasks.train import TrainingRecord, codec_folder, train, train_there, write_whole
+from tasks.train import TrainingRecord, codec_folder, train, train_there
 
 MINUTES = 15.0  # where neither steps nor minutes are given
 RATE, RATE_ONWARD = 3e-3, 1e-3  # of learning, from nothing and from a codec
@@ -47,7 +47,7 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)
     record = train_codec(source, family, parameters, parameters, start)
-    shutil.copyfile(record.path, out)
+    write_whole(out, Path(record.path).read_bytes())
     return {**vars(record), "path": str(out)}
 
 

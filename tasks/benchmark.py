@@ -12,7 +12,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from compressor.codec import Codec, load_codec, titles, with_effort
 from compressor.errors import CodecError, ImageError, SourceError
-from compressor.images import decode_picture
+from compressor.images import Limits, decode_picture
+from compressor.reading import read_contents, read_together
 from compressor.sources import Source
 from compressor.strips import centre
 from tasks.retries import NOT_KEPT
@@ -27,17 +28,18 @@ def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict
     """
     pictures: dict[str, np.ndarray] = {}
     files = source.files()
-    while len(pictures) < limit and (chunk := list(itertools.islice(files, limit))):
-        for file, content in zip(chunk, source.read([file.path for file in chunk]), strict=True):
-            try:
-                if isinstance(content, Exception):
+    while len(pictures) < limit and (wanted := list(itertools.islice(files, limit - len(pictures)))):
+        for chunk in read_together(wanted):
+            for file, content in zip(chunk, read_contents(source, chunk, Limits()), strict=True):
+                if isinstance(content, ImageError):
                     continue
-                picture = decode_picture(content)
-            except ImageError:
-                continue
-            if picture.keep is None and len(pictures) < limit:
-                suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
-                pictures[file.key] = picture.pixels if suited else centre(picture.pixels, MIDDLE)
+                try:
+                    picture = decode_picture(content)
+                except ImageError:
+                    continue
+                if picture.keep is None:
+                    suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
+                    pictures[file.key] = picture.pixels if suited else centre(picture.pixels, MIDDLE)
     if not pictures:
         raise SourceError(f"{source.shown}: no picture here that can be measured")
     return pictures

@@ -23,12 +23,12 @@ from prefect.context import TaskRunContext
 
 from compressor.experiments.cells import Cell
 from compressor.experiments.results import Results, Training
+from compressor.files import write_whole
 from compressor.shards import ShardRecord, load_shards
 from compressor.training import TrainingConfig, TrainingState
 from tasks.caching import stage_key
 from tasks.home import home
 from tasks.retries import NOT_KEPT
-from tasks.train import write_whole
 
 TRAIN_VERSION = 4
 MEASURE_VERSION = 2
@@ -138,13 +138,13 @@ def measure(name: str, codec: str, id: str, shards: Sequence[ShardRecord], full:
     from compressor.experiments.cells import weight_bytes
     from compressor.experiments.information import inform
     from compressor.experiments.measuring import measure as measure_rows
+    from compressor.experiments.measuring import rows_at_middle
 
     pictures = list(load_shards(shards)[:MEASURED])
     loaded = load_codec(codec)
     packers = None if full else [name for name in loaded.packers if name.endswith("entropy")]
     rows = measure_rows(loaded, pictures, packers=packers)
-    middle = loaded.qualities[len(loaded.qualities) // 2] if len(loaded.qualities) else -1
-    found = inform(loaded, pictures, middle) if full else None
+    found = inform(loaded, pictures, rows_at_middle(rows)[0].quality) if full else None
     key = _measure_key(None, {"id": id, "shards": shards, "full": full})
     data = artifact_bytes(codec)
     weights, full_precision = weight_bytes(data)

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from compressor.files import write_whole
 from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source
 from compressor.summary import duration
@@ -189,14 +189,6 @@ def _held_out(count: int) -> np.ndarray:
     if count:
         held[np.linspace(0, count - 1, max(1, min(HELD_OUT_MOST, int(HELD_OUT * count)))).astype(int)] = True
     return held
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def _history(family: str, state: TrainingState) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 
 from compressor.autoencoder_codec import AutoencoderCodec
 from compressor.codec import Codec
-from compressor.experiments.measuring import Row
 from compressor.metrics import psnr
 
 CONTEXTS = ("none", "left", "top", "channel")
@@ -132,9 +131,3 @@ def _binned(neighbour_NCHW: np.ndarray) -> np.ndarray:
             edges = np.quantile(inside, np.arange(1, _BINS) / _BINS)
             binned[:, channel] = np.where(plane >= 0, 1 + np.searchsorted(edges, plane), 0)
     return binned
-
-
-def rows_at_middle(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the middle one of a codec's qualities: all of them where it has one."""
-    qualities = sorted({row.quality for row in rows})
-    return [row for row in rows if row.quality == qualities[len(qualities) // 2]]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from compressor.baselines import STANDARD
-from compressor.codec import Codec
+from compressor.codec import Codec, spread_qualities
 from compressor.metrics import RateCurve, psnr, ssim
 
 STANDARD_QUALITIES = {
@@ -59,7 +59,7 @@ def measure(
     Packers that store the same symbols are decoded once: their names agree before the dash, or have none.
     """
     rows = []
-    qualities = qualities or _qualities(codec)
+    qualities = qualities or STANDARD_QUALITIES.get(codec.id) or spread_qualities(codec, LEARNED_QUALITIES)
     for quality in qualities:
         decoded_by: dict[str, tuple[list[float], float, float, float]] = {}
         chosen = codec.packers or ("",)
@@ -78,15 +78,6 @@ def measure(
     return rows
 
 
-def _qualities(codec: Codec) -> list[int]:
-    if not len(codec.qualities):
-        return [-1]
-    if codec.id in STANDARD_QUALITIES:
-        return list(STANDARD_QUALITIES[codec.id])
-    spread = np.linspace(0, len(codec.qualities) - 1, min(LEARNED_QUALITIES, len(codec.qualities)))
-    return [codec.qualities[int(index)] for index in spread.round()]
-
-
 def _compared(pictures: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> tuple[list[float], float, float, float]:
     pairs = list(zip(pictures, decoded, strict=True))
     return (
@@ -95,6 +86,12 @@ def _compared(pictures: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> 
         float(np.mean([np.square(a / np.float32(255) - b / np.float32(255)).mean() for a, b in pairs])),
         float(np.mean([len(cv2.imencode(".png", b)[1]) for _, b in pairs])),
     )
+
+
+def rows_at_middle(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the middle one of a codec's qualities: all of them where it has one."""
+    qualities = sorted({row.quality for row in rows})
+    return [row for row in rows if row.quality == qualities[len(qualities) // 2]]
 
 
 def measure_standards(pictures: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, list[Row]]:

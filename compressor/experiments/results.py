@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.experiments.information import Information, rows_at_middle
-from compressor.experiments.measuring import Rates, Row, rows_of
+from compressor.experiments.information import Information
+from compressor.experiments.measuring import Rates, Row, rows_at_middle, rows_of
 
 BEST = ("int8-entropy", "entropy")  # the packer that tells a codec's size in one figure, by kind of codec
 
