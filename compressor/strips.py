@@ -3,7 +3,8 @@
 Qualities are searched per picture by encoding; nothing is drawn or written here.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +61,14 @@ def side_by_side(
         for picture, one, back in zip(cut, encoded, decoded, strict=True)
     ]
     return (
-        [_strip(key, one, codecs, reference, highest=True) for key, one in zip(pictures, targets, strict=True)],
-        [_strip(key, one, codecs, reference, highest=False) for key, one in zip(pictures, targets, strict=True)],
+        [
+            _strip(key, one, codecs, reference, lambda codec, to: within_bytes(codec, to.picture, to.payload))
+            for key, one in zip(pictures, targets, strict=True)
+        ],
+        [
+            _strip(key, one, codecs, reference, lambda codec, to: reaching(codec, to.picture, to.psnr))
+            for key, one in zip(pictures, targets, strict=True)
+        ],
     )
 
 
@@ -71,7 +78,13 @@ def centre(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
-def _strip(key: str, target: _Target, codecs: Mapping[str, Codec], reference: str, highest: bool) -> Strip:
+def _strip(
+    key: str,
+    target: _Target,
+    codecs: Mapping[str, Codec],
+    reference: str,
+    encode: Callable[[Codec, _Target], Encoded],
+) -> Strip:
     picture = target.picture
     cells = [
         Cell("source", f"{picture.size:,} B of pixels", centre(picture, SHOWN)),
@@ -79,7 +92,7 @@ def _strip(key: str, target: _Target, codecs: Mapping[str, Codec], reference: st
     ]
     for name, codec in codecs.items():
         if name != reference:
-            encoded = _search(codec, target, highest)
+            encoded = encode(codec, target)
             decoded = codec.decode([encoded])[0]
             cells.append(_cell(name, _stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
     return Strip(key, cells)
@@ -89,26 +102,24 @@ def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray) -> Cell:
     return Cell(name, f"{payload:,} B · {decibel:.1f} dB", centre(decoded, SHOWN))
 
 
-def _search(codec: Codec, target: _Target, highest: bool) -> Encoded:
-    """The highest quality within the target's bytes, or the lowest with its PSNR; the nearest where there is none."""
-    if not len(codec.qualities):
-        return codec.encode([target.picture], -1)[0]
-    low, high = codec.qualities.start, codec.qualities.stop - 1
-    best = codec.encode([target.picture], low if highest else high)[0]
-    while low <= high:
-        middle = (low + high) // 2
-        encoded = codec.encode([target.picture], middle)[0]
-        if highest:
-            holds = _stored_bytes(codec, encoded) <= target.payload
-        else:
-            holds = psnr(target.picture, codec.decode([encoded])[0]) >= target.psnr - _TOLERANCE
-        if holds:
-            best = encoded
-        if holds == highest:
-            low = middle + 1
-        else:
-            high = middle - 1
-    return best
+def within_bytes(codec: Codec, picture: np.ndarray, most: int) -> Encoded:
+    """A picture at the highest quality that takes ``most`` bytes, or at the lowest."""
+    above = bisect_right(codec.qualities, most, key=lambda q: _stored_bytes(codec, _encode(codec, picture, q)))
+    return _encode(codec, picture, codec.qualities[max(0, above - 1)] if codec.qualities else -1)
+
+
+def reaching(codec: Codec, picture: np.ndarray, level: float) -> Encoded:
+    """A picture at the lowest quality that reaches ``level`` dB, or at the highest."""
+    at = bisect_left(codec.qualities, level - _TOLERANCE, key=lambda q: _psnr_at(codec, picture, q))
+    return _encode(codec, picture, codec.qualities[min(at, len(codec.qualities) - 1)] if codec.qualities else -1)
+
+
+def _encode(codec: Codec, picture: np.ndarray, quality: int) -> Encoded:
+    return codec.encode([picture], quality)[0]
+
+
+def _psnr_at(codec: Codec, picture: np.ndarray, quality: int) -> float:
+    return psnr(picture, codec.decode([_encode(codec, picture, quality)])[0])
 
 
 def _stored_bytes(codec: Codec, encoded: Encoded) -> int:
