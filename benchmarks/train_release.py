@@ -3,10 +3,12 @@
     python benchmarks/train_release.py train PICTURES --eval PICTURES --out DIR --minutes 20 --batch 256 --compile
     python benchmarks/train_release.py grow CODEC PICTURES --out DIR --network '{"blocks": 6, ...}'
     python benchmarks/train_release.py freeze DIR PICTURES --out compressor/weights/faces.safetensors
+    python benchmarks/train_release.py refit CODEC PICTURES --out compressor/weights/faces.safetensors
 
 PICTURES is a Parquet file with a column ``image`` of encoded 128x128 pictures. ``train`` needs torch, NumPy, pyarrow
 and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one. ``grow`` makes
 a larger network of a codec and trains what codes its new latents: ``train --start DIR/weights.pt`` does the rest.
+``refit``, and ``freeze`` by itself, let the shortcut of the synthesis make up for the rounding of all other weights.
 """
 
 import argparse
@@ -138,21 +140,40 @@ def enlarge(options: argparse.Namespace) -> None:
 
 
 def freeze(options: argparse.Namespace) -> None:
+    from compressor.artifact import parse
     from compressor.families import freeze as freeze_codec
+    from compressor.refitting import refitted
 
     folder = Path(options.folder)
     training = json.loads((folder / "history.json").read_text())
     network = NETWORKS[training["family"]](**training["network"])
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
-    pictures, _ = split(load(options.pictures))
-    calibration_NHWC = np.ascontiguousarray(pictures[:CALIBRATION].transpose(0, 2, 3, 1))
-    last = training["history"][-1]
-    card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": last}
+    pictures_NHWC = calibration(options.pictures)
+    best = min(training["history"], key=lambda row: row["loss"])
+    card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": best}
+    settings = training["network"]
     data = freeze_codec(
-        training["family"], network.eval(), calibration_NHWC, training["network"], options.title, card, options.weights
+        training["family"], network.eval(), pictures_NHWC, settings, options.title, card, options.weights
     )
+    if options.weights == "int8" and settings.get("shortcut"):
+        data = refitted(parse(data), pictures_NHWC)
     Path(options.out).write_bytes(data)
     print(f"{options.out}: {len(data):,} bytes")
+
+
+def refit(options: argparse.Namespace) -> None:
+    from compressor.artifact import parse
+    from compressor.refitting import refitted
+
+    data = refitted(parse(Path(options.codec).read_bytes()), calibration(options.pictures))
+    Path(options.out).write_bytes(data)
+    print(f"{options.out}: {len(data):,} bytes")
+
+
+def calibration(path: str) -> np.ndarray:
+    """uint8 (N, H, W, 3): training pictures that tables, scales and the shortcut are chosen on."""
+    pictures_NCHW, _ = split(load(path))
+    return np.ascontiguousarray(np.moveaxis(pictures_NCHW[:CALIBRATION], 1, -1))
 
 
 def main() -> None:
@@ -189,6 +210,11 @@ def main() -> None:
     freezing.add_argument("--title", default="faces")
     freezing.add_argument("--weights", choices=("int8", "fp16"), default="int8")
     freezing.set_defaults(run=freeze)
+    refitting = commands.add_parser("refit")
+    refitting.add_argument("codec")
+    refitting.add_argument("pictures")
+    refitting.add_argument("--out", required=True)
+    refitting.set_defaults(run=refit)
     options = parser.parse_args()
     options.run(options)
 

@@ -6,8 +6,8 @@
     z, y so far -> means, in floating point -> never reach a table
 
 Means and gains follow Minnen et al. (2018) and Cui et al. (2021), the four steps Li et al. (DCVC-DC, 2023), the
-low-resolution trunk of depthwise blocks Jia et al. (DCVC-RT, 2025). What differs: the scales are an integer
-network, so that a reader on any machine picks the same tables.
+low-resolution trunk of depthwise blocks Jia et al. (DCVC-RT, 2025). The scales are an integer network, so that a reader
+on any machine picks the same tables (Ballé, Johnston and Minnen, 2019).
 """
 
 import math
