@@ -15,11 +15,11 @@ import pyarrow as pa
 from compressor import maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL, Codec, Encoded, forget_codecs, load_codec, padded_pixels
-from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError
-from compressor.images import Limits, decode_picture
-from compressor.keyed_table import KeyedTable
+from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError, enough_memory
+from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
+from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
 from compressor.known import KnownKeys, hash_keys
-from compressor.store import TEMPORARY, Store
+from compressor.store import TEMPORARY_NAME, Store
 from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 
 if TYPE_CHECKING:
@@ -29,13 +29,21 @@ __all__ = ["Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
 
 FORMAT = 1
 MARKER = "latentpack.json"
-FOLDERS = ("codecs", "images", "quarantine")
+CODEC_ID = "[0-9A-Za-z_-]+"
+# What a folder may hold of a run that was killed before it wrote the marker, which comes last: all else is another's.
+_TABLE_NAME = re.compile(rf"_delta_log|{OWN_FILE.pattern}")
+OWN_NAMES = {
+    "": re.compile(rf"codecs|images|quarantine|{TEMPORARY_NAME}"),
+    "codecs": re.compile(rf"{CODEC_ID}\.safetensors|{TEMPORARY_NAME}"),
+    "images": _TABLE_NAME,
+    "quarantine": _TABLE_NAME,
+}
 CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 MOST_LEARNED_PIXELS = 2**24  # padded, of a row by a network: four times what a run gives it, and 2 GB of memory
+LEARNED_BYTES = 128  # of memory for a pixel of such a row
 MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under
-ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -103,15 +111,9 @@ class Archive:
         """Make an empty archive in a folder that is empty or does not exist. ArchiveError where it is neither."""
         store = Store(url, storage_options)
         with store.errors("create an archive here"):
-            names = store.names()
-            if MARKER in names:
+            if store.exists(MARKER):
                 raise ArchiveError(f"{store.url}: there is an archive here already")
-            # The marker comes last: these may be left from a run that was killed before it.
-            strangers = [name for name in names if name not in FOLDERS and not name.startswith((".", TEMPORARY))]
-            if strangers:
-                raise ArchiveError(
-                    f"{store.url}: not an archive, and not empty (it holds {strangers[0]!r}); name a folder of its own"
-                )
+            _check_empty(store)
             store.require_conditional_puts()
             archive = cls(store)
             archive._images.create()
@@ -141,7 +143,7 @@ class Archive:
 
     @property
     def tables(self) -> tuple[KeyedTable, KeyedTable]:
-        """The tables of pictures and of quarantined files, for repair."""
+        """The tables of pictures and of quarantined files, for repair and restore."""
         return self._images, self._quarantine
 
     @property
@@ -242,14 +244,16 @@ class Archive:
         ----------
         hours
             How long ago a file must have been replaced (before that a reader may have it open) or, if it was never
-            committed, written (before that a run in flight may be about to commit it).
+            committed, written: an hour at least, since a run in flight may be about to commit it.
 
         Returns
         -------
         Number of files deleted.
         """
         with self._store.errors("vacuum"):
-            unfinished = sum(self._store.delete_unfinished(folder, hours * 3600) for folder in ("", "codecs"))
+            # At the top lies the marker, which nobody writes where an archive could be opened.
+            kept = {"": hours, "codecs": max(hours, ORPHAN_HOURS)}
+            unfinished = sum(self._store.delete_unfinished(folder, age * 3600) for folder, age in kept.items())
             return unfinished + self._images.vacuum(hours) + self._quarantine.vacuum(hours)
 
     # --- reading ---
@@ -315,9 +319,12 @@ class Archive:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
         names = self._column_names(columns)
-        with self._store.errors("read it to the end, for another run has compacted or vacuumed it; read it again"):
+        try:
             for part, group in self._images.groups():
                 yield self._images.read(part, [group], names, salvage=True)
+        except Exception as error:
+            with self._store.errors(_reading_ended(error)):
+                raise
 
     def keys(self) -> Iterator[str]:
         """All keys."""
@@ -346,8 +353,13 @@ class Archive:
         Returns
         -------
         What is wrong, one entry for each bad picture or damaged file; empty where all is well.
+
+        Raises
+        ------
+        ArchiveError
+            Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it.
         """
-        with self._store.errors("verify it"):
+        with self._store.errors("verify it"), enough_memory(self.url, "verify it"):
             return verifying.verify(self, self._images, self._quarantine, on_progress)
 
     def dataset(self) -> "ArchiveDataset":
@@ -376,7 +388,7 @@ class Archive:
 
         ``replace`` writes it in any case, over one that is damaged.
         """
-        if not re.fullmatch(r"[0-9A-Za-z_-]+", id):
+        if not re.fullmatch(CODEC_ID, id):
             raise ArchiveError(f"{id!r} is no codec id: letters, digits, '-' and '_' only")
         name = f"codecs/{id}.safetensors"
         with self._store.errors("store a codec"):
@@ -408,6 +420,17 @@ class Archive:
         return self._codecs[id]
 
 
+def _check_empty(store: Store) -> None:
+    """ArchiveError where there is anything but what a run that was killed leaves, or hidden."""
+    for folder, own in OWN_NAMES.items():
+        for name in store.entries(folder):
+            if not (name.startswith(".") or own.fullmatch(name)):
+                found = f"{folder}/{name}" if folder else name
+                raise ArchiveError(
+                    f"{store.url}: not an archive, and not empty (it holds {found!r}); name a folder of its own"
+                )
+
+
 def _check_format(store: Store, marker: bytes) -> None:
     try:
         number = json.loads(marker)["format"]
@@ -421,6 +444,22 @@ def _check_format(store: Store, marker: bytes) -> None:
         )
 
 
+READING = "read it to the end"
+TAKEN_AWAY = (
+    f"{READING}, for another run has compacted or vacuumed it; read it again, and if that does not help, see "
+    "'latentpack verify'"
+)
+
+
+def _reading_ended(error: Exception) -> str:
+    """What cannot be done, where an error ends a scan, and what to do about it."""
+    if isinstance(error, FileNotFoundError):
+        return TAKEN_AWAY
+    if isinstance(error, verifying.DAMAGE) and not verifying.is_refusal(error):
+        return f"{READING}, for it is damaged; see 'latentpack verify' and 'latentpack repair'"
+    return READING
+
+
 def _encoded(row: Row) -> Encoded:
     return Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
 
@@ -431,9 +470,11 @@ def _decode(codec: Codec, rows: Sequence[Row]) -> list[np.ndarray]:
         most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # standard formats tell their size before they decode
         if not (row.width > 0 and row.height > 0 and padded_pixels(row.height, row.width) <= most):
             raise CodecError(f"{row.key}: the row is damaged: {row.width} x {row.height} pixels")
+    pixels = min(sum(row.width * row.height for row in rows), MOST_ORIGINAL_PIXELS)  # they may lie
     try:
-        return codec.decode([_encoded(row) for row in rows])
-    except CodecError:
+        with memory_for(pixels, LEARNED_BYTES if codec.packers else DECODING_BYTES):
+            return codec.decode([_encoded(row) for row in rows])
+    except (CodecError, MemoryError):
         raise
     except Exception as error:  # networks and libraries raise anything on what no encoder wrote
         raise CodecError(f"{rows[0].key}: the payload does not decode: {type(error).__name__}: {error}") from error
@@ -444,5 +485,5 @@ def _decode_original(row: Row) -> np.ndarray:
     limits = Limits(len(row.payload), min(row.width * row.height, MOST_ORIGINAL_PIXELS))
     try:
         return decode_picture(row.payload, limits).pixels
-    except ImageError as error:
+    except (ImageError, ImportError) as error:
         raise CodecError(f"{row.key}: the original's bytes do not decode: {error}") from error

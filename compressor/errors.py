@@ -1,6 +1,8 @@
 """Errors that a user can act on: each message says what is wrong, where, and what to do. Nothing else is caught."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 UNREADABLE = "unreadable"  # the reason of a file that its source did not give
@@ -66,6 +68,29 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+# PyTorch's and libavif's words for it: what they raise is no MemoryError, also where a GPU has no more.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether memory ran out, which says nothing of what was being read."""
+    return any(
+        isinstance(one, MemoryError) or (isinstance(one, RuntimeError) and _OUT_OF_MEMORY.search(str(one)) is not None)
+        for one in causes(error)
+    )
+
+
+@contextmanager
+def enough_memory(where: str, doing: str) -> Iterator[None]:
+    """Turn what is raised where memory runs out into ArchiveError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LatentpackError) or not is_shortage(error):
+            raise
+        raise ArchiveError(f"{where}: not enough memory to {doing}: {told(error)}; try again with more") from error
 
 
 def told(error: BaseException) -> str:

@@ -16,14 +16,14 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from compressor import picture_files
-from compressor.errors import ImageError
+from compressor.errors import ImageError, LatentpackError, is_shortage, told
 from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
@@ -31,7 +31,7 @@ logging.getLogger("imagecodecs").setLevel(logging.ERROR)
 
 GAMUT_LEVELS = 6  # of 255: what a colour may be off after the way to sRGB and back; rounding alone is off by 3
 GAMUT_SHARE = 0.001  # of the pixels that may be off by more, before the file itself is kept
-
+DECODING_BYTES = 32  # of memory for a pixel: libjxl takes 16, OpenJPEG more than 12
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "jpeg2000", "gif")
 
 
@@ -81,6 +81,8 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     ------
     ImageError
         With ``reason`` ``empty``, ``not_a_picture``, ``truncated``, ``unsupported``, ``too_large`` or ``corrupt``.
+    MemoryError
+        Memory ran out: the file may be sound.
     """
     if not data:
         raise ImageError("empty", "the file has no bytes")
@@ -94,16 +96,16 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     try:
         if name == "png":
             header = picture_files.read_png(data)
-            _check_size(header.width, header.height, limits)
-            return _finish(_png(data), header, upright=False)
+            with _within(header.width, header.height, limits):
+                return _finish(_png(data), header, upright=False)
         if name == "jpeg":
             header = picture_files.read_jpeg(data)
-            _check_size(header.width, header.height, limits)
             if header.keep != "cmyk":
-                samples, why = _jpeg(data, header)
-                return _finish(samples, replace(header, keep=header.keep or why), upright=False)
+                with _within(header.width, header.height, limits):
+                    samples, why = _jpeg(data, header)
+                    return _finish(samples, replace(header, keep=header.keep or why), upright=False)
         return _decode_by_pillow(data, name, limits)
-    except ImageError:
+    except (ImageError, MemoryError, ImportError):  # a library that is not loaded says nothing of a file
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; all of it means the same to a user
         raise _refusal(name, error) from error
@@ -156,6 +158,40 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         raise ImageError("corrupt", f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:
         raise ImageError("too_large", f"{width} x {height} pixels, the limit is {limits.max_pixels} in all")
+
+
+@contextmanager
+def _within(width: int, height: int, limits: Limits) -> Iterator[None]:
+    """Decode a picture of this size. ImageError where ``limits`` do not allow it."""
+    _check_size(width, height, limits)
+    with memory_for(width * height):
+        yield
+
+
+@contextmanager
+def memory_for(pixels: int, each: int = DECODING_BYTES) -> Iterator[None]:
+    """MemoryError in place of what decoders raise where ``each`` byte of so many pixels cannot be had.
+
+    Many of them speak of damage then: libwebp, dav1d, libjxl, OpenJPEG.
+    """
+    try:
+        yield
+    except Exception as error:
+        found_before_decoding = isinstance(error, LatentpackError) and error.__cause__ is None
+        if found_before_decoding or isinstance(error, ImportError) or type(error).__name__ == "DecompressionBombError":
+            raise
+        if not is_shortage(error) and _can_have(pixels * each):
+            raise
+        needed = f"{pixels * each / 1e6:,.1f} MB for {pixels:,} pixels"
+        raise MemoryError(f"not enough memory to decode it, up to {needed}: {told(error)}") from error
+
+
+def _can_have(size: int) -> bool:
+    try:
+        np.empty(size, np.uint8)  # asked for and not touched: it costs microseconds
+    except MemoryError:
+        return False
+    return True
 
 
 def _png(data: bytes) -> np.ndarray:
@@ -324,11 +360,10 @@ _PLUGINS = {
 def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     import importlib
 
-    from PIL import ImageOps
-
     keep = None
+    opening: AbstractContextManager[None] = nullcontext()
     if name == "webp":
-        _check_size(*picture_files.read_webp_size(data), limits)
+        opening = _within(*picture_files.read_webp_size(data), limits)  # libwebp decodes some of it at once
     elif name == "avif":
         picture_files.check_boxes(data)
         keep = picture_files.read_avif_keep(data)
@@ -338,9 +373,17 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
         picture_files.check_tiff(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
     module, _, plugin = _PLUGINS[name].partition(".")
-    picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
+    with opening:
+        picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
     width, height = picture.size
-    _check_size(width, height, limits)
+    with _within(width, height, limits):
+        return _decode_opened(picture, data, name, keep)
+
+
+def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Picture:
+    from PIL import ImageOps
+
+    width, height = picture.size
     if name == "tiff":
         keep = _check_tiff(picture, data)
     if getattr(picture, "n_frames", 1) > 1:

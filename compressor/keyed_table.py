@@ -25,11 +25,12 @@ from compressor import table as parquet
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
 from compressor.retrying import is_transient, patiently
-from compressor.store import Store
+from compressor.store import TEMPORARY_NAME, Store
 from compressor.table import Layout, Part, RangeFile
 
 ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
 THREADS = 8
+ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 FOOTERS = 512  # kept in memory; one of a 100,000 row file is some 200 KB
 CONFIGURATION = {
     "delta.dataSkippingStatsColumns": "key",
@@ -40,6 +41,7 @@ CONFIGURATION = {
 
 
 ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
+OWN_FILE = re.compile(rf"part-[0-9a-f]{{16}}-?[0-9a-f]{{16}}\.parquet|{TEMPORARY_NAME}")  # or of an earlier version
 LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
 _DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
 _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
@@ -178,8 +180,12 @@ class KeyedTable:
         return "" if any(integrity.has_checksums(part.path) for part in self.parts) else None
 
     def unneeded(self, hours: int, full: bool) -> list[str]:
-        """Files that no row of the present version is in, of ``hours`` ago; ``full`` with those never committed."""
-        return self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+        """Files that no row of the present version is in, of ``hours`` ago; ``full`` with those never committed.
+
+        Never a file whose name is not one that latentpack gives: it is somebody else's.
+        """
+        found = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+        return [name for name in found if OWN_FILE.fullmatch(name)]
 
     def history(self, limit: int) -> list[tuple[datetime, int, int]]:
         """When the latest commits were made, and the rows and bytes that they led to, oldest first.
@@ -443,13 +449,18 @@ class KeyedTable:
         ) from reason
 
     def vacuum(self, hours: int) -> int:
-        """Delete files that were replaced, or written and never committed, ``hours`` ago. Returns how many."""
-        self.refresh(anew=True)
-        return self._delete_unneeded(hours, full=True)
+        """Delete files that were replaced ``hours`` ago, or written then and never committed. Returns how many.
 
-    def _delete_unneeded(self, hours: int, full: bool) -> int:
+        What was never committed stays for ``ORPHAN_HOURS`` in any case.
+        """
+        self.refresh(anew=True)
+        replaced = self.unneeded(hours, full=False)
+        return self._delete_unneeded({*replaced, *self.unneeded(max(hours, ORPHAN_HOURS), full=True)})
+
+    def _delete_unneeded(self, names: Collection[str]) -> int:
         """Without the two commits that delta-rs writes of it: nothing that a reader sees has changed."""
-        found = self.unneeded(hours, full)
+        self.refresh(anew=True)  # a run may have committed one of them since they were listed
+        found = sorted(set(names).difference(part.path for part in self.parts))
         self.store.delete([f"{self.folder}/{name}" for name in found])
         return len(found)
 
@@ -459,7 +470,7 @@ class KeyedTable:
         The log starts anew from a checkpoint of the present version, which other writers pick up by themselves.
         """
         self.refresh(anew=True)
-        self._delete_unneeded(0, full=False)
+        self._delete_unneeded(self.unneeded(0, full=False))
         self._delta.create_checkpoint()
         version = self.version
         self._settle(version)

@@ -4,7 +4,6 @@ What is damaged is told by verifying.py. Nothing is deleted here: files that wer
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,12 +18,12 @@ from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes, released
-from compressor.errors import ArchiveError, CodecError
+from compressor.errors import ArchiveError, CodecError, enough_memory
 from compressor.keyed_table import Change, KeyedTable
 from compressor.known import hash_keys
 from compressor.sources import Source, SourceFile
 from compressor.table import FINGERPRINT_BYTES, Part, QuarantineRow
-from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, is_refusal
+from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, raise_if_refused
 
 BATCH = 1000  # pictures encoded and written together
 
@@ -79,7 +78,25 @@ def repair(
         Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged one.
     on_progress
         Told (rows checked, rows in all).
+
+    Raises
+    ------
+    ArchiveError
+        Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it.
     """
+    store = archive.tables[0].store
+    with store.errors("repair it"), enough_memory(store.url, "repair it"):
+        return _repair(archive, source, options, drop, at_hand, on_progress)
+
+
+def _repair(
+    archive: Archive,
+    source: Source | None,
+    options: EncodeOptions | None,
+    drop: bool,
+    at_hand: Sequence[str],
+    on_progress: Callable[[int, int], None] | None,
+) -> Repaired:
     done = Repaired()
     images, quarantine = archive.tables
     for table in (images, quarantine):
@@ -88,8 +105,6 @@ def repair(
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     for one in examine(archive, images, on_progress):
-        if one.refused:
-            raise _refused(images, one.part, one.refused)
         readable.append(hash_keys(one.keys))
         if not one.is_sound:
             unsound.append(one)
@@ -100,10 +115,10 @@ def repair(
     parts, regained, failed = _regain(archive, source, options, damaged, np.concatenate(readable))
     keys = set(regained)
     for one in damaged:
+        one.bad |= {key: f"{one.bad[key]}; not encoded again: {failed[key]}" for key in one.bad.keys() & failed.keys()}
         _take_out(archive, images, one, keys, drop, done)
     archive.commit(parts)
     archive.clear_quarantine(regained)
-    archive.quarantine(failed)
     done.regained += sorted(regained)
     return done
 
@@ -140,9 +155,12 @@ def _explanation(table: KeyedTable, missing: int) -> tuple[list[Part], list[Part
     """A file to name and one no longer to name, that change the digest by ``missing``; either may do alone."""
     there: dict[int, Part | None] = {0: None}
     for name in [*(part.path for part in table.parts), *table.unneeded(0, full=True)]:
-        with suppress(*DAMAGE):
+        try:
             part = _part_of(table, name)
-            there[integrity.hash_of(part.identity)] = part
+        except DAMAGE as error:
+            raise_if_refused(table.store, name, error)
+            continue
+        there[integrity.hash_of(part.identity)] = part
     for gone in [None, *table.parts]:
         wanted = (missing + (integrity.hash_of(gone.identity) if gone else 0)) % 2**64
         if wanted in there:
@@ -182,12 +200,15 @@ def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:
         return False
     part = found.part
     try:
-        if _put_back(table, part):
-            done.files.append(part.path)
-            return True
-        right = _part_of(table, part.path)
-    except DAMAGE:
+        written = _as_written(table, part)
+        right = part if written else _part_of(table, part.path)
+    except DAMAGE as error:
+        raise_if_refused(table.store, part.path, error)
         return False
+    if written:
+        table.store.put(f"{table.folder}/{part.path}", written)
+        done.files.append(part.path)
+        return True
     if integrity.has_checksums(part.path) or right.identity == part.identity:
         return False
     table.transact(lambda: Change([right], [], moves_only=True) if part in table.parts else None)
@@ -195,18 +216,17 @@ def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:
     return True
 
 
-def _put_back(table: KeyedTable, part: Part) -> bool:
-    """Replace a file by what its rows are encoded to, if the checksum in its name says that this is what it was."""
+def _as_written(table: KeyedTable, part: Part) -> bytes | None:
+    """What a file's rows are encoded to, if the checksum in its name says that this is what it was."""
     groups = range(table.footer(part).num_row_groups)
     data, rows, _ = parquet.encode((table.read(part, [group], table.layout.names) for group in groups), table.layout)
     if rows != part.rows or not integrity.has_checksums(part.path):
-        return False
+        return None
     try:
         integrity.check_file(part.path, crc32c.crc32c(data))
-    except DAMAGE:
-        return False
-    table.store.put(f"{table.folder}/{part.path}", data)
-    return True
+    except ArchiveError:
+        return None
+    return data
 
 
 def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
@@ -219,8 +239,7 @@ def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
             data = table.store.ranges(f"{table.folder}/{part.path}", [(0, part.size)])[0]
             integrity.check_file(part.path, crc32c.crc32c(data))
         except DAMAGE as error:
-            if is_refusal(error):
-                raise _refused(table, part, str(error)) from error
+            raise_if_refused(table.store, part.path, error)
             found.mismatch = str(error)
             if not _put_right(table, found, done):
                 _take_part_out(table, part)
@@ -233,19 +252,21 @@ def _regain(
     options: EncodeOptions | None,
     damaged: Sequence[Findings],
     readable: np.ndarray,
-) -> tuple[list[Part], list[str], list[QuarantineRow]]:
-    """Encode anew what the source still has: parts that nobody sees yet, their keys, and what failed."""
+) -> tuple[list[Part], list[str], dict[str, str]]:
+    """Encode anew what the source still has: parts that nobody sees yet, their keys, and why others failed.
+
+    These are not quarantined: the next run, under its own limits, is to try them.
+    """
     if source is None or options is None:
-        return [], [], []
+        return [], [], {}
     parts: list[Part] = []
     keys: list[str] = []
-    failed: list[QuarantineRow] = []
+    failed: dict[str, str] = {}
     for files in _batches(_wanted(source, damaged, readable)):
         report = encode_batch(source, files, archive, options, "repair")
-        refused = {row.key for row in report.quarantined}
         parts += report.parts
-        failed += report.quarantined
-        keys += [file.key for file in files if file.key not in refused]
+        failed |= {row.key: row.detail for row in report.quarantined}
+        keys += [file.key for file in files if file.key not in failed]
     return parts, keys, failed
 
 
@@ -308,27 +329,19 @@ def _take_part_out(table: KeyedTable, part: Part, instead: Sequence[Part] = ()) 
     table.transact(plan)
 
 
-def _refused(table: KeyedTable, part: Part, why: str) -> ArchiveError:
-    return ArchiveError(
-        f"{table.store.url}: the storage does not give {part.path}, which may be sound: {why}; try again later"
-    )
-
-
 def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:
     """What can be read of a file, without some keys. ArchiveError where the storage refuses, and not the file."""
     unwanted = pa.array(sorted(leaving), pa.string())
     try:
         groups = range(images.footer(part).num_row_groups)
     except DAMAGE as error:
-        if is_refusal(error):
-            raise _refused(images, part, str(error)) from error
+        raise_if_refused(images.store, part.path, error)
         return
     for group in groups:
         try:
             rows = images.read(part, [group], images.layout.names, salvage=True)
         except DAMAGE as error:
-            if is_refusal(error):
-                raise _refused(images, part, str(error)) from error
+            raise_if_refused(images.store, part.path, error)
             continue
         yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
 

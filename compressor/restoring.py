@@ -14,14 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from compressor.archive import Archive
+from compressor.archive import READING, TAKEN_AWAY, Archive
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
-from compressor.errors import ArchiveError, CodecError, ImageError
+from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
 from compressor.images import encode_picture
+from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
-from compressor.table import Row
-from compressor.verifying import check_crc, decoded_apart, decoded_together
+from compressor.retrying import is_transient
+from compressor.table import IMAGES, Part, Row, from_table
+from compressor.verifying import (
+    DAMAGE,
+    Findings,
+    check_crc,
+    decoded_apart,
+    decoded_together,
+    row_groups,
+    unreadable,
+)
 
 BATCH = 256  # rows that one process is given at a time
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
@@ -119,7 +129,7 @@ def restore_rows(
     for together in decoded_together(rows):
         for row, data in zip(together, _files(archive, together, format), strict=True):
             if isinstance(data, Exception):
-                done.problems.append((row.key, str(data)))
+                done.problems.append((row.key, _why(data)))
                 continue
             name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
             try:
@@ -131,6 +141,10 @@ def restore_rows(
             done.bytes += len(data)
             done.renamed += safe_path(row.key) != row.key
     return done
+
+
+def _why(error: Exception) -> str:
+    return told(error) + ("; try again with more memory" if is_shortage(error) else "")
 
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
@@ -145,7 +159,7 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
                 yield pixels
             else:
                 yield encode_picture(pixels, row.channels, format)
-        except (CodecError, ImageError, OSError, ValueError) as error:
+        except (CodecError, ImageError, OSError, ValueError, MemoryError) as error:
             yield error
 
 
@@ -184,6 +198,8 @@ def restore(
 ) -> Restored:
     """Restore ``keys``, or all pictures, below ``destination``, which is created.
 
+    What is damaged, or refused for good, is among the problems and keeps nothing else from being restored.
+
     Parameters
     ----------
     workers
@@ -194,21 +210,35 @@ def restore(
     Raises
     ------
     ArchiveError
-        ``destination`` cannot be created.
+        ``destination`` cannot be created, storage failed in a way that may pass, or another run has taken files away.
     """
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArchiveError(f"cannot create {destination}: {error.strerror or error}; name another folder") from error
+    with enough_memory(archive.url, "restore it"):
+        return _restore(archive, destination, keys, format, workers, on_progress)
+
+
+def _restore(
+    archive: Archive,
+    destination: Path,
+    keys: Sequence[str],
+    format: str,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Restored:
     done = Restored()
     if keys:
         total = len(keys)
-        batches = bounded_chunks(_rows_of(archive, keys, done), lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
+        rows = _rows_of(archive, keys, done)
         shared = shared_paths(keys, format)
     else:
         total = len(archive)
-        batches = archive.scan(batch_size=BATCH)
-        shared = shared_paths(archive.keys(), format)
+        groups: list[tuple[Part, int, int]] = []
+        shared = shared_paths(_all_keys(archive, groups, done), format)
+        rows = _all_rows(archive, groups, done)
+    batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
     finished = 0
     for count, one in _restore_batches(
         archive, batches, destination, format, shared, workers if total > 2 * BATCH else 1
@@ -274,5 +304,50 @@ def _rows_of(archive: Archive, keys: Iterable[str], done: Restored) -> Iterator[
     for key in keys:
         try:
             yield archive.read_row(key)
-        except ArchiveError as error:
-            done.problems.append((key, str(error)))
+        except (ArchiveError, MemoryError) as error:
+            done.problems.append((key, _why(error)))
+
+
+def _all_keys(archive: Archive, groups: list[tuple[Part, int, int]], done: Restored) -> Iterator[str]:
+    """All keys that can be read; their row groups, with the number of rows, are added to ``groups``."""
+    images = archive.tables[0]
+    with images.store.errors(READING):
+        for part in list(images.parts):
+            found = Findings(part)
+            for group, count in row_groups(images, found):
+                try:
+                    keys = images.read(part, [group], ["key"])["key"].to_pylist()
+                except DAMAGE as error:
+                    unreadable(images, group, count, error, found)
+                else:
+                    groups.append((part, group, count))
+                    yield from keys
+            _enter(images, found, done)
+
+
+def _all_rows(archive: Archive, groups: Iterable[tuple[Part, int, int]], done: Restored) -> Iterator[Row]:
+    """Rows of those row groups of which :func:`_all_keys` has read the keys: of no other are the paths known."""
+    images = archive.tables[0]
+    with images.store.errors(READING):
+        for part, group, count in groups:
+            found = Findings(part)
+            try:
+                rows = from_table(images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
+            except DAMAGE as error:
+                unreadable(images, group, count, error, found)
+                _enter(images, found, done)
+            else:
+                yield from rows
+
+
+def _enter(images: KeyedTable, found: Findings, done: Restored) -> None:
+    """Put what cannot be read among the problems. ArchiveError where it may be read later, or elsewhere."""
+    problems = found.problems()
+    if not problems:
+        return
+    if found.refused and any(map(is_transient, causes(found.refused))):
+        raise found.refused
+    images.refresh(anew=True)
+    if found.part not in images.parts:
+        raise ArchiveError(f"{images.store.url}: cannot {TAKEN_AWAY}")
+    done.problems += [(problem.key, problem.reason) for problem in problems]

@@ -17,6 +17,7 @@ import fsspec
 
 from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import ArchiveError, LatentpackError, s3_status, told
+from compressor.listing import KEYS_A_PAGE
 
 # delta-rs's names, which are also the environment's, to s3fs's.
 S3FS_OPTIONS = {
@@ -26,7 +27,13 @@ S3FS_OPTIONS = {
     "AWS_ENDPOINT_URL": "endpoint_url",
 }
 TEMPORARY = "tmp-"  # how files that are being written begin
+TEMPORARY_NAME = rf"{TEMPORARY}[a-z0-9_]+"  # as tempfile makes them
 POOL = 64  # connections: s3fs's own 10 cap a scan at 200 ranges a second
+# Where delta-rs takes a path for another one, and would lay a table's log elsewhere than its files: escapes of URLs,
+# what they leave out, and what is no UTF-8.
+_ASTRAY = r"%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+_ASTRAY_LOCALLY = re.compile(rf"{_ASTRAY}|\\")
+_ASTRAY_ON_S3 = re.compile(rf"{_ASTRAY}|[#?]|/\.{{0,2}}/|/\.{{1,2}}$")
 
 
 class Store:
@@ -57,6 +64,16 @@ class Store:
             self.url = self.root
         else:
             raise ArchiveError(f"{shown(str(url))}: archives lie in a local folder or in s3://, not in {scheme}://")
+        if self.is_s3:
+            astray = _ASTRAY_ON_S3.search(self.root)
+        else:  # delta-rs follows links first
+            astray = _ASTRAY_LOCALLY.search(self.root) or _ASTRAY_LOCALLY.search(os.path.realpath(self.root))
+        if astray:
+            others = "#, ?, //, /./, /../" if self.is_s3 else "backslashes"
+            raise ArchiveError(
+                f"{shown(self.url)!r}: an archive's path holds no {astray[0]!r}: its log would lie elsewhere than its "
+                f"files; name one in UTF-8, without control characters, {others} and escapes such as %20"
+            )
 
     @property
     def table_options(self) -> dict[str, str]:
@@ -155,15 +172,31 @@ class Store:
 
     def names(self, folder: str = "") -> list[str]:
         """What lies directly in ``folder``; empty where it does not exist."""
+        return sorted(self.entries(folder))
+
+    def entries(self, folder: str = "") -> Iterator[str]:
+        """The same in any order, as it is found: of a bucket one page at a time."""
         path = self.path(folder) if folder else self.root
-        if not self.is_s3 and os.path.isfile(path):
-            raise ArchiveError(f"{path}: a file, where an archive's folder should be")
-        try:
-            found = self.fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
-        inside = (entry for entry in found if entry.rstrip("/") != path.rstrip("/"))  # not what an S3 console makes
-        return sorted(name for entry in inside if (name := entry.rstrip("/").rsplit("/", 1)[-1]))
+        with suppress(FileNotFoundError):
+            if self.is_s3:
+                yield from self._objects(path)
+                return
+            if os.path.isfile(path):
+                raise ArchiveError(f"{path}: a file, where an archive's folder should be")
+            yield from os.listdir(path)
+
+    def _objects(self, path: str) -> Iterator[str]:
+        bucket, _, prefix = f"{path}/".partition("/")
+        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": KEYS_A_PAGE}
+        while True:
+            page = self.fs.call_s3("list_objects_v2", **request)
+            found = [entry["Key"] for entry in page.get("Contents", ())]
+            found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+            # The folder itself is there where an S3 console made it.
+            yield from (name for key in found if (name := key[len(prefix) :].rstrip("/")))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete_unfinished(self, folder: str, older_than: float) -> int:
         """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""
@@ -171,7 +204,8 @@ class Store:
             return 0  # an object appears whole
         before = time.time() - older_than
         where = Path(self.path(folder) if folder else self.root)
-        left = [path for path in where.glob(f"{TEMPORARY}*") if path.stat().st_mtime <= before]
+        named = (path for path in where.glob(f"{TEMPORARY}*") if re.fullmatch(TEMPORARY_NAME, path.name))
+        left = [path for path in named if path.is_file() and path.stat().st_mtime <= before]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)

@@ -13,7 +13,7 @@ from compressor import integrity
 from compressor.artifact import identify
 from compressor.chunks import bounded_chunks
 from compressor.codec import padded_pixels
-from compressor.errors import ArchiveError, CodecError, causes, s3_status
+from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.retrying import is_transient
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 DECODED_ROWS, DECODED_PIXELS = 64, 2**22  # that are decoded together
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
-DAMAGE = (OSError, pa.ArrowException, ArchiveError)  # what reading a damaged file raises
-# What it raises, too, and says nothing of the file. A bad sector (EIO) is damage
+# What reading a damaged file raises, and a sound one where it is refused
+DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
+# What says nothing of the file. A bad sector (EIO) is damage
 _REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _GONE, _CUT_SHORT = 404, 416  # the answers of an S3 store that do tell of a file
 
@@ -58,7 +59,7 @@ class Findings:
     keys
         Of all rows whose key can be read.
     refused
-        Why the storage did not give all of the file, of which nothing can then be said; else empty.
+        What to raise where not all of the file was given or could be decoded, so that nothing can be said of it.
     """
 
     part: Part
@@ -67,7 +68,7 @@ class Findings:
     unread: set[str] = field(default_factory=set)
     mismatch: str = ""
     keys: list[str] = field(default_factory=list)
-    refused: str = ""
+    refused: ArchiveError | None = None
 
     @property
     def is_sound(self) -> bool:
@@ -100,7 +101,10 @@ def verify(
     quarantine: KeyedTable,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
-    """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says."""
+    """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says.
+
+    ArchiveError where something cannot be read that may be sound.
+    """
     problems = [*_check_logs(images, quarantine), *check_codecs(images.store)]
     found = {one.part: (one.problems(), hash_keys(one.keys)) for one in examine(archive, images, on_progress)}
     live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
@@ -110,6 +114,7 @@ def verify(
             quarantine.read(part, None, quarantine.layout.names)
             check_whole(quarantine, part)
         except DAMAGE as error:
+            raise_if_refused(images.store, part.path, error)
             problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
     return problems + _twice(images, [hashes for _, hashes in live])
 
@@ -117,7 +122,10 @@ def verify(
 def examine(
     archive: "Archive", images: KeyedTable, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Findings]:
-    """Findings of every file. One that another run has replaced meanwhile is none; the new one takes its place."""
+    """Findings of every file. One that another run has replaced meanwhile is none; the new one takes its place.
+
+    ArchiveError where one cannot be read that may be sound.
+    """
     examined: set[Part] = set()
     checked = 0
     while waiting := [part for part in images.parts if part not in examined]:
@@ -134,6 +142,8 @@ def examine(
                 images.refresh(anew=True)
                 if part not in images.parts:
                     break
+            if found.refused:
+                raise found.refused
             yield found
 
 
@@ -147,6 +157,7 @@ def _check_logs(*tables: KeyedTable) -> list[Problem]:
                 table.refresh(anew=True)
                 table.check_state()
             except DAMAGE as error:
+                raise_if_refused(table.store, f"{table.folder}/_delta_log", error)
                 problems.append(Problem(f"{table.folder}/_delta_log", str(error)))
     return problems
 
@@ -175,15 +186,38 @@ def check_whole(table: KeyedTable, part: Part) -> None:
 
 
 def is_refusal(error: BaseException | None) -> bool:
-    """Whether storage failed or said no, so that what it holds may be sound."""
+    """Whether storage failed or said no, or memory ran out, so that what was to be read may be sound."""
+    if is_shortage(error):
+        return True
     for one in causes(error):
-        if is_transient(one) or isinstance(one, PermissionError):
+        # A library cannot be loaded where memory is short, which is no fault of what it was to read
+        if is_transient(one) or isinstance(one, (PermissionError, ImportError)):
             return True
         if isinstance(one, OSError) and one.errno in _REFUSED:
             return True
         if 400 <= (s3_status(one) or 0) < 500 and s3_status(one) not in (_GONE, _CUT_SHORT):
             return True
     return False
+
+
+def refusal(store: Store, name: str, error: Exception) -> ArchiveError | None:
+    """What to raise where an error says nothing of what ``store`` holds as ``name``; None where it tells of damage."""
+    if not is_refusal(error):
+        return None
+    advice = "try again later"
+    if is_shortage(error):
+        advice = "try again with more memory"
+    elif any(isinstance(one, PermissionError) for one in causes(error)):
+        advice = "see that it may be read, and try again"
+    refused = ArchiveError(f"{store.url}: {name} cannot be read, and may be sound: {told(error)}; {advice}")
+    refused.__cause__ = error
+    return refused
+
+
+def raise_if_refused(store: Store, name: str, error: Exception) -> None:
+    """See :func:`refusal`."""
+    if refused := refusal(store, name, error):
+        raise refused
 
 
 def inspect(
@@ -194,25 +228,18 @@ def inspect(
     try:
         check_whole(images, part)
     except DAMAGE as error:
-        found.mismatch = str(error)
-        _note_refusal(error, found)
-    try:
-        footer = images.footer(part)
-    except DAMAGE as error:
-        found.unreadable.append(f"file with {part.rows} pictures is unreadable: {error}")
-        _note_refusal(error, found)
-        return found
+        found.mismatch = told(error)
+        found.refused = refusal(images.store, part.path, error)
     done = 0
-    for group in range(footer.num_row_groups):
-        count = footer.row_group(group).num_rows
+    for group, count in row_groups(images, found):
         try:
             rows = from_table(images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
         except DAMAGE as error:
-            _unreadable(images, group, count, error, found)
+            unreadable(images, group, count, error, found)
         else:
             found.keys += [row.key for row in rows]
             for together in decoded_together(rows):
-                _decode(archive, together, found)
+                _decode(archive, images, together, found)
         done += count
         if on_progress:
             on_progress(done)
@@ -220,18 +247,27 @@ def inspect(
     return found
 
 
-def _note_refusal(error: Exception, found: Findings) -> None:
-    if is_refusal(error):
-        found.refused = str(error)
+def row_groups(images: KeyedTable, found: Findings) -> Iterator[tuple[int, int]]:
+    """Row groups of a file and how many rows each has. None, and an entry in ``found``, where nobody can tell."""
+    part = found.part
+    try:
+        footer = images.footer(part)
+    except DAMAGE as error:
+        found.unreadable.append(f"file with {part.rows} pictures is unreadable: {told(error)}")
+        found.refused = found.refused or refusal(images.store, part.path, error)
+        return
+    for group in range(footer.num_row_groups):
+        yield group, footer.row_group(group).num_rows
 
 
-def _unreadable(images: KeyedTable, group: int, count: int, error: Exception, found: Findings) -> None:
-    _note_refusal(error, found)
-    reason = f"row group {group} of {found.part.path} is unreadable: {error}"
+def unreadable(images: KeyedTable, group: int, count: int, error: Exception, found: Findings) -> None:
+    """Enter into ``found`` a row group that cannot be read, by keys where these can."""
+    found.refused = found.refused or refusal(images.store, found.part.path, error)
+    reason = f"row group {group} of {found.part.path} is unreadable: {told(error)}"
     try:
         keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
     except DAMAGE as again:
-        _note_refusal(again, found)
+        found.refused = found.refused or refusal(images.store, found.part.path, again)
         found.unreadable.append(f"{reason} ({count} pictures)")
         return
     found.keys += keys
@@ -240,22 +276,27 @@ def _unreadable(images: KeyedTable, group: int, count: int, error: Exception, fo
 
 
 def decoded_apart(archive: "Archive", rows: Sequence[Row]) -> Iterator[np.ndarray | Exception]:
-    """Pixels of each row, uint8 (H, W, 3): decoded together, or one by one if something is not sound."""
+    """Pixels of each row, uint8 (H, W, 3): decoded together, or one by one if something is not sound, or too much."""
     try:
-        yield from archive.decode(rows)
-    except (CodecError, ArchiveError) as error:
+        decoded = archive.decode(rows)
+    except Exception as error:
+        if not isinstance(error, (CodecError, ArchiveError)) and not is_shortage(error):
+            raise
         if len(rows) == 1:
             yield error
             return
-        for row in rows:
-            yield from decoded_apart(archive, [row])
+    else:
+        yield from decoded
+        return
+    for row in rows:  # out here, where the error no longer holds what was decoded before it
+        yield from decoded_apart(archive, [row])
 
 
-def _decode(archive: "Archive", rows: Sequence[Row], found: Findings) -> None:
+def _decode(archive: "Archive", images: KeyedTable, rows: Sequence[Row], found: Findings) -> None:
     for row, pixels in zip(rows, decoded_apart(archive, rows), strict=True):
         if isinstance(pixels, Exception):
-            found.bad[row.key] = str(pixels)
-            _note_refusal(pixels, found)  # of the codec
+            found.bad[row.key] = told(pixels)
+            found.refused = found.refused or refusal(images.store, repr(row.key), pixels)  # the codec, or memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
             found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"
@@ -283,7 +324,8 @@ def _twice(images: KeyedTable, hashes: Sequence[np.ndarray]) -> list[Problem]:
     for part in images.parts:
         try:
             there = images.read(part, None, ["key"])["key"].to_pylist()
-        except DAMAGE:
+        except DAMAGE as error:
+            raise_if_refused(images.store, part.path, error)
             continue
         keys.update(key for key, hash in zip(there, hash_keys(there), strict=True) if hash in double)
     return [Problem(key, "there is more than one row of this key: the log is damaged") for key in sorted(keys)]

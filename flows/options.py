@@ -20,6 +20,7 @@ from flows.parameters import (
 )
 
 DONE, UNWELL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+MOST_HOURS = 87_600  # ten years, which every date can be counted back by
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,8 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
     vacuum.add_argument(
-        "--older-than", type=_hours, default=1, metavar="HOURS", help="leave younger files (default: 1)"
-    )
+        "--older-than", type=_hours, default=1, metavar="HOURS",
+        help="delete what was replaced so long ago (default: 1); what was never committed stays an hour in any case",
+    )  # fmt: skip
     codecs = _plain(
         commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False
     )
@@ -143,8 +145,8 @@ def _add_fields(
 
 
 def _hours(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"hours are a whole number, 0 or more, not {text!r}")
+    if not text.isdecimal() or int(text) > MOST_HOURS:
+        raise argparse.ArgumentTypeError(f"hours are a whole number from 0 to {MOST_HOURS}, not {text!r}")
     return int(text)
 
 

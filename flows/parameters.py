@@ -294,6 +294,8 @@ class RepairParameters(Parameters):
     resize: int | None = Field(
         None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"
     )
+    max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
+    max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
     drop: bool = Field(False, description="take out bad rows that the source does not have, too")
 
 

@@ -30,6 +30,7 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
 def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
     from compressor.bulk import EncodeOptions
+    from compressor.images import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source
     from tasks.codecs import put_codec
@@ -42,7 +43,11 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
         pin_threads(cores())
         codec, _ = put_codec(archive, parameters.codec)
         options = EncodeOptions(
-            codec, target_psnr=parameters.target_psnr, quality=parameters.quality, resize=parameters.resize
+            codec,
+            target_psnr=parameters.target_psnr,
+            quality=parameters.quality,
+            resize=parameters.resize,
+            limits=Limits(parameters.max_bytes, parameters.max_pixels),
         )
     done = mend(archive, source, options, parameters.drop, (parameters.codec,), on_progress("checking"))
     return {"archive": archive.url, **done.to_dict(), "whole": done.is_whole}

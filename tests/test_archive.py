@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import duckdb
 import numpy as np
 import pytest
 from deltalake import DeltaTable
+from s3fs import S3FileSystem
 
 from compressor import maintenance
 from compressor.archive import CRASHED, Archive
@@ -62,6 +64,12 @@ def files_of(archive: Archive, folder: str = "images") -> set[str]:
     return {name for name in os.listdir(f"{archive.url}/{folder}") if name.endswith(".parquet")}
 
 
+def age(archive: Archive, seconds: float = 3700) -> None:
+    """Have all its local files be written a while ago."""
+    for path in Path(archive.url).rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
 @pytest.fixture
 def archive(tmp_path) -> Archive:
     return Archive.create(str(tmp_path / "archive"))
@@ -95,6 +103,61 @@ def test_an_unfinished_creation_is_finished(tmp_path):
     with pytest.raises(ArchiveError, match="no archive"):
         Archive.open(archive.url)
     assert len(Archive.create(archive.url)) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["images/a.png", "images/2024/a.png", "images/part-00000-1.snappy.parquet", "quarantine/tmp-list.csv",
+             "codecs/readme", "tmp-photos.zip"]
+)  # fmt: skip
+def test_a_folder_of_somebody_elses_is_not_taken_for_an_unfinished_creation(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ArchiveError, match=rf"not empty \(it holds '{'/'.join(name.split('/')[:2])}'\); name a folder"):
+        Archive.open_or_create(str(tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+@pytest.mark.parametrize("release", ["format-1", "format-1-parts"])
+def test_all_that_an_archive_of_any_release_holds_may_be_left_of_a_creation(tmp_path, release):
+    archive = shutil.copytree(Path(__file__).parent / "fixtures" / release / "archive", tmp_path / "archive")
+    (archive / "latentpack.json").unlink()
+    for name in ("images/tmp-x1_y", "codecs/tmp-abcdefgh", "tmp-a0b1c2d3", ".DS_Store", "images/.DS_Store"):
+        (archive / name).write_bytes(b"x")
+    assert len(Archive.create(str(archive))) > 0
+
+
+# Each would have its log elsewhere than its files: another folder's rows are lost, and this one's never seen.
+@pytest.mark.parametrize("name", ["p%20c", "p%2fc", "%FF", "p\\c", "p\tc", "p\nc", "\x7f", "\0", "\udcff"])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_path_that_delta_rs_takes_for_another_is_refused(tmp_path, name, made):
+    for other in ("p c", "p/c") if made else ():
+        (tmp_path / other).mkdir(parents=True)
+    for url in (f"{tmp_path}/{name}", f"file://{tmp_path}/{name}/below"):
+        with pytest.raises(ArchiveError, match="its log would lie elsewhere than its files; name one in UTF-8") as told:
+            Archive.open_or_create(url)
+        str(told.value).encode()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_link_to_such_a_path_is_refused(tmp_path):
+    (tmp_path / "p%20c").mkdir()
+    (tmp_path / "link").symlink_to("p%20c")
+    with pytest.raises(ArchiveError, match="holds no '%20': its log would lie elsewhere"):
+        Archive.create(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("name", ["p%20c", "p\tc", "\udcff", "a#b", "a?b", "a//b", "a/./b", "a/../b", "a/.."])
+def test_a_key_that_delta_rs_takes_for_another_is_refused(name):
+    with pytest.raises(ArchiveError, match="its log would lie elsewhere"):
+        Store(f"s3://bucket/{name}")
+
+
+def test_a_key_that_delta_rs_takes_as_it_is_stays(bucket):
+    archive = Archive.create(f"{bucket}/100% of ..x\\ [a]/.b")
+    add(archive, [picture_row("a")])
+    assert list(contents(archive)) == ["a"]
+    stored = Store(bucket).fs.find(bucket)
+    assert all(path.startswith(archive.url[5:] + "/") for path in stored)
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
@@ -246,6 +309,7 @@ def test_killed_at_any_instant_the_archive_is_whole(archive):
         run.join()
         rows = contents(archive)
         assert sorted(rows) == [face_key(number) for number in range(len(rows))]
+    age(archive)
     archive.vacuum(0)
     assert files_of(archive) == {part.path for part in Archive.open(archive.url)._images.parts}
     assert len(contents(archive)) == len(rows)
@@ -480,15 +544,70 @@ def test_deleting_takes_orphans_that_hold_the_picture(archive):
     assert archive.delete(["secret.png"]) == 1 and not orphan.exists()
 
 
-def test_vacuum_leaves_runs_in_flight_alone(archive):
+@pytest.mark.parametrize("hours", [0, 1])
+def test_vacuum_leaves_runs_in_flight_alone(archive, hours):
     add(archive, [picture_row("a")])
-    waiting = archive.write_part([picture_row("b")])
+    archive.put_codec("x", b"x")
+    Path(archive.url, "codecs", "tmp-killed01").touch()
     orphan = archive.write_part([picture_row("c")])
-    an_hour_ago = time.time() - 3700
-    os.utime(f"{archive.url}/images/{orphan.path}", (an_hour_ago, an_hour_ago))
-    assert archive.vacuum() == 1
+    age(archive)
+    Path(archive.url, "codecs", "tmp-arriving").touch()
+    waiting = archive.write_part([picture_row("b")])
+    assert archive.vacuum(hours) == 2
+    assert sorted(os.listdir(f"{archive.url}/codecs")) == ["tmp-arriving", "x.safetensors"]
+    assert orphan.path not in files_of(archive)
     archive.commit([waiting])
     assert sorted(contents(archive)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("hours", [0, 1])
+def test_the_age_that_vacuum_is_given_is_that_of_replaced_files(archive, hours):
+    add(archive, [picture_row("a", 1)])
+    add(archive, [picture_row("a", 2)], replaced=["a"])
+    age(archive)
+    assert archive.vacuum(hours) == (hours == 0)
+    assert [row.fingerprint[0] for row in contents(archive).values()] == [2]
+
+
+@pytest.mark.parametrize("erasing", [False, True])
+def test_what_is_committed_while_vacuum_lists_orphans_stays(archive, monkeypatch, erasing):
+    add(archive, [picture_row("a")])
+    late = archive.write_part([picture_row("late")])
+    age(archive)
+    unneeded, waiting = KeyedTable.unneeded, [late]
+
+    def commit_meanwhile(table: KeyedTable, hours: int, full: bool) -> list[str]:
+        found = unneeded(table, hours, full)
+        if late.path in found and waiting:
+            Archive.open(archive.url).commit([waiting.pop()])
+        return found
+
+    monkeypatch.setattr(KeyedTable, "unneeded", commit_meanwhile)
+    assert (archive.delete(["nothing"]) if erasing else archive.vacuum()) == 0
+    assert not waiting and sorted(contents(archive)) == ["a", "late"]
+
+
+def test_no_file_is_deleted_that_latentpack_did_not_write(archive):
+    """However it came there: ``create`` of earlier versions took a folder that held only ``images``."""
+    theirs = [
+        "images/a.png", "images/tmp-a.png", "images/2024/part-793e49c8a0e6475dafc813ddefa86370.parquet",
+        "images/part-00000-1.snappy.parquet", "quarantine/list.csv", "codecs/tmp-notes.txt", "codecs/tmp-old/x",
+        "tmp-a.png",
+    ]  # fmt: skip
+    for name in theirs:
+        Path(archive.url, name).parent.mkdir(exist_ok=True)
+        Path(archive.url, name).write_bytes(b"theirs")
+    ours = ["images/part-793e49c8a0e6475dafc813ddefa86370.parquet", "images/tmp-abcdefgh", "codecs/tmp-a0b1c2_d"]
+    for name in ours:
+        Path(archive.url, name).write_bytes(b"ours")
+    add(archive, [picture_row("a"), picture_row("b")])
+    assert archive.delete(["a"]) == 1
+    age(archive)
+    archive.vacuum(0)
+    assert archive.delete(["b"]) == 1
+    assert {name: Path(archive.url, name).read_bytes() for name in theirs} == dict.fromkeys(theirs, b"theirs")
+    assert not any(Path(archive.url, name).exists() for name in ours)
+    assert archive.verify() == [] and archive.info().files == 0
 
 
 # --- what is known ---
@@ -740,10 +859,34 @@ def test_the_same_on_s3(bucket):
     assert archive.known().state([source_file(row) for row in face_rows(2)]) == ["new", "same"]
 
 
+def test_a_bucket_of_somebody_elses_is_refused_at_the_first_page(bucket, monkeypatch):
+    import boto3
+
+    client = boto3.client("s3")
+    for number in range(9):
+        client.put_object(Bucket=bucket[5:], Key=f"images/{number}.png", Body=b"x")
+        client.put_object(Bucket=bucket[5:], Key=f".other/flat/{number}.png", Body=b"x")
+    monkeypatch.setattr("compressor.store.KEYS_A_PAGE", 2)
+    listed: list[str] = []
+    call_s3 = S3FileSystem.call_s3
+
+    def noting(fs: S3FileSystem, method: str, **request):
+        listed.append(request["Prefix"])
+        return call_s3(fs, method, **request)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", noting)
+    for prefix, found in ((".other/flat/", "0.png"), ("", "images/0.png")):
+        with pytest.raises(ArchiveError, match=rf"not empty \(it holds '{found}'\)"):
+            Archive.create(f"{bucket}/{prefix}")
+    assert [listed.count(prefix) for prefix in (".other/flat/", "", "images/")] == [1, 1, 1]
+    assert len(client.list_objects_v2(Bucket=bucket[5:])["Contents"]) == 18
+
+
 def test_a_folder_that_an_s3_console_made_is_empty(bucket):
     import boto3
 
     boto3.client("s3").put_object(Bucket=bucket[5:], Key="made/by/console/", Body=b"")
+    boto3.client("s3").put_object(Bucket=bucket[5:], Key="made/by/console/images/", Body=b"")
     archive = Archive.open_or_create(f"{bucket}/made/by/console")
     add(archive, [picture_row("a")])
     assert list(contents(archive)) == ["a"]
@@ -839,3 +982,37 @@ def test_a_store_that_tells_codes_alone_as_ceph_does_is_written_to_and_understoo
         settings = {"endpoint_url": options["AWS_ENDPOINT_URL"]}
         with pytest.raises(SourceError, match="NoSuchBucket"):
             list(Source.open("s3://there-is-no-such-bucket/pictures", settings).files())
+
+
+# --- scans that end early ---
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_scan_says_whether_it_ended_for_another_run_or_for_damage(tmp_path, request, where):
+    archive = Archive.create(str(tmp_path / "archive") if where == "disk" else f"{request.getfixturevalue('bucket')}/a")
+    add(archive, [picture_row("a"), picture_row("b")])
+    scans = [Archive.open(archive.url).scan, Archive.open(archive.url).keys]
+    archive.delete(["a"])
+    for scan in scans:
+        with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it; read it again"):
+            list(scan())
+    store, (part,) = archive._store, archive._images.parts
+    chunk = archive._images.footer(part).row_group(0).column(0)
+    data = bytearray(store.get(f"images/{part.path}"))
+    data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    store.put(f"images/{part.path}", bytes(data))
+    opened = Archive.open(archive.url)
+    for scan in (opened.scan, opened.keys):
+        with pytest.raises(ArchiveError, match="it is damaged; see 'latentpack verify' and 'latentpack repair'"):
+            list(scan())
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), TimeoutError(110, "timed out")])
+def test_a_scan_that_storage_refuses_speaks_of_no_damage(archive, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    add(archive, [picture_row("a")])
+    monkeypatch.setattr(Store, "ranges", refuse)
+    with pytest.raises(ArchiveError, match=rf"cannot read it to the end: .*{error.strerror}"):
+        list(Archive.open(archive.url).keys())

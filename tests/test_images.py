@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import imagecodecs
@@ -396,3 +398,63 @@ def test_an_avif_for_hdr_keeps_the_file():
     at = data.index(b"colrnclx") + 8
     assert decode_picture(data).keep is None
     assert decode_picture(data[:at] + struct.pack(">HH", 9, 16) + data[at + 4 :]).keep == "wide-gamut"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Pixel allocation failed: Out of memory")])
+def test_a_shortage_of_memory_is_no_damage(monkeypatch, error):
+    def short(data):
+        raise error
+
+    monkeypatch.setattr("compressor.images._png", short)
+    with pytest.raises(MemoryError, match="not enough memory to decode it, up to 0.1 MB for 2,240 pixels"):
+        decode_picture(file_of(RGB))
+
+
+def test_what_is_found_without_a_decoder_is_told_however_little_memory_there_is(monkeypatch):
+    monkeypatch.setattr("compressor.images._can_have", lambda size: False)
+    assert refusal(file_of(RGB, "tiff")[:-10]) == "truncated"
+    assert refusal(file_of(RGB), max_pixels=1) == "too_large"
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from compressor.images import decode_picture
+small, large = ([path.read_bytes() for path in sorted(Path(sys.argv[1]).glob(which))] for which in ("s-*", "l-*"))
+for data in small:
+    decode_picture(data)
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+for room in (1, 8, 24):
+    resource.setrlimit(resource.RLIMIT_AS, (taken + room * 2**20, most))
+    for data in large:
+        try:
+            decode_picture(data)
+        except Exception as error:
+            print(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+print(*(decode_picture(data).pixels.shape for data in large))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell what a process has of memory")
+def test_no_format_is_taken_for_damaged_where_memory_runs_out(tmp_path):
+    """Decoders say very different things of it: that a stream is broken, or that a frame does not decode."""
+    fast = {"webp": {"lossless": True, "method": 0}, "avif": {"speed": 10}}
+    large = RGB.resize((3000, 2500))
+    for format in FORMATS:
+        (tmp_path / f"s-{format}").write_bytes(file_of(RGB, format))
+        (tmp_path / f"l-{format}").write_bytes(file_of(large, format, **fast.get(format, {})))
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path)]
+    *refused, last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert set(refused) == {"MemoryError"} and len(refused) > 2 * len(FORMATS)
+    assert last == " ".join(["(2500, 3000, 3)"] * len(FORMATS))
+
+
+def test_a_library_that_is_not_loaded_is_no_damage(monkeypatch):
+    def unloaded(data):
+        raise ImportError("failed to map segment from shared object")
+
+    monkeypatch.setattr("compressor.images._png", unloaded)
+    with pytest.raises(ImportError):
+        decode_picture(file_of(RGB))

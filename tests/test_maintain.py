@@ -6,6 +6,7 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.errors import ArchiveError
+from flows.cli import run
 from flows.parameters import MaintainParameters
 from tests.test_flows import archive_it, write_pictures
 
@@ -27,6 +28,16 @@ def test_many_small_files_become_one_and_every_picture_stays(tmp_path: Path) -> 
     assert (done["pictures"], done["files_fewer"], done["deleted"]) == (6, 2, 0), "replaced files stay for a day"
     assert len(after) == 6 and len(after.tables[0].parts) == 1
     assert (after.read("1/000.png") == pixels).all() and (before.read("1/000.png") == pixels).all()
+
+
+@pytest.mark.parametrize(("hours", "code"), [("87600", 0), ("87601", 2), ("9" * 20, 2), ("-1", 2)])
+def test_the_age_that_vacuum_is_given_is_bounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hours: str, code: int
+) -> None:
+    Archive.create(str(tmp_path))
+    assert run(["vacuum", str(tmp_path), f"--older-than={hours}"]) == code
+    told = capsys.readouterr().err
+    assert "internal error" not in told and ("a whole number from 0 to 87600" in told) == (code == 2)
 
 
 def test_damage_stops_it_before_anything_changes(tmp_path: Path) -> None:

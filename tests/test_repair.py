@@ -8,20 +8,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from compressor.archive import DAMAGED, Archive
+from compressor.baselines import StandardCodec
 from compressor.bulk import EncodeOptions, encode_batch
-from compressor.errors import ArchiveError, LatentpackError
-from compressor.images import encode_picture
+from compressor.errors import ArchiveError, CodecError, LatentpackError
+from compressor.images import Limits, encode_picture
 from compressor.repairing import Repaired, repair
+from compressor.restoring import restore
 from compressor.sources import Source
 from compressor.store import Store
-from compressor.table import QuarantineRow
+from compressor.table import IMAGES, QuarantineRow, _start
+from tasks.retries import caused_by_storage
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
-from tests.rows import at_first_commit, lose_the_answer, picture_row
+from tests.rows import at_first_commit, lose_the_answer, original_row, picture_row
 
 OPTIONS = EncodeOptions("webp", target_psnr=30)
 
@@ -364,3 +368,279 @@ def test_a_log_entry_that_a_power_cut_left_empty_is_noticed(archive: Archive) ->
     last.write_bytes(b"")
     problems = Archive.open(archive.url).verify()
     assert problems and problems[0].key.startswith("images")
+
+
+def flip_column(archive: Archive, path: Path, column: str) -> None:
+    """Damage the last page of a column."""
+    images = Archive.open(archive.url).tables[0]
+    part = next(part for part in images.parts if part.path == path.name)
+    chunk = images.footer(part).row_group(0).column(IMAGES.names.index(column))
+    flip(path, _start(chunk) + chunk.total_compressed_size - 1)
+
+
+def refused_with(archive: Archive, message: str) -> None:
+    """Neither verify nor repair takes anything for damaged."""
+    for read in (lambda opened: opened.verify(), lambda opened: repair(opened, drop=True)):
+        with pytest.raises(ArchiveError, match=message):
+            read(Archive.open(archive.url))
+
+
+SHORTAGES = [
+    MemoryError(),
+    pa.ArrowMemoryError("malloc of size 8388608 failed"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_what_memory_does_not_suffice_to_decode_is_not_damaged(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    before = pictures(archive)
+
+    def short(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(StandardCodec, "decode", short)
+    refused_with(archive, "'0.png' cannot be read, and may be sound: not enough memory.*with more memory")
+    monkeypatch.undo()
+    assert pictures(archive) == before and Archive.open(archive.url).verify() == []
+
+
+@pytest.mark.parametrize("error", SHORTAGES[:2], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["compressor.store.Store.ranges", "compressor.table._read"])
+def test_what_memory_does_not_suffice_to_read_is_not_damaged(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    before = pictures(archive), list(archive.quarantined())
+
+    def short(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(where, short)
+    refused_with(archive, "part-.* cannot be read, and may be sound.*with more memory")
+    monkeypatch.undo()
+    assert (pictures(archive), list(Archive.open(archive.url).quarantined())) == before
+
+
+def test_a_decoder_that_speaks_of_damage_where_there_is_no_memory_is_not_believed(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise CodecError("not a webp file that can be read") from OSError("broken data stream")
+
+    monkeypatch.setattr(StandardCodec, "_decode", broken)
+    assert len(Archive.open(archive.url).verify()) == 6
+    monkeypatch.setattr("compressor.images._can_have", lambda size: False)
+    refused_with(archive, "not enough memory to decode it, up to 0.0 MB for 768 pixels: not a webp file")
+
+
+def test_one_picture_that_is_too_much_is_told_from_its_neighbours(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are decoded one by one then."""
+    decode = StandardCodec.decode
+
+    def short(codec: StandardCodec, encoded: Any) -> Any:
+        if len(encoded) > 1 or encoded[0].payload == heavy:
+            raise MemoryError
+        return decode(codec, encoded)
+
+    heavy = pictures(archive)["2.png"]
+    monkeypatch.setattr(StandardCodec, "decode", short)
+    refused_with(archive, "'2.png' cannot be read")
+    done = restore(Archive.open(archive.url), tmp_path / "out")
+    assert done.written == 5 and [key for key, _ in done.problems] == ["2.png"]
+    assert "not enough memory" in done.problems[0][1]
+
+
+@pytest.mark.parametrize("folder", ["images", "quarantine"])
+def test_what_may_not_be_read_is_not_damaged(archive: Archive, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, rf"^{folder}/.*\.parquet", PermissionError(errno.EACCES, "Permission denied"))
+    refused_with(archive, "may be sound.*Permission denied; see that it may be read, and try again")
+
+
+def test_nothing_is_encoded_again_where_memory_runs_out(
+    archive: Archive, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip_payload(archive, "2.png")
+
+    def short(*_: Any) -> None:
+        raise MemoryError("not enough memory to decode it")
+
+    monkeypatch.setattr("compressor.bulk.decode_picture", short)
+    with pytest.raises(ArchiveError, match="not enough memory to repair it: .*; try again with more"):
+        mended(archive, source, drop=True)
+    monkeypatch.undo()
+    assert mended(archive, source).regained == ["2.png"]
+
+
+@pytest.mark.parametrize("damage", ["width", "key", "payload"])
+def test_what_is_taken_out_and_not_encoded_again_is_tried_by_the_next_run(
+    archive: Archive, source: Source, damage: str
+) -> None:
+    before = pictures(archive)
+    path = flip_payload(archive, "2.png")
+    if damage != "payload":
+        flip_column(archive, path, damage)
+    small = EncodeOptions("webp", target_psnr=30, limits=Limits(max_pixels=24 * 32 - 1))
+    done = repair(Archive.open(archive.url), source, small, drop=True)
+    assert not done.regained and len(done.taken_out) + done.unnamed == (1 if damage == "payload" else 3)
+    opened = Archive.open(archive.url)
+    listed = {row.key: row for row in opened.quarantined() if row.key in done.taken_out}
+    assert all(row.reason == DAMAGED and "not encoded again: 32 x 24 pixels" in row.detail for row in listed.values())
+    files = list(source.files())
+    states = opened.known().state(files)
+    missing = [file for file, state in zip(files, states, strict=True) if state == "new"]
+    assert {file.key for file in missing} == before.keys() - pictures(archive).keys()
+    opened.commit(encode_batch(source, missing, opened, OPTIONS, "next").parts)
+    assert pictures(archive) == before
+
+
+def test_why_a_picture_was_not_encoded_again_is_told(archive: Archive, source: Source) -> None:
+    flip_payload(archive, "2.png")
+    (Path(source.url) / "2.png").write_bytes(b"no picture")
+    [(key, reason)] = mended(archive, source).left
+    assert key == "2.png" and "crc32c" in reason and "not encoded again: no known picture format" in reason
+    assert [row.key for row in Archive.open(archive.url).quarantined()] == ["bad.png"]
+
+
+@pytest.mark.parametrize("damage", ["footer", "gone", "key", "width", "psnr"])
+def test_a_restore_goes_on_past_what_cannot_be_read(archive: Archive, tmp_path: Path, damage: str) -> None:
+    path = files_of(archive)[0]
+    lost = sorted(key for key, payload in pictures(archive).items() if payload in path.read_bytes())
+    if damage == "footer":
+        flip(path, -40)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        flip_column(archive, path, damage)
+    done = restore(Archive.open(archive.url), tmp_path / "out")
+    assert done.written == 3
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"{number}.png" for number in range(6)} - {*lost}
+    assert [key for key, _ in done.problems] == (lost if damage in ("width", "psnr") else [path.name])
+    assert all("unreadable" in reason for _, reason in done.problems)
+
+
+def test_a_restore_ends_where_storage_may_give_later_what_it_does_not_give_now(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow's task is then tried again."""
+    name = files_of(archive)[0].name
+    refuse(monkeypatch, name, OSError(errno.EBUSY, "slow down"))
+    with pytest.raises(ArchiveError, match="slow down; try again later") as told:
+        restore(Archive.open(archive.url), tmp_path / "out")
+    assert caused_by_storage(told.value)
+    monkeypatch.undo()
+    refuse(monkeypatch, name, PermissionError(errno.EACCES, "Permission denied"))
+    done = restore(Archive.open(archive.url), tmp_path / "out")
+    assert done.written == 3 and [key for key, _ in done.problems] == [name]
+
+
+def test_a_restore_ends_where_another_run_has_taken_files_away(archive: Archive, tmp_path: Path) -> None:
+    reader = Archive.open(archive.url)
+    archive.delete(["0.png"])
+    with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it; read it again"):
+        restore(reader, tmp_path / "out")
+    assert restore(Archive.open(archive.url), tmp_path / "out").written == 5
+
+
+@pytest.mark.parametrize("pattern", ["images/*.parquet", "quarantine/*.parquet"])
+def test_a_file_is_put_right_later_where_memory_does_not_suffice_now(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    path = files_of(archive, pattern)[0]
+    whole = path.read_bytes()
+    flip(path, 0)
+
+    def short(*_: Any) -> None:
+        raise pa.ArrowMemoryError("malloc of size 8388608 failed")
+
+    monkeypatch.setattr("compressor.table.encode", short)
+    with pytest.raises(ArchiveError, match=f"{path.name} cannot be read, and may be sound"):
+        repair(Archive.open(archive.url), drop=True)
+    monkeypatch.undo()
+    assert mended(archive).files == [path.name] and path.read_bytes() == whole
+
+
+def test_a_repair_that_may_not_write_says_so(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(files_of(archive)[0], 0)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "put", full)
+    with pytest.raises(ArchiveError, match="cannot repair it: .*No space left on device"):
+        mended(archive)
+
+
+def test_a_log_is_not_taken_as_it_is_while_what_explains_it_may_not_be_read(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pictures(archive)
+    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+    refuse(monkeypatch, r"^images/.*\.parquet", PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(ArchiveError, match="may be sound"):
+        repair(Archive.open(archive.url))
+    monkeypatch.undo()
+    assert mended(archive).is_whole and pictures(archive) == before
+
+
+def test_a_log_that_may_not_be_read_is_not_damaged(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Archive.open(archive.url)
+
+    def forbidden(store: Store, name: str) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Store, "get", forbidden)
+    with pytest.raises(ArchiveError, match="images/_delta_log cannot be read, and may be sound"):
+        opened.verify()
+
+
+def test_keys_that_are_there_twice_are_not_passed_over_where_they_may_not_be_read(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.commit([archive.write_part([archive.read_row("3.png")])], ["3.png"])
+    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    newest.write_text(newest.read_text().replace('{"remove"', '{"remnve"'))
+
+    def forbid(rows: int, of: int) -> None:
+        if rows == of:
+            refuse(monkeypatch, "^images/part", PermissionError(errno.EACCES, "Permission denied"))
+
+    opened = Archive.open(archive.url)
+    assert "3.png" in [problem.key for problem in opened.verify()]
+    with pytest.raises(ArchiveError, match="may be sound"):
+        opened.verify(forbid)
+
+
+@pytest.mark.parametrize("what", ["compressor.restoring.encode_picture", "compressor.archive.Archive.read_row"])
+def test_a_restore_goes_on_past_what_memory_does_not_suffice_for(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def short(*_: Any) -> None:
+        raise MemoryError
+
+    keys = ["0.png", "1.png"]
+    monkeypatch.setattr(what, short)
+    told = [(key, "MemoryError; try again with more memory") for key in keys]
+    assert restore(Archive.open(archive.url), tmp_path / "out", keys).problems == told
+
+
+@pytest.mark.parametrize("what", ["compressor.baselines.StandardCodec.decode", "compressor.images._png"])
+def test_what_there_is_no_library_to_decode_with_is_not_damaged(
+    archive: Archive, source: Source, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """So it is where memory is short before the first picture."""
+    content = (Path(source.url) / "0.png").read_bytes()
+    archive.commit([archive.write_part([original_row("o.png", content, 32, 24)])])
+
+    def unloaded(*_: Any) -> None:
+        raise ImportError("cv2.abi3.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(what, unloaded)
+    refused_with(archive, "may be sound: .*failed to map segment from shared object")
+    monkeypatch.undo()
+    assert len(pictures(archive)) == 7

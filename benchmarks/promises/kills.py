@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from compressor import keyed_table
 from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from promises.common import elapsed, listed, print_table
@@ -219,6 +220,7 @@ def _work(what: str, url: str, pictures: str, mark: str) -> None:
     archive = Archive.open(url)
     archive.compact()
     archive.delete([min(archive.keys())] if len(archive) == len(listed(pictures)[1]) else [])
+    keyed_table.ORPHAN_HOURS = 0  # no other run is in flight whose parts might be taken for what a kill left
     archive.vacuum(0)
 
 
