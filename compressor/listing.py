@@ -6,22 +6,34 @@ Not here: which of the files are wanted (sources.py). fsspec's own walk and find
 import errno
 import heapq
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
 
-# HEIC and JPEG XL are listed although nothing here decodes them: quarantine names them, silence would lose them
-PICTURE_EXTENSIONS = frozenset(
+READ_EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
-    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif", ".heic", ".heif", ".jxl"}
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif"}
 )
+RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is a thumbnail
+    {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"}
+    | {".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+)
+# These are listed although nothing here decodes them: quarantine names them, silence would lose them
+UNREAD_EXTENSIONS = RAW_EXTENSIONS | frozenset(
+    {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".hdp", ".wdp", ".jls", ".jph", ".psd", ".psb"}
+    | {".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".ico", ".exr", ".hdr", ".dpx", ".pcx", ".sgi", ".dds"}
+    | {".xcf", ".qoi", ".bpg", ".flif"}
+)
+PICTURE_EXTENSIONS = READ_EXTENSIONS | UNREAD_EXTENSIONS
 NAMES_HELD = 32_768  # of one local directory at a time, about 8 MB
 HIDDEN = "a hidden name: rename it, or give it as a source"
 KEYS_A_PAGE = 1_000  # the most that S3 gives
 
 Info = dict[str, Any]
 Skip = Callable[[str, str], None]
+Leave = Callable[[str], None]
 
 
 def is_picture(key: str) -> bool:
@@ -29,14 +41,25 @@ def is_picture(key: str) -> bool:
     return os.path.splitext(key)[1].lower() in PICTURE_EXTENSIONS
 
 
-def list_local(root: str, depth: float, skip: Skip, ignore: Skip) -> Iterator[tuple[str, str, Info]]:
+def is_raw(key: str) -> bool:
+    """Whether the extension is that of a camera's raw file."""
+    return os.path.splitext(key)[1].lower() in RAW_EXTENSIONS
+
+
+def is_like_picture(extension: str) -> bool:
+    """Whether it is a picture's extension with something behind it, such as ``.jpg_large`` or ``.png~``."""
+    return re.split(r"[^.a-z0-9]", extension)[0] in PICTURE_EXTENSIONS
+
+
+def list_local(root: str, depth: float, skip: Skip, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str, Info]]:
     """(key, path, info) of the regular files with a picture's extension, at most ``depth`` levels below ``root``.
 
     ``skip(name, reason)`` is told of broken links, pipes, links to folders elsewhere and folders that cannot be listed;
-    ``ignore(name, reason)`` of hidden names, and of links to what is listed anyway or to themselves.
+    ``ignore(name, reason)`` of hidden names, and of links to what is listed anyway or to themselves; ``leave(name)`` of
+    regular files with another extension.
     """
     whole = os.path.realpath(root)
-    below = [_directory(root, "", skip, ignore)]
+    below = [_directory(root, "", skip, ignore, leave)]
     while below:
         entry = next(below[-1], None)
         if entry is None:
@@ -51,7 +74,7 @@ def list_local(root: str, depth: float, skip: Skip, ignore: Skip) -> Iterator[tu
                 skip(key, "a link to a folder is not followed: give its target as a source")
         elif kind == "folder":
             if len(below) < depth:
-                below.append(_directory(path, key + "/", skip, ignore))
+                below.append(_directory(path, key + "/", skip, ignore, leave))
         else:
             try:
                 status = os.stat(path)
@@ -67,12 +90,12 @@ def list_local(root: str, depth: float, skip: Skip, ignore: Skip) -> Iterator[tu
                 skip(key, "not a regular file")
 
 
-def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip) -> Iterator[tuple[str, str, str]]:
+def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str, str]]:
     """(key, path, kind) of one directory's entries."""
     last = ""
     while True:
         try:  # several passes over a huge directory keep memory flat and the order whole
-            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last, prefix, ignore))
+            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last, prefix, ignore, leave))
         except OSError as error:
             skip(prefix or directory, f"the folder cannot be listed: {error.strerror}")
             return
@@ -84,7 +107,7 @@ def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip) -> Iterato
         last = entries[-1][0]
 
 
-def _entries(directory: str, after: str, prefix: str, ignore: Skip) -> Iterator[tuple[str, str]]:
+def _entries(directory: str, after: str, prefix: str, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str]]:
     """Names above ``after`` with their kinds, in any order; a folder's ends in a slash, as it sorts in whole keys."""
     with os.scandir(directory) as scan:
         for entry in scan:
@@ -96,12 +119,21 @@ def _entries(directory: str, after: str, prefix: str, ignore: Skip) -> Iterator[
             if folder:
                 name += "/"
             if not (folder or is_picture(name)):
+                if not after and _is_regular(entry):  # in the first pass
+                    leave(prefix + name)
                 continue
             if name.startswith("."):
                 if not after:  # the first pass
                     ignore(prefix + name, HIDDEN)
             elif name > after:
                 yield name, "file" if not folder else "link" if entry.is_symlink() else "folder"
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def list_bucket(call_s3: Callable[..., Any], root: str, prefix: str, depth: float) -> Iterator[tuple[str, str, Info]]:
@@ -125,12 +157,23 @@ def list_bucket(call_s3: Callable[..., Any], root: str, prefix: str, depth: floa
 
 def list_folders(ls: Callable[[str], list[Info]], root: str, depth: float) -> Iterator[tuple[str, str, Info]]:
     """(key, path, info) of the files below ``root`` of any file system, folder by folder through its ``ls``."""
+    entries = ls(root)
+    streams = [_walk(ls, root, [entry for entry in entries if entry["name"] != "."], depth)]
+    if any(entry["name"] == "." for entry in entries):  # a tar of ".": the dot is no part of its keys
+        streams.append(_walk(ls, ".", ls("."), depth))
+    yield from heapq.merge(*streams, key=lambda found: found[0])
 
-    def entries(path: str) -> Iterator[Info]:
-        return iter(sorted(ls(path), key=lambda e: e["name"].rstrip("/") + "/" * (e["type"] == "directory")))
+
+def _walk(
+    ls: Callable[[str], list[Info]], root: str, entries: list[Info], depth: float
+) -> Iterator[tuple[str, str, Info]]:
+    """The files in and below ``entries`` of ``root``."""
+
+    def ordered(entries: list[Info]) -> Iterator[Info]:
+        return iter(sorted(entries, key=lambda e: e["name"].rstrip("/") + "/" * (e["type"] == "directory")))
 
     start = len(root.rstrip("/")) + 1 if root else 0
-    below = [entries(root)]
+    below = [ordered(entries)]
     while below:
         entry = next(below[-1], None)
         if entry is None:
@@ -140,7 +183,7 @@ def list_folders(ls: Callable[[str], list[Info]], root: str, depth: float) -> It
         if entry["type"] != "directory":
             yield name[start:], name, entry
         elif len(below) < depth and name.rstrip("/") != root.rstrip("/"):
-            below.append(entries(name))
+            below.append(ordered(ls(name)))
 
 
 def local_info(status: os.stat_result) -> Info:

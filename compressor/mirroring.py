@@ -3,7 +3,7 @@
 A listing that may lack pictures must never delete one, so this refuses where it cannot be sure.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from compressor.sources import Source
 
 class Mirror:
     """The keys of an archive that a listing did not name: 9 bytes of memory for each that is archived.
+
+    Of the keys themselves it holds those that are gone, and no more of them than may be deleted.
 
     Parameters
     ----------
@@ -29,21 +31,15 @@ class Mirror:
         # Two keys with the same hash keep each other: a collision leaves a picture too many, and none too few.
         self._hashes = np.unique(np.concatenate(hashes))
         self._seen = np.zeros(len(self._hashes), bool)
+        self._gone: list[str] = []
 
     def see(self, files: Sequence[Listed]) -> None:
         """Be told of listed files."""
-        if not len(self._hashes):
-            return
-        listed = hash_keys([file.key for file in files])
-        at = np.minimum(np.searchsorted(self._hashes, listed), len(self._hashes) - 1)
-        self._seen[at[self._hashes[at] == listed]] = True
-
-    def gone(self) -> list[str]:
-        """Keys of archived pictures that were not listed."""
-        return self._unseen(key for table in self._archive.batches(["key"]) for key in table["key"].to_pylist())
+        at, there = self._find([file.key for file in files])
+        self._seen[at[there]] = True
 
     def refusal(self, source: Source, listed: int, skipped: Sequence[tuple[str, str]], limit: str) -> str | None:
-        """Why nothing may be deleted; None where it may.
+        """Why nothing may be deleted; None where :meth:`delete` may follow.
 
         Parameters
         ----------
@@ -61,8 +57,15 @@ class Mirror:
         if skipped:
             name, reason = skipped[0]
             return f"the listing passed over names such as {name!r} ({reason}), and may lack pictures"
-        gone = len(self.gone())
-        if gone > _most(limit, self._archived):
+        most = _most(limit, self._archived)
+        gone = 0
+        self._gone = []
+        for key in self._unlisted():
+            gone += 1
+            if gone <= most:
+                self._gone.append(key)
+        if gone > most:
+            self._gone = []
             return (
                 f"{gone:,} of {self._archived:,} archived pictures are gone from {source.shown}, more than "
                 f"--mirror-limit {limit}; if that is right, raise it for one run"
@@ -71,13 +74,26 @@ class Mirror:
 
     def delete(self) -> int:
         """Take what is gone out of the archive and off its quarantine list. Returns how many pictures there were."""
-        self._archive.clear_quarantine(self._unseen(row.key for row in self._archive.quarantined()))
-        return self._archive.remove(self.gone())
+        self._archive.clear_quarantine(self._unseen([row.key for row in self._archive.quarantined()]))
+        return self._archive.remove(self._gone)
 
-    def _unseen(self, keys: Iterable[str]) -> list[str]:
-        there = list(keys)
-        absent = np.isin(hash_keys(there), self._hashes[~self._seen])
-        return [there[index] for index in np.flatnonzero(absent)]
+    def _unlisted(self) -> Iterator[str]:
+        """Keys of archived pictures that were not listed, with those of one batch of rows in memory."""
+        for table in self._archive.batches(["key"]):
+            yield from self._unseen(table["key"].to_pylist())
+
+    def _unseen(self, keys: list[str]) -> list[str]:
+        at, there = self._find(keys)
+        there[there] = ~self._seen[at[there]]
+        return [keys[index] for index in np.flatnonzero(there)]
+
+    def _find(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """For each key where its hash would be among the archive's, and whether it is: int (N,), bool (N,)."""
+        hashes = hash_keys(keys)
+        at = np.searchsorted(self._hashes, hashes)
+        there = at < len(self._hashes)
+        there[there] = self._hashes[at[there]] == hashes[there]
+        return at, there
 
 
 def _most(limit: str, archived: int) -> float:

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from compressor.listing import (
     HIDDEN,
     Info,
     fingerprint,
+    is_like_picture,
     is_picture,
     list_bucket,
     list_folders,
@@ -35,6 +37,9 @@ from compressor.retrying import ATTEMPTS, back_off, is_transient, patiently
 T = TypeVar("T")
 
 IGNORED_NAMES = 100  # that are kept as examples
+EXTENSIONS = 100  # that are counted one by one
+LONGEST_EXTENSION = 20
+OTHERS, LIKE_PICTURES = "others", ".png_..."
 CONCURRENT_REQUESTS = 64  # s3fs's own 10 connections cap at 81 objects a second under 50 ms of latency
 LOCAL_THREADS = 8  # hide the latency of network file systems
 INFOS_AT_ONCE = 256
@@ -101,6 +106,8 @@ class Source:
         What the last :meth:`files` passed over although it may be a picture, with reasons.
     ignored, ignored_count
         Hidden names, and links to what is listed anyway, with reasons: the first of them, and how many there are.
+    unlisted
+        How many files have no picture's extension, by extension; ``others`` beyond the first hundred.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
@@ -109,6 +116,7 @@ class Source:
         self.skipped: list[Skipped] = []
         self.ignored: list[Skipped] = []
         self.ignored_count = 0
+        self.unlisted: Counter[str] = Counter()
 
     @classmethod
     def open(cls, url: str, storage_options: dict[str, Any] | None = None) -> Source:
@@ -145,8 +153,9 @@ class Source:
     def files(self) -> Iterator[SourceFile]:
         """Stream the picture files, sorted by key.
 
-        Files are chosen by extension; names that begin with a dot are left out (see :attr:`ignored`). Links to files
-        are followed, links to folders are not (they are in :attr:`skipped`, unless they lead to what is listed anyway).
+        Files are chosen by extension, and the others counted (see :attr:`unlisted`); names that begin with a dot are
+        left out (see :attr:`ignored`). Links to files are followed, links to folders are not (they are in
+        :attr:`skipped`, unless they lead to what is listed anyway).
         Memory holds one page of a bucket, or up to 32,768 names of a local folder, whatever the number of files.
         Listing takes about 10 us a file locally, 100 us in a bucket.
 
@@ -155,7 +164,7 @@ class Source:
         SourceError
             The listing fails for good.
         """
-        self.skipped, self.ignored, self.ignored_count = [], [], 0
+        self.skipped, self.ignored, self.ignored_count, self.unlisted = [], [], 0, Counter()
         place = self._place
         if place.single:
             yield place.single
@@ -256,7 +265,7 @@ class Source:
 
     def _list(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
         if self._is_local:
-            return list_local(place.root, place.depth, self._skip, self._ignore)
+            return list_local(place.root, place.depth, self._skip, self._ignore, self._leave)
         filesystem, _ = self._remote
         if hasattr(filesystem, "call_s3"):
             return list_bucket(self._call_s3, place.root, place.prefix, place.depth)
@@ -265,17 +274,22 @@ class Source:
         )
 
     def _wanted(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
+        last = ""
         for key, path, info in self._list(place):
             if not is_picture(key):
+                self._leave(key)
                 continue
             if place.pattern and not place.pattern.match(key):
                 continue
-            if key.startswith(".") or "/." in key:
+            if key == last:
+                self._skip(key, "the name is there twice, once behind ./")
+            elif key.startswith(".") or "/." in key:
                 self._ignore(key, HIDDEN)
             elif problem := _name_problem(key):
                 self._skip(key, problem)
             else:
                 yield key, path, info
+            last = key
 
     def _with_marks(self, listed: Iterator[tuple[str, str, Info]]) -> Iterator[tuple[str, str, Info]]:
         """Where a listing does not tell versions of files, as on the web, with what is told of each file alone.
@@ -313,6 +327,17 @@ class Source:
         self.ignored_count += 1
         if len(self.ignored) < IGNORED_NAMES:
             self.ignored.append(Skipped(_printable(name), reason))
+
+    def _leave(self, name: str) -> None:
+        pattern = self._place.pattern
+        is_folder = name.endswith("/")  # as consoles leave one in a bucket
+        if is_folder or (pattern and not pattern.match(name)):
+            return
+        extension = _printable(os.path.splitext(name)[1].lower()) or "none"
+        if len(extension) > LONGEST_EXTENSION or (extension not in self.unlisted and len(self.unlisted) >= EXTENSIONS):
+            # One name for all that are like a picture's, since they tell more than others
+            extension = LIKE_PICTURES if is_like_picture(extension) else OTHERS
+        self.unlisted[extension] += 1
 
     def _read_once(self, paths: list[str]) -> list[bytes | Exception]:
         read: Callable[[str], bytes] = _read_local
@@ -377,7 +402,11 @@ def _glob(path: str) -> _Place | None:
     root, _, prefix = path[: magic.start()].rpartition("/")
     pattern = path[len(root) :].lstrip("/")
     depth = float("inf") if "**" in pattern else pattern.count("/") + 1
-    return _Place(root or path[:1].strip("*?["), prefix, re.compile(glob_translate(pattern)), depth)
+    try:
+        matching = re.compile(glob_translate(pattern))
+    except ValueError as error:
+        raise SourceError(f"{shown(path)}: {error}") from error
+    return _Place(root or path[:1].strip("*?["), prefix, matching, depth)
 
 
 def _name_problem(key: str) -> str:

@@ -3,6 +3,7 @@
 Not how it is shown: see tasks/report.py and flows/terminal.py.
 """
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from compressor.bulk import PSNR_BINS, BatchReport
+from compressor.listing import is_like_picture
 from compressor.maintenance import ArchiveInfo
 from compressor.planning import Plan
 
 BUDGET_FROM = 100  # pictures: a share of fewer says too little to stop a run
+EXTENSIONS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class RunSummary:
     ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the
     limit, and given up when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an
     older row. ``deleted`` were gone from the source; ``not_mirrored`` says why none was deleted, where that was asked
-    for. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of
-    this run.
+    for. ``unlisted`` counts files without a picture's extension, by theirs. Bytes: ``source_bytes`` of the archived
+    files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run.
     """
 
     run: str
@@ -79,6 +82,7 @@ class RunSummary:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
+    unlisted: Counter[str] = field(default_factory=Counter)
     psnr_sum: float = 0.0
     psnr_min: float = float("inf")
     psnr_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(PSNR_BINS) - 1, np.int64))
@@ -167,6 +171,7 @@ class RunSummary:
             "skipped": [list(pair) for pair in self.skipped],
             "ignored": self.ignored,
             "ignored_names": [list(pair) for pair in self.ignored_names],
+            "unlisted": dict(self.unlisted.most_common()),
             "worker_seconds": {name: round(value, 3) for name, value in self.worker_seconds.items()},
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "ratio": _rounded(self.ratio),
@@ -231,6 +236,8 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     others = {"still_quarantined": "failed before, unchanged", "left": "left by --limit", "not_reached": "not reached"}
     others["deleted"] = "deleted, gone from the source"
     rows += [(label, f"{run[name]:,}") for name, label in others.items() if run[name]]
+    if run["unlisted"]:
+        rows.append(("not listed", _unlisted(run["unlisted"])))
     if run["archived"]:
         each = run["stored_bytes"] / run["archived"]
         rows += [
@@ -246,6 +253,15 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
             ("speed", f"{run['pictures_per_second']:,.1f} pictures/s, {run['workers']} workers, {total:.1f} s in all")
         )
     return rows
+
+
+def _unlisted(counts: dict[str, int]) -> str:
+    """Extensions that are like a picture's first, then those of most files."""
+    ordered = sorted(counts, key=lambda name: (not is_like_picture(name), -counts[name], name))
+    plain = {name: name if re.fullmatch(r"[!-~]+", name) else repr(name) for name in ordered[:EXTENSIONS_SHOWN]}
+    shown = [f"{told} {counts[name]:,}" for name, told in plain.items()]
+    more = ["..."] * (len(ordered) > EXTENSIONS_SHOWN)
+    return f"{sum(counts.values()):,} files have other extensions: {', '.join([*shown, *more])}"
 
 
 def describe_archive(info: ArchiveInfo) -> list[tuple[str, str]]:

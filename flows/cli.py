@@ -20,6 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if argument.encode(errors="replace").decode() != argument:
+            named = argument.encode(errors="backslashreplace").decode()
+            _say(f"{named}: the name is not valid UTF-8, and neither archives nor Prefect can hold it: rename it")
+            return UNUSABLE
     try:
         options = build_parser().parse_args(arguments)
     except SystemExit as usage:  # argparse has said what is wrong

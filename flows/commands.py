@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from compressor.errors import RunStopped
+from compressor.addresses import shown
+from compressor.errors import LatentpackError, RunStopped, told
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.options import DONE, UNWELL, parameters_of, print_json
 from flows.parameters import (
@@ -37,6 +38,8 @@ def prefect_api(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
             quieten()
         if server:
             server.wait()
+        else:
+            _check_api()
 
     if server:
         server.start()
@@ -46,6 +49,20 @@ def prefect_api(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
         if server:
             _send_events()
             server.stop()
+
+
+def _check_api() -> None:
+    """LatentpackError where the Prefect server that the user named does not answer."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+        url = shown(str(client.api_url))
+    if error:
+        raise LatentpackError(
+            f"no Prefect server answers at {url} ({told(error)}): start it, or unset PREFECT_API_URL (or change the "
+            "Prefect profile that names it), and the command starts one of its own"
+        )
 
 
 def _send_events() -> None:
@@ -88,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
+    from compressor.listing import is_like_picture
     from compressor.summary import describe
 
     if options.json:
@@ -105,11 +123,16 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
     if summary["ignored"]:
         name, reason = summary["ignored_names"][0]
         warn(f"{summary['ignored']:,} names were left out, such as {name!r}: {reason}")
+    doubtful = {name: count for name, count in summary["unlisted"].items() if is_like_picture(name)}
+    if doubtful:
+        like = next(iter(doubtful))
+        warn(f"{sum(doubtful.values()):,} files are not listed for extensions such as {like!r}: rename them")
     if summary["stopped"]:
         warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
     if summary["not_mirrored"]:
         warn(f"nothing was deleted from the archive: {summary['not_mirrored']}")
-    return UNWELL if failed or summary["skipped"] or summary["stopped"] or summary["not_mirrored"] else DONE
+    unwell = failed or doubtful or summary["skipped"] or summary["stopped"] or summary["not_mirrored"]
+    return UNWELL if unwell else DONE
 
 
 def restore(options: argparse.Namespace) -> int:

@@ -3,16 +3,20 @@
 A bounded window of batches is under way at any time, so that neither futures nor batches pile up in the driver.
 """
 
+import json
+import os
 import queue
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import psutil
 from prefect import Task
 from prefect.settings import get_current_settings
 
-from compressor.errors import LatentpackError
+from compressor.errors import LatentpackError, told
 from flows.progress import listener
 
 T = TypeVar("T")
@@ -82,8 +86,14 @@ class DaskPool:
 
     @property
     def workers(self) -> int:
-        """Threads that work now."""
-        return self._workers or max(1, sum(self._runner.client.nthreads().values()))
+        """Threads that work now. LatentpackError where a cluster's scheduler is gone."""
+        try:
+            return self._workers or max(1, sum(self._runner.client.nthreads().values()))
+        except Exception as error:  # OSError, or what a client raises that has given up
+            raise LatentpackError(
+                f"the Dask scheduler is gone ({told(error)}): start it and its workers again, then repeat the command; "
+                "what is archived stays"
+            ) from error
 
     def _submit(self, task: Task[..., Any], arguments: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
         """The Dask future, and what gives its result or raises."""
@@ -167,9 +177,11 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
             client = runner.client
             # Work that waits, unlike waiting for a worker, has an adaptive cluster start one.
             client.submit(int, pure=False).result(timeout=FIRST_WORKER_S)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # the last of an address that is none
             where = scheduler or "this machine"
-            raise LatentpackError(f"no Dask worker can be reached at {where} ({error}); check --scheduler") from error
+            raise LatentpackError(
+                f"no Dask worker can be reached at {where} ({error}); check --scheduler, such as tcp://10.0.0.5:8786"
+            ) from error
         if resources and not declared(client, resources):
             told = ",".join(f"{name}={amount:g}" for name, amount in resources.items())
             raise UndeclaredError(
@@ -200,10 +212,49 @@ def _is_local(url: str) -> bool:
 
 
 @contextmanager
-def pool(scheduler: str | None, workers: int, batches: int) -> Iterator[Pool]:
-    """The pool that suits: a cluster where one is named or there is work for several processes."""
-    if scheduler is None and (workers == 1 or batches <= 1):
-        yield ThisProcess()
+def pool(
+    scheduler: str | None, workers: int, batches: int, apart: bool = False, mark: Path | None = None
+) -> Iterator[Pool]:
+    """The pool that suits: a cluster where one is named or there is work for several processes.
+
+    Parameters
+    ----------
+    apart
+        Work in no case in this process: a picture is known, or feared, to end the process that decodes it.
+    mark
+        A file that is there while this process works, and stays where that is killed: see :func:`was_killed`.
+    """
+    if scheduler is None and not apart and (workers == 1 or batches <= 1):
+        with _leaving(mark):
+            yield ThisProcess()
     else:
         with dask_pool(scheduler, min(workers, batches)) as found:
             yield found
+        if mark:  # whoever was killed before, this run got through
+            with suppress(OSError):
+                mark.unlink()
+
+
+def was_killed(mark: Path) -> bool:
+    """Whether a process that left ``mark`` (see :func:`pool`) was killed while it worked."""
+    try:
+        left = json.loads(mark.read_text())
+        return psutil.Process(left["pid"]).create_time() != left["started"]  # pids are given again
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, ValueError, LookupError, TypeError, psutil.Error):  # no mark, or none that tells anything
+        return False
+
+
+@contextmanager
+def _leaving(mark: Path | None) -> Iterator[None]:
+    if mark:
+        with suppress(OSError):  # a run goes on without
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()}))
+    try:
+        yield
+    finally:
+        if mark:
+            with suppress(OSError):
+                mark.unlink()

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import LatentpackError
 from tasks.home import UNWATCHED
 
 START_S = 120  # a slow disk's first start makes the database
@@ -97,8 +98,18 @@ class PrivateServer:
         self.url = ""
 
     def start(self) -> None:
-        """Start it and return at once; everything in this process is told to use it. See :meth:`wait`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Start it and return at once; everything in this process is told to use it. See :meth:`wait`.
+
+        LatentpackError where its folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._log.touch()
+        except OSError as error:
+            raise LatentpackError(
+                f"{self._folder}: the private Prefect server cannot keep its database here: {error.strerror}; "
+                "set LATENTPACK_HOME to a folder that can be written"
+            ) from error
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -124,7 +135,7 @@ class PrivateServer:
         os.environ[UNWATCHED] = "1"
 
     def wait(self) -> None:
-        """Return when it answers. RuntimeError, with its last words, where it does not."""
+        """Return when it answers. LatentpackError, with its last words, where it does not."""
         assert self._process is not None
         end = time.monotonic() + START_S
         while time.monotonic() < end and self._process.poll() is None:
@@ -135,7 +146,9 @@ class PrivateServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(_POLL_S)
         last = self._log.read_text(errors="replace").strip()[-2000:]
-        raise RuntimeError(f"the private Prefect server did not start; name one with PREFECT_API_URL. It said: {last}")
+        raise LatentpackError(
+            f"the private Prefect server did not start; name one with PREFECT_API_URL. It said: {last}"
+        )
 
     def stop(self) -> None:
         """End it, if it runs."""

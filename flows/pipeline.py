@@ -9,6 +9,8 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,20 @@ from compressor.bulk import BatchReport, EncodeOptions
 from compressor.codec import with_effort
 from compressor.errors import LatentpackError, RunStopped
 from compressor.images import Limits
+from compressor.listing import is_raw
 from compressor.mirroring import Mirror
 from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary, duration
 from compressor.table import QuarantineRow
-from flows.dispatch import Pool, ThisProcess, pool
+from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters
 from flows.progress import listener
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
+from tasks.home import home
 from tasks.ingest import known_keys, plan_run
 from tasks.mirror import delete_gone
 from tasks.report import TABLE_ROWS, publish
@@ -78,6 +82,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
                 rest = None if parameters.limit is None else parameters.limit - summary.tried
                 plan = plan_run(listing, known, folder, parameters.batch_size, rest, parameters.wave)
                 summary.start(plan)
+                summary.unlisted = source.unlisted
             if plan.pending:
                 encoding = encoding or _Encoding(plan, source, archive, parameters, summary, stack)
                 with _timed(summary, "encode"):
@@ -164,11 +169,16 @@ class _Encoding:
         self._source, self._archive, self._parameters, self._summary = source, archive, parameters, summary
         self._options = self._prepare()
         self._budget = FailureBudget.parse(parameters.max_failures)
-        self._once_quarantined = frozenset(row.key for row in archive.quarantined())
+        reasons = {row.key: row.reason for row in archive.quarantined()}
+        self._once_quarantined = frozenset(reasons)
         self._workers = parameters.workers or worker_count()
-        self._pool: Pool = stack.enter_context(
-            pool(parameters.scheduler, self._workers, -(-first.pending // self._size(first)))
-        )
+        mark = home() / "encoding" / blake2b(f"{source.url}\n{archive.url}".encode(), digest_size=8).hexdigest()
+        killed = was_killed(mark)
+        if killed:
+            get_run_logger().warning("the last run was killed while it encoded: this one does so in another process")
+        batches = -(-first.pending // self._size(first))
+        apart = killed or CRASHED in reasons.values()  # which is tried again in every run
+        self._pool: Pool = stack.enter_context(pool(parameters.scheduler, self._workers, batches, apart, mark))
         summary.workers = self._pool.workers
         self._planned = self._batches = self._lost_in_a_row = 0
 
@@ -200,6 +210,7 @@ class _Encoding:
         self._batches += -(-plan.pending // size)
         before, self._planned = self._planned, self._planned + plan.pending
         again: deque[Batch] = deque()
+        suspects: deque[Batch] = deque()  # one picture each, lost with a worker that others may have ended
         progress = _Progress(plan, summary.waves, before)
 
         def take() -> Batch | None:
@@ -209,7 +220,7 @@ class _Encoding:
             return {
                 "name": batch.name,
                 "source": self._source,
-                "files": batch.files,
+                "files": tuple(file for file in batch.files if not is_raw(file.key)),
                 "archive_url": self._archive.url,
                 "options": self._options,
                 "run": summary.run,
@@ -218,18 +229,30 @@ class _Encoding:
                 "on_progress": progress.within(summary) if isinstance(self._pool, ThisProcess) else None,
             }
 
-        for batch, result in self._pool.run(encode, take, arguments):
+        def results() -> Iterator[tuple[Batch, Any, bool]]:
+            """Each batch with its result or exception; then suspects, True, with nothing under way beside them."""
+            for batch, result in self._pool.run(encode, take, arguments):
+                yield batch, result, False
+            while suspects:
+                again.append(suspects.popleft())
+                for batch, result in self._pool.run(encode, take, arguments):
+                    yield batch, result, True
+
+        for batch, result, alone in results():
             if isinstance(result, Exception):
-                self._lost_in_a_row += 1
+                self._lost_in_a_row += not alone
                 _raise_unless_lost(result, self._lost_in_a_row)
                 summary.lost_batches += 1
                 if len(batch.files) > 1:
                     again.extend(batch.halves())
                     continue
+                if not alone:
+                    suspects.append(batch)
+                    continue
                 report = _crashed(batch, result, summary.run)
             else:
                 self._lost_in_a_row = 0
-                report = result
+                report = _without_raws(batch, result, summary.run)
             summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
             summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
@@ -260,6 +283,17 @@ def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
     detail = f"{type(error).__name__}: {error}"
     row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, detail, run)
     return BatchReport(quarantined=[row])
+
+
+def _without_raws(batch: Batch, report: BatchReport, run: str) -> BatchReport:
+    """The report with the raw files of a batch refused: read as the TIFF that they are, they would be thumbnails."""
+    detail = "the raw file of a camera is not read here: develop it to TIFF, PNG or JPEG first"
+    rows = [
+        QuarantineRow.now(file.key, file.fingerprint, "unsupported", detail, run)
+        for file in batch.files
+        if is_raw(file.key)
+    ]
+    return replace(report, quarantined=[*report.quarantined, *rows])
 
 
 class _Progress:

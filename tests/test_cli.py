@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from compressor.archive import Archive
-from compressor.images import encode_picture
+from compressor.archive import CRASHED, Archive
+from compressor.images import decode_picture, encode_picture
 from flows.cli import run
 from tests.codecs import smooth_pictures
+from tests.rows import original_row, picture_row
 
 LATENTPACK = [sys.executable, "-m", "flows.cli"]
 
@@ -301,3 +303,130 @@ def test_all_that_needs_a_look_ends_with_1(pictures: Path, archive: Path, capsys
     (pictures / "bad.png").unlink()
     (pictures / "a.png").unlink()
     assert run([*again, "--mirror"]) == 1, "a third is gone"  # not said(): Prefect's logger holds a closed stream here
+
+
+def test_files_of_other_extensions_are_told_and_nearly_a_picture_s_need_a_look(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["run", pictures, archive, "--codec", "webp"]
+    code, out, err = said(capsys, *again)
+    assert code == 0 and "1 files have other extensions: .txt 1" in out and "rename" not in err
+    (pictures / "d.jpg_large").touch()
+    code, _, err = said(capsys, *again)
+    assert code == 1 and "1 files are not listed for extensions such as '.jpg_large': rename them" in err
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"PREFECT_API_URL": "http://user:hush@127.0.0.1:9/api"},
+            r"latentpack: no Prefect server answers at http://127.0.0.1:9/api/? \(.*\): start it, or unset .*\n",
+        ),
+        (
+            {"PREFECT_API_URL": "", "LATENTPACK_HOME": "/dev/null/x"},
+            r"latentpack: /dev/null/x/prefect: .* Not a directory; set LATENTPACK_HOME to a folder .*\n",
+        ),
+    ],
+)
+def test_a_server_that_is_down_and_a_home_that_is_none_are_told(
+    variables: dict[str, str], message: str, pictures: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")} | variables
+    command = [*LATENTPACK, "run", str(pictures), str(tmp_path / "archive")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and re.fullmatch(message, ended.stderr), ended.stderr
+
+
+@pytest.mark.parametrize("command", ["run {in} {bad}", "info {bad}", "delete {in} --key {bad}"])
+def test_a_name_that_is_no_utf8_is_refused_by_name(
+    command: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [part.format(**{"in": pictures, "bad": os.fsdecode(b"caf\xe9")}) for part in command.split()]
+    code, _, err = said(capsys, *arguments)
+    assert code == 2 and err.startswith("latentpack: caf\\udce9: the name is not valid UTF-8")
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from flows.cli import run
+archive, *small = sys.argv[1:]
+for command in ("verify", "repair"):
+    run([command, *small])  # what it loads and the threads that it starts take most of what a command takes
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 32 * 2**20, resource.RLIM_INFINITY))
+print(run(["verify", archive]), run(["repair", archive, "--drop"]), run(["restore", archive, f"{archive}-out"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell what a process has of memory")
+def test_no_sound_picture_is_taken_out_where_memory_runs_out(tmp_path: Path) -> None:
+    archive, small = (Archive.create(str(tmp_path / name)) for name in ("archive", "small"))
+    for one, side in ((archive, 6000), (small, 10)):
+        row = original_row("large.png", encode_picture(np.zeros((side, side, 3), np.uint8), 3), side, side)
+        one.commit([one.write_part([row, picture_row("a.png")])])
+    environment = {**os.environ, "LATENTPACK_HOME": str(tmp_path / "home"), "MALLOC_ARENA_MAX": "1"}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, archive.url, small.url]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "2 2 0", done.stderr  # an original needs no decoder to be restored
+    assert "Traceback" not in done.stderr
+    refused = [line for line in done.stderr.splitlines() if line.startswith("latentpack: ")]
+    told = f"latentpack: {archive.url}: 'large.png' cannot be read, and may be sound: not enough memory to decode it"
+    assert len(refused) == 2 and all(line.startswith(told) and "with more memory" in line for line in refused)
+    assert sorted(Archive.open(archive.url).keys()) == ["a.png", "large.png"]
+
+
+def test_a_picture_that_memory_did_not_suffice_for_is_tried_again(
+    pictures: Path,
+    tmp_path: Path,
+    prefect_api: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heavy, command = (pictures / "a.png").read_bytes(), ["run", pictures, tmp_path / "archive", "--codec", "webp"]
+
+    def short(data: bytes, *limits: Any) -> Any:
+        if data == heavy:
+            raise MemoryError("not enough memory to decode it")
+        return decode_picture(data, *limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.bulk.decode_picture", short)
+        code, out, _ = said(capsys, *command, "--workers", "1", "--json")
+    assert code == 1 and json.loads(out)["archived"] == 2
+    listed = said(capsys, "quarantine", "list", tmp_path / "archive")[1]
+    assert listed == f"a.png\t{CRASHED}\tMemoryError: not enough memory to decode it\n"
+    code, out, _ = said(capsys, *command, "--workers", "1", "--json")
+    assert code == 0 and json.loads(out)["archived"] == 1
+
+
+def flip_middle_of(archive: Path, key: str) -> None:
+    """Damage one picture's payload."""
+    (part,) = archive.glob("images/*.parquet")
+    payload = Archive.open(str(archive)).read_row(key).payload
+    data = bytearray(part.read_bytes())
+    data[data.index(payload) + len(payload) // 2] ^= 1
+    part.write_bytes(data)
+
+
+def test_repair_takes_the_limits_of_the_run(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_middle_of(archive, "sub/b.jpg")
+    for option, limit, told in (("--max-pixels", 1000, "1000 in all"), ("--max-bytes", 100, "100")):
+        code, out, _ = said(capsys, "repair", archive, pictures, "--codec", "webp", option, limit)
+        assert code == 1 and out.startswith("sub/b.jpg\t") and f"the limit is {told}\n" in out
+    assert said(capsys, "repair", archive, pictures, "--codec", "webp", "--max-pixels", "4000")[0] == 0
+
+
+def test_restore_gives_back_what_is_sound(
+    pictures: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Archive.open(str(archive))
+    opened.commit([opened.write_part([picture_row("zzz.png")])])
+    (damaged,) = [part for part in Archive.open(str(archive)).tables[0].parts if part.rows == 3]
+    (archive / "images" / damaged.path).write_bytes(b"")
+    code, out, err = said(capsys, "restore", archive, tmp_path / "out")
+    assert code == 1 and "1 pictures written" in out
+    assert f"{damaged.path}: file with 3 pictures is unreadable" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["zzz.png"]

@@ -1,6 +1,9 @@
 """Whole flows on small pictures: what is new is archived once, what fails is listed, lost workers lose nothing."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +311,120 @@ def test_a_run_that_loses_a_picture_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tasks.encode, "encode_batch", lambda source, files, *rest: whole(source, files[:-1], *rest))
     with pytest.raises(AssertionError, match="do not reconcile"):
         archive_it(write_pictures(tmp_path / "in", 3), tmp_path / "archive")
+
+
+def test_a_raw_file_is_refused_and_not_taken_for_its_thumbnail(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    thumbnail = encode_picture(smooth_pictures(1)[0], 3, "tiff")
+    for name in ("a.dng", "b.NEF", "c.tif"):
+        (folder / name).write_bytes(thumbnail)
+    first = archive_it(folder, archive)
+    assert (first["archived"], first["errors"]) == (3, {"unsupported": 2})
+    assert {row.key for row in Archive.open(str(archive)).quarantined()} == {"a.dng", "b.NEF"}
+    assert archive_it(folder, archive)["still_quarantined"] == 2
+
+
+def test_a_run_tells_the_files_that_it_does_not_list(tmp_path: Path) -> None:
+    from compressor.summary import describe
+
+    folder = write_pictures(tmp_path / "in", 9)
+    for name in ("a.txt", "b.txt", "c", "d.jpg_large", "e.png "):
+        (folder / name).touch()
+    done = archive_it(folder, tmp_path / "archive", wave=3, batch_size=3)
+    assert done["unlisted"] == {".txt": 2, "none": 1, ".jpg_large": 1, ".png ": 1}
+    told = dict(describe(done))["not listed"]
+    assert told == "5 files have other extensions: .jpg_large 1, '.png ' 1, .txt 2, none 1"
+    assert "not listed" not in dict(describe({**done, "unlisted": {}}))
+
+
+KILLING = """
+import os, signal
+from compressor import bulk
+
+decode = bulk.decode_picture
+
+def killing(data, *rest):
+    if data.endswith(b"killer"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(data, *rest)
+
+bulk.decode_picture = killing  # in Dask's workers too, which import this file
+
+if __name__ == "__main__":
+    from flows.cli import main
+    main()
+"""
+
+
+def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Path, prefect_api: str) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    with open(folder / "000.png", "ab") as file:
+        file.write(b"killer")
+    (tmp_path / "killing.py").write_text(KILLING)
+    command = [sys.executable, tmp_path / "killing.py", "run", folder, archive, "--codec", "webp"]
+    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}
+    environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
+
+    def run() -> tuple[int, str]:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        return ended.returncode, ended.stderr
+
+    code, err = run()
+    assert code == -signal.SIGKILL and len(Archive.open(str(archive))) == 0, err
+    for _ in range(2):  # the third run finds no mark, and the picture on the list
+        code, err = run()
+        assert code == 1, err
+        opened = Archive.open(str(archive))
+        assert list(opened.keys()) == ["001.png"]
+        assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
+        assert not list((tmp_path / "home" / "encoding").iterdir())
+
+
+def test_a_run_tells_that_the_process_of_an_earlier_one_is_gone(tmp_path: Path) -> None:
+    from flows.dispatch import ThisProcess, pool, was_killed
+
+    mark = tmp_path / "home" / "mark"
+    with pool(None, 1, 1, mark=mark) as found:
+        assert isinstance(found, ThisProcess) and mark.exists() and not was_killed(mark)
+        left = mark.read_text()
+    assert not mark.exists() and not was_killed(mark)
+    with pytest.raises(ZeroDivisionError), pool(None, 1, 1, mark=mark):
+        raise ZeroDivisionError
+    assert not mark.exists(), "the process lives"
+    mark.write_text(left.replace('"started": ', '"started": 1'))  # by another process of the same id
+    assert was_killed(mark)
+    mark.write_text(left[:9])  # as a power cut may leave it
+    assert not was_killed(mark)
+    with pool(None, 1, 1, mark=Path("/dev/null/mark")) as found:
+        assert isinstance(found, ThisProcess), "where no mark can be left, the run goes on"
+
+
+def test_a_scheduler_that_is_gone_is_told_and_no_picture_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    import flows.dispatch
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.dispatch, "CONNECT_S", 1)
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    real = flows.pipeline.commit
+    with LocalCluster(**settings, processes=False, protocol="tcp") as cluster:
+
+        def close_the_cluster(*arguments: Any) -> int:
+            cluster.close()
+            return real(*arguments)
+
+        monkeypatch.setattr(flows.pipeline, "commit", close_the_cluster)
+        with pytest.raises(LatentpackError, match="the Dask scheduler is gone .* what is archived stays"):
+            archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
+    opened = Archive.open(str(archive))
+    assert len(opened) == 1 and not list(opened.quarantined())
+
+
+@pytest.mark.parametrize("scheduler", ["foo", "nonsense://host:1"])
+def test_an_address_that_is_none_is_told(tmp_path: Path, scheduler: str) -> None:
+    with pytest.raises(LatentpackError, match=f"no Dask worker can be reached at {scheduler} .* tcp://"):
+        archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=scheduler)

@@ -1,12 +1,19 @@
 """--mirror: what is gone from the source is deleted, and nothing where the listing may not tell the whole truth."""
 
 import os
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from compressor.archive import Archive
+from compressor.mirroring import Mirror
+from compressor.sources import Source
 from flows.cli import run
 from flows.parameters import PipelineParameters
 from tests.test_flows import archive_it, write_pictures
@@ -73,3 +80,48 @@ def test_it_does_not_go_with_a_limit(capsys: pytest.CaptureFixture[str]) -> None
         PipelineParameters(source="a", archive="b", limit=3, mirror=True)
     assert run(["run", "a", "b", "--limit", "3", "--mirror"]) == 2
     assert "--mirror: it needs the whole listing" in capsys.readouterr().err
+
+
+class ManyKeys:
+    """As much of an archive as a mirror asks for: 100,000 keys in row groups, made as they are read."""
+
+    reads = 0
+    removed: list[str] = []
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def batches(self, _: Any) -> Iterator[pa.Table]:
+        self.reads += 1
+        for first in range(0, 100_000, 1_000):
+            yield pa.table({"key": [f"{number:06d}.png" for number in range(first, first + 1_000)]})
+
+    def quarantined(self) -> Iterator[Any]:
+        return iter(())
+
+    def clear_quarantine(self, _: Any) -> None:
+        pass
+
+    def remove(self, keys: list[str]) -> int:
+        self.removed = keys
+        return len(keys)
+
+
+@pytest.mark.parametrize("gone", [{"000000.png", "050000.png"}, None], ids=["two gone", "all gone"])
+def test_keys_are_in_memory_a_row_group_at_a_time(tmp_path: Path, gone: set[str] | None) -> None:
+    archive: Any = ManyKeys()
+    mirror = Mirror(archive)
+    for table in archive.batches(["key"]) if gone else ():
+        mirror.see([SimpleNamespace(key=key, fingerprint=b"") for key in table["key"].to_pylist() if key not in gone])
+    archive.reads = 0
+    tracemalloc.start()
+    try:
+        refused = mirror.refusal(Source(str(tmp_path)), 1, [], "10")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000, "100,000 keys take 10 times that"
+    assert (refused is None) == bool(gone)
+    if gone:
+        assert mirror.delete() == 2 and set(archive.removed) == gone
+    assert archive.reads == 1

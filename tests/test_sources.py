@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import tarfile
 import threading
 from functools import partial
@@ -382,3 +383,96 @@ def test_brackets_may_be_part_of_a_remote_folder_s_name():
 
     fsspec.filesystem("memory").pipe("/brackets/photos [2020]/a.png", b"a")
     assert keys("memory://brackets/photos [2020]") == ["a.png"]
+
+
+def test_files_of_other_extensions_are_counted_everywhere(anywhere):
+    source = Source.open(anywhere)
+    for _ in range(2):
+        list(source.files())
+    assert source.unlisted == {".txt": 1, ".db": 1, "none": 1}
+
+
+def test_a_web_server_s_other_files_are_counted_too(tree):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tree)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = Source.open(f"http://127.0.0.1:{server.server_port}")
+        assert "00000.png" in [file.key for file in source.files()]
+        assert source.unlisted == {".txt": 1, ".db": 1, "none": 1}
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_every_file_is_counted_once_and_no_more_extensions_than_memory_has_room_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "NAMES_HELD", 2)  # many passes over the directory
+    names = [f"{number}.x{number}" for number in range(150)] + [f"{number}.jpg_{number}" for number in range(150)]
+    listed = [f"{number}.png" for number in range(7)]
+    for name in [*names, "b.png ", "c", f"d.{'e' * 50}", *listed]:
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.x1")
+    source = Source.open(str(tmp_path))
+    assert [file.key for file in source.files()] == listed
+    assert source.unlisted.total() == 303 and len(source.unlisted) <= 102
+    assert sum(count for name, count in source.unlisted.items() if listing.is_like_picture(name)) == 151
+    source = Source.open(f"{tmp_path}/*.x1")
+    assert list(source.files()) == [] and source.unlisted == {".x1": 1}
+
+
+@pytest.mark.parametrize(
+    ("extension", "like"),
+    [(".jpg_large", True), (".png ", True), (".tif~", True), (".dng!", True), (".jpgs", False), (".txt", False)],
+)
+def test_extensions_that_are_nearly_a_picture_s(extension, like):
+    assert listing.is_like_picture(extension) is like and not listing.is_picture("a" + extension)
+
+
+def test_pictures_that_are_not_read_are_listed_and_the_documentation_says_which(tmp_path):
+    wanted = sorted(f"a{extension}" for extension in listing.PICTURE_EXTENSIONS)
+    assert {"a.dng", "a.cr2", "a.psd", "a.tga", "a.ppm", "a.ico", "a.heic", "a.jxl"} <= set(wanted)
+    for name in wanted:
+        (tmp_path / name).write_bytes(b"")
+    assert keys(str(tmp_path)) == wanted
+    told = re.findall(r"\.[a-z0-9]+", (Path(__file__).parents[1] / "docs" / "operations.md").read_text())
+    assert set(told) >= listing.PICTURE_EXTENSIONS
+
+
+def test_a_tar_of_the_folder_itself_is_listed_as_the_folder(tmp_path):
+    for name in ("b.png", "a/c.png", "-.png", ".hidden.png", "notes.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    with tarfile.open(tmp_path / "dot.tar", "w") as file:
+        file.add(tmp_path / "in", ".")
+    source = Source.open(f"tar://::{tmp_path}/dot.tar")
+    files = list(source.files())
+    assert [file.key for file in files] == ["-.png", "a/c.png", "b.png"]
+    assert source.read([file.path for file in files]) == [b"-.png", b"a/c.png", b"b.png"]
+    assert [name for name, _ in source.ignored] == [".hidden.png"] and source.unlisted == {".txt": 1}
+    assert [file.key for file in Source.open(f"tar://*.png::{tmp_path}/dot.tar").files()] == ["-.png", "b.png"]
+
+
+def test_a_tar_that_names_some_files_from_the_dot_is_in_order_and_names_each_once(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"x")
+    with tarfile.open(tmp_path / "mixed.tar", "w") as file:
+        for name in ("./a.png", "b.png", "./c.png", "d/e.png", "./d/f.png", "./b.png"):
+            file.add(tmp_path / "x.png", name)
+    source = Source.open(f"tar://::{tmp_path}/mixed.tar")
+    assert [file.key for file in source.files()] == ["a.png", "b.png", "c.png", "d/e.png", "d/f.png"]
+    assert [name for name, _ in source.skipped] == ["b.png"]
+
+
+def test_the_globs_advised_for_the_last_of_many_folders_keep_its_name(bucket):
+    bucket.create_bucket(Bucket="dated")
+    for month in ("2026-10", "2026-11", "2026/11", "2027/11"):
+        bucket.put_object(Bucket="dated", Key=f"{month}/0001.png", Body=b"x")
+    text = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
+    advised = re.findall("`'s3://bucket/(2026[^']*)'`", text)
+    assert len(advised) == 2
+    found = [keys(f"s3://dated/{glob}") for glob in advised]
+    assert found == [["2026-11/0001.png"], ["2026/11/0001.png"]]
+    assert keys("s3://dated/2026-11/") == ["0001.png"], "which is why"
+
+
+def test_a_pattern_that_is_none_is_told(tmp_path):
+    with pytest.raises(SourceError, match="entire path component"):
+        Source.open(f"{tmp_path}/a**")
