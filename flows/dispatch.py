@@ -146,6 +146,8 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         "distributed.scheduler.allowed-failures": 1,  # the flow looks for the culprit itself
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.worker.daemon": True,
+        # A worker that is missing 15 seconds after a loss, for it was lost once more, would never be started again.
+        "distributed.deploy.lost-worker-timeout": "1000h",
         # A profile of what threads do, a hundred times a second, and a clock that ticks fifty times: with batches of
         # seconds nobody looks at them, and they took a tenth of the time.
         "distributed.worker.profile.enabled": False,

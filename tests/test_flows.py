@@ -11,10 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
-from compressor.archive import Archive
+from compressor.archive import CRASHED, Archive
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
 from compressor.images import encode_picture
+from compressor.table import QuarantineRow
 from flows.parameters import (
     BenchmarkParameters,
     ExperimentsParameters,
@@ -364,6 +365,7 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
     command = [sys.executable, tmp_path / "killing.py", "run", folder, archive, "--codec", "webp"]
     environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}
     environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
+    environment |= {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100ms"}  # at 15 s the run would hang by chance
 
     def run() -> tuple[int, str]:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -371,13 +373,34 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
 
     code, err = run()
     assert code == -signal.SIGKILL and len(Archive.open(str(archive))) == 0, err
-    for _ in range(2):  # the third run finds no mark, and the picture on the list
-        code, err = run()
-        assert code == 1, err
-        opened = Archive.open(str(archive))
-        assert list(opened.keys()) == ["001.png"]
-        assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
-        assert not list((tmp_path / "home" / "encoding").iterdir())
+    code, err = run()
+    assert code == 1, err
+    opened = Archive.open(str(archive))
+    assert list(opened.keys()) == ["001.png"]
+    assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
+    assert not list((tmp_path / "home" / "encoding").iterdir())
+
+
+def test_a_picture_that_has_crashed_is_tried_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.pipeline
+
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    apart: list[bool] = []
+
+    def pool(scheduler: str | None, workers: int, batches: int, *rest: Any) -> Any:
+        apart.append(rest[0])
+        return real(scheduler, workers, batches)
+
+    real = flows.pipeline.pool
+    monkeypatch.setattr(flows.pipeline, "pool", pool)
+    for reason in ("corrupt", CRASHED):
+        opened = Archive.open_or_create(str(archive))
+        opened.quarantine([QuarantineRow.now("001.png", bytes(8), reason, "", "an earlier run")])
+        archive_it(folder, archive)
+        Archive.open(str(archive)).delete(["000.png", "001.png"])
+    assert apart == [False, True]
 
 
 def test_a_run_tells_that_the_process_of_an_earlier_one_is_gone(tmp_path: Path) -> None:
