@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ImageError
 from compressor.images import Limits
+from compressor.listing import is_raw
 from compressor.sources import Source, SourceFile
 
 FILES_AT_ONCE = 256
@@ -16,13 +17,17 @@ def read_together(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
 
 
 def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -> list[bytes | ImageError]:
-    """Bytes of each file, or an ImageError (``unreadable``, ``too_large``). A file over the limit is not fetched."""
-    fetched = iter(source.read([file.path for file in files if file.size <= limits.max_bytes]))
+    """Bytes of each file, or an ImageError (``unreadable``, ``too_large``, ``unsupported``).
+
+    Neither a file over the limit nor a camera's raw one is fetched.
+    """
+    refusals = [_refusal(file, limits) for file in files]
+    wanted = [file.path for file, refused in zip(files, refusals, strict=True) if refused is None]
+    fetched = iter(source.read(wanted))
     contents: list[bytes | ImageError] = []
-    for file in files:
-        if file.size > limits.max_bytes:
-            text = f"the file has {file.size:,} bytes, the limit is {limits.max_bytes:,}"
-            contents.append(ImageError("too_large", text))
+    for refused in refusals:
+        if refused is not None:
+            contents.append(refused)
             continue
         content = next(fetched)
         if not isinstance(content, bytes):
@@ -31,3 +36,13 @@ def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -
             content = error
         contents.append(content)
     return contents
+
+
+def _refusal(file: SourceFile, limits: Limits) -> ImageError | None:
+    """Why a file is not worth fetching; None where it is."""
+    if is_raw(file.key):  # as the TIFF that most of them are, they would be their thumbnails
+        detail = "the raw file of a camera is not read here: develop it to TIFF, PNG or JPEG first"
+        return ImageError("unsupported", detail)
+    if file.size > limits.max_bytes:
+        return ImageError("too_large", f"the file has {file.size:,} bytes, the limit is {limits.max_bytes:,}")
+    return None

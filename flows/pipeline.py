@@ -9,7 +9,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from compressor.bulk import BatchReport, EncodeOptions
 from compressor.codec import with_effort
 from compressor.errors import LatentpackError, RunStopped
 from compressor.images import Limits
-from compressor.listing import is_raw
 from compressor.mirroring import Mirror
 from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
@@ -220,7 +218,7 @@ class _Encoding:
             return {
                 "name": batch.name,
                 "source": self._source,
-                "files": tuple(file for file in batch.files if not is_raw(file.key)),
+                "files": batch.files,
                 "archive_url": self._archive.url,
                 "options": self._options,
                 "run": summary.run,
@@ -252,7 +250,7 @@ class _Encoding:
                 report = _crashed(batch, result, summary.run)
             else:
                 self._lost_in_a_row = 0
-                report = _without_raws(batch, result, summary.run)
+                report = result
             summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
             summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
@@ -283,17 +281,6 @@ def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
     detail = f"{type(error).__name__}: {error}"
     row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, detail, run)
     return BatchReport(quarantined=[row])
-
-
-def _without_raws(batch: Batch, report: BatchReport, run: str) -> BatchReport:
-    """The report with the raw files of a batch refused: read as the TIFF that they are, they would be thumbnails."""
-    detail = "the raw file of a camera is not read here: develop it to TIFF, PNG or JPEG first"
-    rows = [
-        QuarantineRow.now(file.key, file.fingerprint, "unsupported", detail, run)
-        for file in batch.files
-        if is_raw(file.key)
-    ]
-    return replace(report, quarantined=[*report.quarantined, *rows])
 
 
 class _Progress:

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from compressor import listing, retrying
 from compressor.errors import SourceError, told
+from compressor.images import Limits
+from compressor.reading import read_contents
 from compressor.sources import Source
 
 NAMES = ["00000/00000.png", "00000/00001.PNG", "00000-b.jpeg", "00000.png", "01000/x[1].webp", "01000/deep/y z.tif"]
@@ -476,3 +478,17 @@ def test_the_globs_advised_for_the_last_of_many_folders_keep_its_name(bucket):
 def test_a_pattern_that_is_none_is_told(tmp_path):
     with pytest.raises(SourceError, match="entire path component"):
         Source.open(f"{tmp_path}/a**")
+
+
+def test_raw_files_are_not_fetched_wherever_pictures_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.dng", "b.png", "c.NEF", "d.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    source = Source.open(str(tmp_path))
+    fetched: list[str] = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda paths: read([*paths, *(fetched.extend(paths) or [])]))
+    found = read_contents(source, list(source.files()), Limits())
+    assert [one if isinstance(one, bytes) else one.reason for one in found] == [
+        "unsupported", b"b.png", "unsupported", b"d.png"
+    ]  # fmt: skip
+    assert [Path(path).name for path in fetched] == ["b.png", "d.png"]
