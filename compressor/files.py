@@ -10,8 +10,10 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what takes the place of ``path`` at the end: a reader, and a kill, leave one or the other.
 
-    Folders are made if need be. After an error ``path`` is as it was and nothing lies beside it.
+    Folders are made if need be; a link stays and leads to the new file. After an error ``path`` is as it was and
+    nothing lies beside it.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -43,6 +43,8 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
         raise CodecError(f"cannot write {out}: there is no folder {out.parent}; create it first")
     if out.is_dir():
         raise CodecError(f"cannot write {out}: it is a folder; name a file in it, such as {out / 'codec.safetensors'}")
+    if out.exists() and not out.is_file():  # a device, which would be replaced
+        raise CodecError(f"cannot write {out}: it is no ordinary file; name one, such as codec.safetensors")
     source = Source.open(parameters.source)
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)

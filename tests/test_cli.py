@@ -85,6 +85,7 @@ def test_json_is_one_object_and_nothing_else(
         (["train", "{in}", "--family", "v9"], "invalid choice"),
         (["train", "{in}", "--out", "{missing}/x.safetensors"], "create it first"),
         (["train", "{in}", "--out", "{in}"], "it is a folder"),
+        (["train", "{in}", "--out", "/dev/null"], "no ordinary file"),
         (["train", "{in}", "--side", "100"], "multiple of 32"),
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
         (["restore", "{in}", "s3://bucket/restored"], "must be a local path"),
