@@ -62,11 +62,11 @@ def side_by_side(
     ]
     return (
         [
-            _strip(key, one, codecs, reference, lambda codec, to: within_bytes(codec, to.picture, to.payload))
+            _strip(key, one, codecs, reference, lambda codec, to: _within_bytes(codec, to.picture, to.payload))
             for key, one in zip(pictures, targets, strict=True)
         ],
         [
-            _strip(key, one, codecs, reference, lambda codec, to: reaching(codec, to.picture, to.psnr))
+            _strip(key, one, codecs, reference, lambda codec, to: _reaching(codec, to.picture, to.psnr))
             for key, one in zip(pictures, targets, strict=True)
         ],
     )
@@ -102,13 +102,13 @@ def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray) -> Cell:
     return Cell(name, f"{payload:,} B · {decibel:.1f} dB", centre(decoded, SHOWN))
 
 
-def within_bytes(codec: Codec, picture: np.ndarray, most: int) -> Encoded:
+def _within_bytes(codec: Codec, picture: np.ndarray, most: int) -> Encoded:
     """A picture at the highest quality that takes ``most`` bytes, or at the lowest."""
     above = bisect_right(codec.qualities, most, key=lambda q: _stored_bytes(codec, _encode(codec, picture, q)))
     return _encode(codec, picture, codec.qualities[max(0, above - 1)] if codec.qualities else -1)
 
 
-def reaching(codec: Codec, picture: np.ndarray, level: float) -> Encoded:
+def _reaching(codec: Codec, picture: np.ndarray, level: float) -> Encoded:
     """A picture at the lowest quality that reaches ``level`` dB, or at the highest."""
     at = bisect_left(codec.qualities, level - _TOLERANCE, key=lambda q: _psnr_at(codec, picture, q))
     return _encode(codec, picture, codec.qualities[min(at, len(codec.qualities) - 1)] if codec.qualities else -1)
