@@ -19,8 +19,8 @@ import numpy as np
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import STANDARD, payload_size
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.images import decode_picture
 from compressor.metrics import RateCurve, bd_rate, psnr
 from compressor.quality import encode_measured

@@ -23,8 +23,8 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import DEFAULT, artifact_bytes
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.planning import plan
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile

@@ -30,8 +30,8 @@ from floor import multiply_adds
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import StandardCodec
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import Codec, artifact_bytes, load_codec
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.metrics import psnr, ssim

@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from compressor.devices import pick_device
 from compressor.networks.hyperprior import QUALITY_STEPS, Hyperprior
 from compressor.networks.transformer import transformer_hyperprior
-from compressor.training import TrainingConfig, TrainingState, fit, pick_device
+from compressor.training import TrainingConfig, TrainingState, fit
 
 NETWORKS = {"v5": Hyperprior, "v6": transformer_hyperprior}
 HELD_OUT = 128
@@ -114,7 +115,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def enlarge(options: argparse.Namespace) -> None:
-    from compressor.growing import RateAlone, grow
+    from compressor.enlarging import RateAlone, grow
 
     old, _ = starting_network(options.codec, "v5", None)
     pictures, held_out = split(load(options.pictures))

@@ -16,8 +16,9 @@ import torch
 from floor import multiply_adds
 from train_release import NETWORKS, load, split
 
+from compressor.devices import has_fast_bf16, pick_device
 from compressor.networks import autoencoders
-from compressor.training import TrainingConfig, TrainingState, fit, has_fast_bf16, pick_device
+from compressor.training import TrainingConfig, TrainingState, fit
 
 FAMILIES = {**NETWORKS, **{name: getattr(autoencoders, name) for name in ("v1", "v2", "v3", "v4")}}
 MATRIX = 2048

@@ -1,6 +1,6 @@
 """An archive of pictures: open, append, read, query, delete.
 
-What a row is lies in ``table.py``, commits in ``keyed_table.py``. Nothing here encodes pictures.
+What a row is lies in ``parquet.py``, commits in ``keyed_table.py``. Nothing here encodes pictures.
 """
 
 import json
@@ -19,8 +19,8 @@ from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError, 
 from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
 from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
 from compressor.known import KnownKeys, hash_keys
+from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 from compressor.store import TEMPORARY_NAME, Store
-from compressor.table import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
 
 if TYPE_CHECKING:
     from compressor.dataset import ArchiveDataset

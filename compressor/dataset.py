@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from compressor.table import IMAGES, Row, from_table
+from compressor.parquet import IMAGES, Row, from_table
 
 if TYPE_CHECKING:
     from compressor.archive import Archive

@@ -16,6 +16,7 @@ import torch
 from compressor import packers, predicting
 from compressor.artifact import QUALITY_PARTS, Artifact
 from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels, per_picture
+from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
@@ -42,7 +43,6 @@ from compressor.tensors import (
     state_arrays,
     to_network,
 )
-from compressor.training import has_fast_bf16, pick_device
 
 ENTROPY = "entropy"
 _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside what calibration counted

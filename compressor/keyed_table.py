@@ -20,13 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from compressor import integrity
-from compressor import table as parquet
+from compressor import integrity, parquet
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
+from compressor.parquet import Layout, Part, RangeFile
 from compressor.retrying import is_transient, patiently
 from compressor.store import TEMPORARY_NAME, Store
-from compressor.table import Layout, Part, RangeFile
 
 ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
 THREADS = 8
@@ -226,7 +225,7 @@ class KeyedTable:
         return footer
 
     def read(self, part: Part, groups: Sequence[int] | None, columns: Sequence[str], salvage: bool = False) -> pa.Table:
-        """Some columns of row groups (None: of all); ``salvage`` as in :func:`compressor.table.read_groups`."""
+        """Some columns of row groups (None: of all); ``salvage`` as in :func:`compressor.parquet.read_groups`."""
         footer = self.footer(part)
         groups = range(footer.num_row_groups) if groups is None else groups
         return parquet.read_groups(self._file(part), footer, groups, columns, salvage)

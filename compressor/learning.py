@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from compressor.artifact import Artifact
+from compressor.devices import pick_device
 from compressor.families import family as family_named
 from compressor.families import freeze
-from compressor.training import TrainingConfig, TrainingState, fit, pick_device
+from compressor.training import TrainingConfig, TrainingState, fit
 
 CALIBRATION = 1024  # training pictures that steps and tables are chosen on
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compressor import table as parquet
+from compressor import parquet
 from compressor.keyed_table import Change, KeyedTable
+from compressor.parquet import Part
 from compressor.store import Store
-from compressor.table import Part
 
 if TYPE_CHECKING:
     from compressor.archive import Archive

@@ -7,14 +7,12 @@ what was tried.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from compressor.codec import Codec, Encoded
-from compressor.errors import CodecError
 from compressor.metrics import psnr
 
 TOLERANCE = 0.4  # dB above the target at which a try is good enough
@@ -224,21 +222,6 @@ def _finished(trials: Trials, found: Sequence[tuple[int, Any, np.ndarray, float]
         if one is not None:
             result[index] = Stored(one, decoded, reached)
     return result
-
-
-def encode_fallback(pixels: np.ndarray, floor: float, codecs: Sequence[Codec], lossless: Codec) -> Stored | None:
-    """The smallest of what standard codecs need to reach ``floor`` dB; without loss where none does.
-
-    None where not even ``lossless`` takes a picture of this size.
-    """
-    kept: list[Stored | None] = []
-    for codec in (*codecs, lossless):
-        if codec is lossless and any(kept):
-            break
-        # A format has a longest side; what cannot hold the picture does not compete.
-        with suppress(CodecError):
-            kept += encode_to_target(codec, [pixels], floor)
-    return smallest(*kept)
 
 
 def as_grey(stored: Stored, pixels: np.ndarray) -> Stored:

@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compressor import integrity
-from compressor import table as parquet
+from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import artifact_bytes, released
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, enough_memory
 from compressor.keyed_table import Change, KeyedTable
 from compressor.known import hash_keys
+from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
 from compressor.sources import Source, SourceFile
-from compressor.table import FINGERPRINT_BYTES, Part, QuarantineRow
 from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, raise_if_refused
 
 BATCH = 1000  # pictures encoded and written together

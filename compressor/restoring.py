@@ -21,8 +21,8 @@ from compressor.errors import ArchiveError, CodecError, ImageError, causes, enou
 from compressor.images import encode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
+from compressor.parquet import IMAGES, Part, Row, from_table
 from compressor.retrying import is_transient
-from compressor.table import IMAGES, Part, Row, from_table
 from compressor.verifying import (
     DAMAGE,
     Findings,

@@ -16,9 +16,9 @@ from compressor.codec import padded_pixels
 from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
+from compressor.parquet import IMAGES, Part, Row, from_table
 from compressor.retrying import is_transient
 from compressor.store import Store
-from compressor.table import IMAGES, Part, Row, from_table
 
 if TYPE_CHECKING:
     from compressor.archive import Archive

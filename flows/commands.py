@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
     from compressor.listing import is_like_picture
-    from compressor.summary import describe
+    from compressor.wording import describe
 
     if options.json:
         print_json(summary)
@@ -163,7 +163,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def repair(options: argparse.Namespace) -> int:
     """``latentpack repair``"""
-    from flows.reading import repair as mend
+    from flows.unwatched import repair as mend
 
     set_defaults(options.verbose)
     with watching(options.json):
@@ -196,16 +196,16 @@ def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[
     if api_is_configured():
         return _run_flow(options, "archive", name, parameters)
     set_defaults(options.verbose)
-    from flows import reading
+    from flows import unwatched
 
     with watching(options.json):
-        return dict(getattr(reading, name)(parameters))
+        return dict(getattr(unwatched, name)(parameters))
 
 
 def info(options: argparse.Namespace) -> int:
     """``latentpack info``"""
     from compressor.archive import Archive
-    from compressor.summary import describe_archive
+    from compressor.wording import describe_archive
 
     found = Archive.open(options.archive).info()
     if options.json:

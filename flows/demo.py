@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.samples import write_samples
-from compressor.summary import size
+from compressor.wording import size
 from flows.archive import restore, verify
 from flows.benchmark import benchmark
 from flows.parameters import (

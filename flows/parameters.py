@@ -1,6 +1,6 @@
 """What each flow may be told: one pydantic model a flow, one field an option of the command line.
 
-Not the meaning of the options to an encoder (see compressor.bulk): here are their ranges and their words.
+Not the meaning of the options to an encoder (see compressor.encoding): here are their ranges and their words.
 """
 
 from enum import StrEnum

@@ -18,15 +18,16 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
-from compressor.bulk import BatchReport, EncodeOptions
 from compressor.codec import with_effort
+from compressor.encoding import BatchReport, EncodeOptions
 from compressor.errors import LatentpackError, RunStopped
 from compressor.images import Limits
 from compressor.mirroring import Mirror
+from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
-from compressor.summary import FailureBudget, RunSummary, duration
-from compressor.table import QuarantineRow
+from compressor.summary import FailureBudget, RunSummary
+from compressor.wording import duration
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters

@@ -63,7 +63,7 @@ class Terminal:
         if self._progress:
             self._progress.update(self._task, completed=done, rate=told, note=note)
         elif now - self._told >= LINE_EVERY_S:
-            from compressor.summary import duration
+            from compressor.wording import duration
 
             self._told = now
             of = f" of {self._total:,}" if self._total else ""

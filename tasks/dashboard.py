@@ -12,7 +12,7 @@ from compressor.archive import Archive
 from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
 from compressor.pages import data_uri
-from compressor.summary import describe_archive, size
+from compressor.wording import describe_archive, size
 from tasks.home import is_watched
 from tasks.report import table
 from tasks.retries import NOT_KEPT

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.tasks import exponential_backoff
 
 from compressor.archive import Archive
-from compressor.bulk import BatchReport, EncodeOptions, encode_batch
+from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.planning import Batch
 from compressor.sources import Source, SourceFile
 from tasks.retries import IF_TRANSIENT, NOT_KEPT

@@ -101,9 +101,9 @@ def train_cell(
 ) -> dict[str, Any]:
     """Train one cell on the shards' pictures, from the artifact at ``start`` if given. Returns a CellRecord as JSON."""
     from compressor.artifact import identify
+    from compressor.devices import has_fast_bf16, pick_device
     from compressor.experiments.cells import train_cell as train
     from compressor.report import machine
-    from compressor.training import has_fast_bf16, pick_device
 
     key = _train_key(None, {"cell": cell, "config": config, "shards": shards})
     checkpoint = _folder() / f"{key}.ckpt"

@@ -6,8 +6,9 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from compressor.summary import RunSummary, describe
-from compressor.table import QuarantineRow
+from compressor.parquet import QuarantineRow
+from compressor.summary import RunSummary
+from compressor.wording import describe
 from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all

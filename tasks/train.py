@@ -14,11 +14,12 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from compressor.devices import pick_device
 from compressor.files import write_whole
 from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source
-from compressor.summary import duration
-from compressor.training import TrainingConfig, TrainingState, pick_device
+from compressor.training import TrainingConfig, TrainingState
+from compressor.wording import duration
 from tasks.caching import stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT

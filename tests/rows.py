@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
-from compressor.table import Row
+from compressor.parquet import Row
 
 
 def picture_row(key: str, seed: int = 0, height: int = 24, width: int = 32) -> Row:

@@ -30,9 +30,9 @@ from compressor.codec import ORIGINAL
 from compressor.errors import UNREADABLE, ArchiveError, CodecError, SourceError
 from compressor.images import Limits, decode_picture, encode_picture
 from compressor.keyed_table import KeyedTable
+from compressor.parquet import QuarantineRow, Row
 from compressor.sources import Source, SourceFile
 from compressor.store import Store
-from compressor.table import QuarantineRow, Row
 from compressor.verifying import decoded_together
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import (

@@ -394,7 +394,7 @@ def test_a_picture_that_memory_did_not_suffice_for_is_tried_again(
         return decode_picture(data, *limits)
 
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.bulk.decode_picture", short)
+        patch.setattr("compressor.encoding.decode_picture", short)
         code, out, _ = said(capsys, *command, "--workers", "1", "--json")
     assert code == 1 and json.loads(out)["archived"] == 2
     listed = said(capsys, "quarantine", "list", tmp_path / "archive")[1]

@@ -15,7 +15,7 @@ from compressor.archive import CRASHED, Archive
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
 from compressor.images import encode_picture
-from compressor.table import QuarantineRow
+from compressor.parquet import QuarantineRow
 from flows.parameters import (
     BenchmarkParameters,
     ExperimentsParameters,
@@ -326,7 +326,7 @@ def test_a_raw_file_is_refused_and_not_taken_for_its_thumbnail(tmp_path: Path) -
 
 
 def test_a_run_tells_the_files_that_it_does_not_list(tmp_path: Path) -> None:
-    from compressor.summary import describe
+    from compressor.wording import describe
 
     folder = write_pictures(tmp_path / "in", 9)
     for name in ("a.txt", "b.txt", "c", "d.jpg_large", "e.png "):
@@ -340,16 +340,16 @@ def test_a_run_tells_the_files_that_it_does_not_list(tmp_path: Path) -> None:
 
 KILLING = """
 import os, signal
-from compressor import bulk
+from compressor import encoding
 
-decode = bulk.decode_picture
+decode = encoding.decode_picture
 
 def killing(data, *rest):
     if data.endswith(b"killer"):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(data, *rest)
 
-bulk.decode_picture = killing  # in Dask's workers too, which import this file
+encoding.decode_picture = killing  # in Dask's workers too, which import this file
 
 if __name__ == "__main__":
     from flows.cli import main

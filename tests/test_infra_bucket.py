@@ -24,8 +24,8 @@ from deltalake import write_deltalake
 from compressor.archive import Archive
 from compressor.errors import ArchiveError, SourceError
 from compressor.images import encode_picture
+from compressor.parquet import QuarantineRow, Row
 from compressor.sources import Source
-from compressor.table import QuarantineRow, Row
 from tests.conftest import free_port
 from tests.rows import face_key, picture_row
 

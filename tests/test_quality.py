@@ -13,12 +13,13 @@ from compressor.artifact import QUALITY_PARTS, dump, parse
 from compressor.baselines import STANDARD, StandardCodec
 from compressor.codec import DEFAULT, Encoded, artifact_bytes, load_codec, per_picture
 from compressor.errors import CodecError
+from compressor.fallback import fall_back
+from compressor.images import Picture
 from compressor.metrics import psnr
 from compressor.quality import (
     TOLERANCE,
     Drafted,
     Searchable,
-    encode_fallback,
     encode_measured,
     encode_to_target,
     grey_planes,
@@ -189,7 +190,7 @@ def test_a_target_out_of_reach_gives_none() -> None:
 @pytest.mark.parametrize("floor", [33.0, 70.0])
 def test_the_fallback_holds_the_floor_whatever_the_picture(floor: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
-    stored = encode_fallback(noise, floor, [STANDARD["avif"], STANDARD["jpegxl"]], STANDARD["lossless"])
+    stored = fall_back(Picture(noise, 3, "PNG", None), floor)
     assert stored is not None
     assert stored.psnr >= floor
     assert psnr(noise, STANDARD[stored.encoded.codec].decode([stored.encoded])[0]) == stored.psnr

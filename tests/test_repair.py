@@ -15,14 +15,14 @@ from s3fs.errors import translate_boto_error
 
 from compressor.archive import DAMAGED, Archive
 from compressor.baselines import StandardCodec
-from compressor.bulk import EncodeOptions, encode_batch
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.images import Limits, encode_picture
+from compressor.parquet import IMAGES, QuarantineRow, _start
 from compressor.repairing import Repaired, repair
 from compressor.restoring import restore
 from compressor.sources import Source
 from compressor.store import Store
-from compressor.table import IMAGES, QuarantineRow, _start
 from tasks.retries import caused_by_storage
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import at_first_commit, lose_the_answer, original_row, picture_row
@@ -409,7 +409,7 @@ def test_what_memory_does_not_suffice_to_decode_is_not_damaged(
 
 
 @pytest.mark.parametrize("error", SHORTAGES[:2], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("where", ["compressor.store.Store.ranges", "compressor.table._read"])
+@pytest.mark.parametrize("where", ["compressor.store.Store.ranges", "compressor.parquet._read"])
 def test_what_memory_does_not_suffice_to_read_is_not_damaged(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
 ) -> None:
@@ -469,7 +469,7 @@ def test_nothing_is_encoded_again_where_memory_runs_out(
     def short(*_: Any) -> None:
         raise MemoryError("not enough memory to decode it")
 
-    monkeypatch.setattr("compressor.bulk.decode_picture", short)
+    monkeypatch.setattr("compressor.encoding.decode_picture", short)
     with pytest.raises(ArchiveError, match="not enough memory to repair it: .*; try again with more"):
         mended(archive, source, drop=True)
     monkeypatch.undo()
@@ -557,7 +557,7 @@ def test_a_file_is_put_right_later_where_memory_does_not_suffice_now(
     def short(*_: Any) -> None:
         raise pa.ArrowMemoryError("malloc of size 8388608 failed")
 
-    monkeypatch.setattr("compressor.table.encode", short)
+    monkeypatch.setattr("compressor.parquet.encode", short)
     with pytest.raises(ArchiveError, match=f"{path.name} cannot be read, and may be sound"):
         repair(Archive.open(archive.url), drop=True)
     monkeypatch.undo()

@@ -12,12 +12,13 @@ from compressor import restoring
 from compressor.archive import Archive
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.images import decode_picture, encode_picture
+from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Plan, plan
 from compressor.restoring import restore, safe_path, write_file
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
-from compressor.summary import FailureBudget, RunSummary, size
-from compressor.table import QuarantineRow
+from compressor.summary import FailureBudget, RunSummary
+from compressor.wording import size
 from tasks.caching import stage_key
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
@@ -36,7 +37,7 @@ def folder_of(path: Path, count: int, seed: int = 0) -> Source:
 
 def encoded(source: Source, archive: Archive, files: list[SourceFile], codec: str = "jpeg"):
     """The report of a batch, as the task gives it."""
-    from compressor.bulk import EncodeOptions
+    from compressor.encoding import EncodeOptions
 
     return encode.fn("0", source, files, archive.url, EncodeOptions(codec=codec), "run", 1)
 

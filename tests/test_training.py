@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from compressor.artifact import parse
+from compressor.devices import pick_device
 from compressor.errors import CodecError
 from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
-from compressor.training import OPTIMIZERS, BatchedMuon, TrainingConfig, TrainingState, fit, pick_device
+from compressor.optimizers import OPTIMIZERS, BatchedMuon
+from compressor.training import TrainingConfig, TrainingState, fit
 from tests.codecs import TINY_HYPERPRIOR, smooth_pictures, tiny_artifact
 
 CONFIG = TrainingConfig(steps=20, batch=4, validate_every=5, warmup=2, learning_rate=1e-3)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import DEFAULT
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.sources import Source, SourceFile
 from tasks.codecs import put_codec
 from tasks.threads import pin_threads

@@ -21,8 +21,8 @@ from compressor.archive import Archive
 from compressor.codec import load_codec
 from compressor.errors import ImageError, LatentpackError
 from compressor.images import Limits, decode_picture
+from compressor.parquet import IMAGES, RangeFile, Row, encode, from_table, read_groups, read_metadata, to_table
 from compressor.quality import Searchable
-from compressor.table import IMAGES, RangeFile, Row, encode, from_table, read_groups, read_metadata, to_table
 from promises.common import Worker, elapsed, limit_memory, print_table
 from tests.codecs import smooth_pictures, tiny_artifact, tried
 from tests.rows import face_rows

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from compressor.archive import Archive
-from compressor.bulk import EncodeOptions, encode_batch
 from compressor.codec import DEFAULT, ORIGINAL
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.images import Limits
 from promises.common import Worker, listed, print_table
 from tasks.codecs import put_codec

@@ -13,24 +13,18 @@ import crc32c
 import numpy as np
 
 from compressor.archive import Archive, Part, QuarantineRow, Row
-from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
+from compressor.fallback import fall_back, is_costly
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
-from compressor.quality import Stored, as_grey, encode_fallback, encode_measured, encode_to_target, smallest
+from compressor.quality import Stored, as_grey, encode_measured, encode_to_target, smallest
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
 PART_BYTES = 256 * 2**20
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
-SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
-AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
-PATIENT_AVIF_SPEED = 4  # where refinement takes as long
-COSTLY_BITS = 0.35  # a pixel; a learned codec that needs more, and more than
-COSTLY_SHARE = 0.4  # of a JPEG file as good, is tried against the fallback
-JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
 FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
@@ -234,15 +228,16 @@ def _encode_pictures(
     floor = options.floor(codec)
     target = options.target(codec)
     goal = target or floor or options.target_psnr or 0.0
+    patient = options.effort > 0
     rows = []
     for index, (file, content, picture) in enumerate(pictures):
         one = stored.get(index)
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
             with clock("fallback"):
-                one = _fall_back(picture, goal, options)
+                one = fall_back(picture, goal, patient)
         elif one is not None and target is not None:
             with clock("fallback"):
-                one = smallest(one, _fall_back(picture, goal, options) if _is_costly(one, picture, goal) else None)
+                one = smallest(one, fall_back(picture, goal, patient) if is_costly(one, picture, goal) else None)
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
         unchanged = options.resize is None
         if one is None or (unchanged and len(one.encoded.payload) >= len(content)):
@@ -251,35 +246,6 @@ def _encode_pictures(
             with clock("verify"):
                 rows.append(_row(file, len(content), picture, one))
     return rows
-
-
-def _is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
-    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
-    size = len(stored.encoded.payload)
-    if stored.encoded.codec in STANDARD or 8 * size <= COSTLY_BITS * picture.pixels[:, :, 0].size:
-        return False
-    return size > COSTLY_SHARE * _jpeg_size(picture, goal)
-
-
-def _fall_back(picture: Picture, goal: float, options: EncodeOptions) -> Stored | None:
-    """The smallest of the standard formats at ``goal`` dB, but for one that is rarely so and then hardly."""
-    codecs = [StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if options.effort else AVIF_SPEED)]
-    one = encode_fallback(picture.pixels, goal, codecs, STANDARD[LOSSLESS])
-    if one is not None and one.encoded.codec == "avif-444":
-        one = replace(one, encoded=STANDARD["av1-444"].bare(one.encoded) or one.encoded)
-    small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
-    if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
-        one = smallest(one, encode_fallback(picture.pixels, goal, [STANDARD["jpegxl"]], STANDARD[LOSSLESS]))
-    return as_grey(one, picture.pixels) if one is not None and picture.channels == 1 else one
-
-
-def _jpeg_size(picture: Picture, goal: float) -> float:
-    """Bytes of a JPEG as good, which tells in a millisecond how hard a picture is; 0 where none is as good."""
-    try:
-        (jpeg,) = encode_to_target(STANDARD["jpeg"], [picture.pixels], goal)
-    except CodecError:  # longer than JPEG's longest side
-        return 0
-    return 0 if jpeg is None else len(jpeg.encoded.payload)
 
 
 def _encode(pictures: Sequence[Picture], codec: Codec, options: EncodeOptions) -> list[Stored | None]:

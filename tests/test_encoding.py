@@ -11,7 +11,7 @@ from skimage.data import chelsea
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.bulk import BatchReport, EncodeOptions, encode_batch
+from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.images import Limits, decode_picture
 from compressor.metrics import psnr, ssim
 from compressor.sources import Source
@@ -196,17 +196,17 @@ def test_a_batch_holds_few_bytes_of_files_whose_pictures_are_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long animation of few pixels: only its first picture is decoded, its file is kept."""
-    from compressor import bulk
+    from compressor import encoding
 
     held: list[int] = []
-    encode = bulk._encode_pictures
+    encode = encoding._encode_pictures
 
     def noting(pictures, *arguments):
         held.append(sum(len(content) for _, content, _ in pictures))
         return encode(pictures, *arguments)
 
-    monkeypatch.setattr(bulk, "_encode_pictures", noting)
-    monkeypatch.setattr(bulk, "BYTES_AT_ONCE", 5_000)
+    monkeypatch.setattr(encoding, "_encode_pictures", noting)
+    monkeypatch.setattr(encoding, "BYTES_AT_ONCE", 5_000)
     files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate(smooth_pictures(8, 32, 32))}
     _, report = run(tmp_path, files, quality=20)
     assert report.archived == 8 and sum(held) == sum(map(len, files.values())) > 10_000

@@ -29,7 +29,7 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
 
 def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
-    from compressor.bulk import EncodeOptions
+    from compressor.encoding import EncodeOptions
     from compressor.images import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source

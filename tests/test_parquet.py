@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import ArchiveError
-from compressor.table import (
+from compressor.parquet import (
     GROUP_BYTES,
     GROUP_ROWS,
     IMAGES,

@@ -1,0 +1,59 @@
+"""When a standard format stores a picture in place of the learned codec, and which. How one is searched: ``quality.py``."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
+from compressor.codec import Codec
+from compressor.errors import CodecError
+from compressor.images import Picture
+from compressor.quality import Stored, as_grey, encode_to_target, smallest
+
+SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
+AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
+PATIENT_AVIF_SPEED = 4  # where refinement takes as long
+COSTLY_BITS = 0.35  # a pixel; a learned codec that needs more, and more than
+COSTLY_SHARE = 0.4  # of a JPEG file as good, is tried against the fallback
+JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
+
+
+def is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
+    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
+    size = len(stored.encoded.payload)
+    if stored.encoded.codec in STANDARD or 8 * size <= COSTLY_BITS * picture.pixels[:, :, 0].size:
+        return False
+    return size > COSTLY_SHARE * _jpeg_size(picture, goal)
+
+
+def fall_back(picture: Picture, goal: float, patient: bool = False) -> Stored | None:
+    """What a standard format needs to reach ``goal`` dB: the smallest, as far as a look at JPEG's size tells.
+
+    Without loss where none reaches it. None where no format takes a picture of this size. ``patient``: take the time
+    that refinement takes.
+    """
+    pixels = picture.pixels
+    one = _reaching(StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if patient else AVIF_SPEED), pixels, goal)
+    if one is None:
+        one = _reaching(STANDARD[LOSSLESS], pixels, goal)
+    else:
+        one = replace(one, encoded=STANDARD["av1-444"].bare(one.encoded) or one.encoded)
+    small = pixels[:, :, 0].size <= SLOW_PIXELS
+    if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
+        one = smallest(one, _reaching(STANDARD["jpegxl"], pixels, goal))
+    return as_grey(one, pixels) if one is not None and picture.channels == 1 else one
+
+
+def _reaching(codec: Codec, pixels: np.ndarray, goal: float) -> Stored | None:
+    """A picture by one codec at ``goal`` dB; None where it does not reach that, or is longer than the format's side."""
+    try:
+        (stored,) = encode_to_target(codec, [pixels], goal)
+    except CodecError:
+        return None
+    return stored
+
+
+def _jpeg_size(picture: Picture, goal: float) -> float:
+    """Bytes of a JPEG as good, which tells in a millisecond how hard a picture is; 0 where none is as good."""
+    jpeg = _reaching(STANDARD["jpeg"], picture.pixels, goal)
+    return 0 if jpeg is None else len(jpeg.encoded.payload)

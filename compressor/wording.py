@@ -1,0 +1,122 @@
+"""Figures in words for people: bytes, times, a run, an archive. What they are is counted elsewhere."""
+
+import re
+from typing import Any
+
+from compressor.listing import is_like_picture
+from compressor.maintenance import ArchiveInfo
+
+EXTENSIONS_SHOWN = 10
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(812), size(1234), size(34_500_000)
+    ('812 B', '1.2 kB', '34.5 MB')
+    """
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if abs(count) < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, as exact as an estimate deserves.
+
+    >>> duration(42.3), duration(750), duration(9000), duration(500_000)
+    ('42 s', '13 min', '2 h 30 min', '5 d 19 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
+    reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
+    replaced = f", {run['replaced']:,} of them in place of older pictures of their names" if run["replaced"] else ""
+    rows = [
+        ("source", run["source"]),
+        ("archive", run["archive"]),
+        ("codec", run["codec"]),
+        ("listed", f"{run['listed']:,} pictures"),
+        ("archived", f"{run['archived']:,}{replaced}"),
+        ("already there", f"{run['already_there']:,}"),
+        ("quarantined", f"{run['quarantined']:,}{reasons}"),
+    ]
+    others = {"still_quarantined": "failed before, unchanged", "left": "left by --limit", "not_reached": "not reached"}
+    others["deleted"] = "deleted, gone from the source"
+    rows += [(label, f"{run[name]:,}") for name, label in others.items() if run[name]]
+    if run["unlisted"]:
+        rows.append(("not listed", _unlisted(run["unlisted"])))
+    if run["archived"]:
+        each = run["stored_bytes"] / run["archived"]
+        rows += [
+            ("bytes in", size(run["source_bytes"])),
+            ("bytes stored", f"{size(run['stored_bytes'])}, {each:,.0f} bytes a picture with all columns"),
+            ("ratio", f"{run['ratio']:.1f} to 1"),
+        ]
+    if run["psnr_mean"] is not None:
+        rows.append(("PSNR", f"mean {run['psnr_mean']:.2f} dB, lowest {run['psnr_min']:.2f} dB"))
+    if run["pictures_per_second"]:
+        total = sum(run["seconds"].values())
+        rows.append(
+            ("speed", f"{run['pictures_per_second']:,.1f} pictures/s, {run['workers']} workers, {total:.1f} s in all")
+        )
+    return rows
+
+
+def _unlisted(counts: dict[str, int]) -> str:
+    """Extensions that are like a picture's first, then those of most files."""
+    ordered = sorted(counts, key=lambda name: (not is_like_picture(name), -counts[name], name))
+    plain = {name: name if re.fullmatch(r"[!-~]+", name) else repr(name) for name in ordered[:EXTENSIONS_SHOWN]}
+    shown = [f"{told} {counts[name]:,}" for name, told in plain.items()]
+    more = ["..."] * (len(ordered) > EXTENSIONS_SHOWN)
+    return f"{sum(counts.values()):,} files have other extensions: {', '.join([*shown, *more])}"
+
+
+def describe_archive(info: ArchiveInfo) -> list[tuple[str, str]]:
+    """An archive's figures as names and values for people."""
+    rows = [
+        ("archive", f"{info.url}, format {info.format}, version {info.version}"),
+        ("pictures", f"{info.pictures:,}"),
+        ("quarantined", f"{info.quarantined:,}" + _counts(info.quarantine_reasons)),
+        ("bytes in", size(info.source_bytes)),
+        ("bytes stored", f"{size(info.table_bytes)} in {info.files:,} files, and {size(info.codec_bytes)} of codecs"),
+    ]
+    if info.pictures:
+        each = info.table_bytes / info.pictures
+        rows += [
+            ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
+            (
+                "ratio",
+                f"{info.source_bytes / info.table_bytes:.1f} to 1, {info.ratio:.1f} to 1 with the codecs it carries",
+            ),
+            ("codecs", _counts(info.codecs)[2:]),
+            ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
+            ("exact", f"{info.exact:,} pictures"),
+        ]
+    if info.psnr_mean is not None:
+        percentiles = ", ".join(f"{name} %: {value:.2f}" for name, value in info.psnr_percentiles.items())
+        rows += [
+            ("PSNR", f"mean {info.psnr_mean:.2f} dB, lowest {info.psnr_min:.2f} dB"),
+            ("PSNR percentiles", percentiles),
+        ]
+    if info.ssim_mean is not None:
+        rows.append(("SSIM", f"mean {info.ssim_mean:.4f}"))
+    return rows
+
+
+def _counts(counts: dict[Any, int]) -> str:
+    return "".join(f", {name} {count:,}" for name, count in counts.items())
