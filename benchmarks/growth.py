@@ -25,7 +25,7 @@ from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.codec import DEFAULT, artifact_bytes
 from compressor.encoding import EncodeOptions, encode_batch
-from compressor.planning import plan
+from compressor.planning import Listing, plan
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
 
@@ -38,7 +38,7 @@ def key_of(number: int) -> str:
     return f"{number // 1000:05d}/{number:07d}.png"
 
 
-class Listing:
+class Known:
     """Stands for a source that lists ``count`` files, all of them archived as they are."""
 
     def __init__(self, source: Source, count: int) -> None:
@@ -88,9 +88,9 @@ def build(url: str, rows: int, pictures: str) -> dict[str, float]:
 def plan_nothing(url: str, rows: int) -> dict[str, float]:
     archive = Archive.open(url)
     with tempfile.TemporaryDirectory() as scratch:
-        listing = Listing(Source.open(scratch), rows)
+        listing = Listing(Known(Source.open(scratch), rows))  # type: ignore[arg-type]
         started = time.perf_counter()
-        made = plan(listing, archive.known(), Path(scratch) / "plan", 1000)  # type: ignore[arg-type]
+        made = plan(listing, archive.known(), Path(scratch) / "plan")
     assert made.already_there == rows, made
     return {"plan": time.perf_counter() - started}
 

@@ -3,10 +3,8 @@
 A file's end is one of three: a row above its floor, a row that keeps the original bytes, or a quarantine entry.
 """
 
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import crc32c
@@ -14,6 +12,7 @@ import numpy as np
 
 from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.chunks import BYTES_AT_ONCE
+from compressor.clock import Clock
 from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
 from compressor.errors import CodecError, ImageError
 from compressor.fallback import fall_back, is_costly
@@ -126,7 +125,7 @@ def encode_batch(
     Counts that add up: every file is archived or quarantined.
     """
     codec = with_effort(archive.codec(options.codec), options.effort)
-    clock = _Clock()
+    clock = Clock()
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
@@ -172,7 +171,7 @@ def encode_batch(
 class _Writer:
     """Rows to parts, most often one; a batch of large originals takes several, so that memory stays bounded."""
 
-    def __init__(self, archive: Archive, clock: "_Clock") -> None:
+    def __init__(self, archive: Archive, clock: Clock) -> None:
         self.parts: list[Part] = []
         self.codecs: Counter[str] = Counter()
         self.psnr: list[float] = []
@@ -212,7 +211,7 @@ def _prepare(content: bytes, options: EncodeOptions) -> Picture:
 
 
 def _encode_pictures(
-    pictures: Sequence[tuple[SourceFile, bytes, Picture]], codec: Codec, options: EncodeOptions, clock: "_Clock"
+    pictures: Sequence[tuple[SourceFile, bytes, Picture]], codec: Codec, options: EncodeOptions, clock: Clock
 ) -> list[Row]:
     """Rows of pictures, in their order."""
     stored: dict[int, Stored] = {}
@@ -295,18 +294,3 @@ def _original_row(file: SourceFile, content: bytes, picture: Picture) -> Row:
     height, width = picture.pixels.shape[:2]
     encoded = Encoded(content, width, height, picture.channels, ORIGINAL, -1, "")
     return _row(file, len(content), picture, Stored(encoded, picture.pixels, np.inf))
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""When a standard format stores a picture in place of the learned codec, and which. How one is searched: ``quality.py``."""
+"""When a standard format takes the learned codec's place, and which (see ``quality.py`` for the search)."""
 
 from dataclasses import replace
 

@@ -15,6 +15,7 @@ from compressor.families import family as family_named
 from compressor.families import freeze
 from compressor.training import TrainingConfig, TrainingState, fit
 
+HELD_OUT = 20  # one picture in so many is held out, to validate on
 CALIBRATION = 1024  # training pictures that steps and tables are chosen on
 
 
@@ -96,6 +97,13 @@ def learn(
     calibration_NHWC = pictures_NHWC[spread(count, min(CALIBRATION, count))]
     data = freeze(family, network, calibration_NHWC, options, card=full_card)
     return Learned(data, count, state, device.type)
+
+
+def held_out(total: int, most: int) -> np.ndarray:
+    """Which of ``total`` pictures training is validated on, bool (N,): a twentieth, at most ``most``, one at least."""
+    held = np.zeros(total, bool)
+    held[spread(total, min(total, max(1, min(most, total // HELD_OUT))))] = True
+    return held
 
 
 def spread(total: int, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A report's pages: Markdown, and one HTML file that holds everything it shows. Words and layout only."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,20 +49,20 @@ def markdown(
     parts = [f"# {title}", f"**{head.text}**", head.detail]
     parts += [f"![{CAPTIONS[name]}]({source})" for name, source in images.items()]
     for one in [*tables, *([points] if points else []), settings]:
-        parts += [f"## {one.title}", one.note, markdown_table(one)]
+        parts += [f"## {one.title}", one.note, markdown_report_table(one)]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(table: Table) -> str:
-    """A table as Markdown, its strong rows in bold."""
-    lines = [_markdown_row(table.columns), _markdown_row(["---"] + ["---:"] * (len(table.columns) - 1))]
-    for index, row in enumerate(table.rows):
-        lines.append(_markdown_row([f"**{cell}**" if index in table.strong else cell for cell in row]))
-    return "\n".join(lines)
+def markdown_report_table(table: Table) -> str:
+    """A report's table as Markdown: figures to the right, strong rows in bold."""
+    rows = [[f"**{cell}**" if n in table.strong else cell for cell in row] for n, row in enumerate(table.rows)]
+    return markdown_table(table.columns, rows, "---:")
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], rule: str = "---") -> str:
+    """A Markdown table; ``rule`` stands under all columns but the first, ``---:`` to set them to the right."""
+    lines = [columns, ["---"] + [rule] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def html(

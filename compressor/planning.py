@@ -65,7 +65,6 @@ class Plan:
     """
 
     path: str
-    batch_size: int
     listed: int
     pending: int
     already_there: int
@@ -76,9 +75,8 @@ class Plan:
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
     more: bool = False
 
-    def batches(self, batch_size: int | None = None, first: int = 0) -> Iterator[Batch]:
-        """The pending files in order, ``batch_size`` at a time (default: as planned), numbered from ``first``."""
-        size = batch_size or self.batch_size
+    def batches(self, size: int, first: int = 0) -> Iterator[Batch]:
+        """The pending files in order, ``size`` at a time, numbered from ``first``."""
         waiting: list[dict[str, Any]] = []
         numbers = itertools.count(first)
         for rows in self._rows():
@@ -94,10 +92,10 @@ class Plan:
             for rows in reader:
                 yield rows.to_pylist()
 
-    def even_batches(self, workers: int) -> int:
-        """Batch size that keeps ``workers`` busy to the end of a small plan, and is at most the planned one."""
-        rounds = max(1, -(-self.pending // (workers * self.batch_size)))
-        return max(1, min(self.batch_size, -(-self.pending // (workers * rounds))))
+    def even_batches(self, workers: int, most: int) -> int:
+        """Batch size, at most ``most``, that keeps ``workers`` busy to the end of a small plan."""
+        rounds = max(1, -(-self.pending // (workers * most)))
+        return max(1, min(most, -(-self.pending // (workers * rounds))))
 
 
 class Listing:
@@ -141,10 +139,9 @@ class Listing:
 
 
 def plan(
-    listing: Source | Listing,
+    listing: Listing,
     known: KnownKeys,
     path: Path,
-    batch_size: int,
     limit: int | None = None,
     wave: int | None = None,
 ) -> Plan:
@@ -169,7 +166,6 @@ def plan(
     states: Counter[str] = Counter()
     pending = left = 0
     more = False
-    listing = listing if isinstance(listing, Listing) else Listing(listing)
     source = listing.source
     listing.start_wave()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -189,7 +185,6 @@ def plan(
     listing.end_wave()
     return Plan(
         path=str(path),
-        batch_size=batch_size,
         listed=states.total(),
         pending=pending,
         already_there=states["same"],

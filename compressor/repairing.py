@@ -23,6 +23,7 @@ from compressor.known import hash_keys
 from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
 from compressor.sources import Source, SourceFile
 from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, raise_if_refused
+from compressor.wording import number
 
 BATCH = 1000  # pictures encoded and written together
 
@@ -133,7 +134,7 @@ def _mend_log(table: KeyedTable, done: Repaired) -> None:
     table.accept_state()
     what = f"the log of {table.folder!r}: "
     if add or remove:
-        what += f"{len(add)} files named again, {len(remove)} no longer"
+        what += f"{number(len(add), 'file')} named again, {len(remove)} no longer"
     elif table.parts:
         what += "taken as it is; what it has lost is archived again by the next run"
         add = [table.parts[0]]
@@ -242,7 +243,8 @@ def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
             found.mismatch = str(error)
             if not _put_right(table, found, done):
                 _take_part_out(table, part)
-                done.log.append(f"a list of {part.rows} quarantined pictures taken out: they are tried again")
+                listed = number(part.rows, "quarantined picture")
+                done.log.append(f"a list of {listed} taken out: they are tried again")
 
 
 def _regain(

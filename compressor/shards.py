@@ -63,6 +63,12 @@ class ShardRecord:
         return Path(self.path).is_file() and not self.refused.get(UNREADABLE)
 
 
+def content_of(records: Sequence[ShardRecord], *ids: str) -> str:
+    """Digest of what is in shards, and of ids of codecs: for keys of caches."""
+    text = "|".join([*ids, ",".join(record.content for record in records)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConfig, folder: Path) -> ShardRecord:
     """Decode, crop and resize ``files`` into one shard under ``folder``.
 

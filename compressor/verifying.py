@@ -19,6 +19,7 @@ from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, from_table
 from compressor.retrying import is_transient
 from compressor.store import Store
+from compressor.wording import number
 
 if TYPE_CHECKING:
     from compressor.archive import Archive
@@ -253,7 +254,7 @@ def row_groups(images: KeyedTable, found: Findings) -> Iterator[tuple[int, int]]
     try:
         footer = images.footer(part)
     except DAMAGE as error:
-        found.unreadable.append(f"file with {part.rows} pictures is unreadable: {told(error)}")
+        found.unreadable.append(f"file with {number(part.rows, 'picture')} is unreadable: {told(error)}")
         found.refused = found.refused or refusal(images.store, part.path, error)
         return
     for group in range(footer.num_row_groups):
@@ -268,7 +269,7 @@ def unreadable(images: KeyedTable, group: int, count: int, error: Exception, fou
         keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
     except DAMAGE as again:
         found.refused = found.refused or refusal(images.store, found.part.path, again)
-        found.unreadable.append(f"{reason} ({count} pictures)")
+        found.unreadable.append(f"{reason} ({number(count, 'picture')})")
         return
     found.keys += keys
     found.unread.update(keys)
@@ -309,7 +310,8 @@ def _check_statistics(found: Findings) -> None:
         return
     smallest, largest = (found.keys[0], found.keys[-1]) if found.keys else ("", "")
     if (len(found.keys), smallest, largest) != (part.rows, *part.key_range):
-        found.mismatch = f"the log says that {part.path} holds {part.rows} pictures, from {part.key_range[0]!r} to " + (
+        found.mismatch = (
+            f"the log says that {part.path} holds {number(part.rows, 'picture')}, from {part.key_range[0]!r} to "
             f"{part.key_range[1]!r}; it holds {len(found.keys)}, from {smallest!r} to {largest!r}"
         )
 

@@ -1,12 +1,23 @@
 """Figures in words for people: bytes, times, a run, an archive. What they are is counted elsewhere."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.listing import is_like_picture
-from compressor.maintenance import ArchiveInfo
+
+if TYPE_CHECKING:
+    from compressor.maintenance import ArchiveInfo
 
 EXTENSIONS_SHOWN = 10
+
+
+def number(count: int, noun: str) -> str:
+    """So many of something.
+
+    >>> number(1, "picture"), number(1234, "picture")
+    ('1 picture', '1,234 pictures')
+    """
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def size(count: float) -> str:
@@ -50,7 +61,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", run["source"]),
         ("archive", run["archive"]),
         ("codec", run["codec"]),
-        ("listed", f"{run['listed']:,} pictures"),
+        ("listed", number(run["listed"], "picture")),
         ("archived", f"{run['archived']:,}{replaced}"),
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
@@ -70,10 +81,8 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     if run["psnr_mean"] is not None:
         rows.append(("PSNR", f"mean {run['psnr_mean']:.2f} dB, lowest {run['psnr_min']:.2f} dB"))
     if run["pictures_per_second"]:
-        total = sum(run["seconds"].values())
-        rows.append(
-            ("speed", f"{run['pictures_per_second']:,.1f} pictures/s, {run['workers']} workers, {total:.1f} s in all")
-        )
+        workers, total = number(run["workers"], "worker"), sum(run["seconds"].values())
+        rows.append(("speed", f"{run['pictures_per_second']:,.1f} pictures/s, {workers}, {total:.1f} s in all"))
     return rows
 
 
@@ -83,17 +92,20 @@ def _unlisted(counts: dict[str, int]) -> str:
     plain = {name: name if re.fullmatch(r"[!-~]+", name) else repr(name) for name in ordered[:EXTENSIONS_SHOWN]}
     shown = [f"{told} {counts[name]:,}" for name, told in plain.items()]
     more = ["..."] * (len(ordered) > EXTENSIONS_SHOWN)
-    return f"{sum(counts.values()):,} files have other extensions: {', '.join([*shown, *more])}"
+    return f"{number(sum(counts.values()), 'file')} with other extensions: {', '.join([*shown, *more])}"
 
 
-def describe_archive(info: ArchiveInfo) -> list[tuple[str, str]]:
+def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     """An archive's figures as names and values for people."""
     rows = [
         ("archive", f"{info.url}, format {info.format}, version {info.version}"),
         ("pictures", f"{info.pictures:,}"),
         ("quarantined", f"{info.quarantined:,}" + _counts(info.quarantine_reasons)),
         ("bytes in", size(info.source_bytes)),
-        ("bytes stored", f"{size(info.table_bytes)} in {info.files:,} files, and {size(info.codec_bytes)} of codecs"),
+        (
+            "bytes stored",
+            f"{size(info.table_bytes)} in {number(info.files, 'file')}, and {size(info.codec_bytes)} of codecs",
+        ),
     ]
     if info.pictures:
         each = info.table_bytes / info.pictures
@@ -105,7 +117,7 @@ def describe_archive(info: ArchiveInfo) -> list[tuple[str, str]]:
             ),
             ("codecs", _counts(info.codecs)[2:]),
             ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
-            ("exact", f"{info.exact:,} pictures"),
+            ("exact", number(info.exact, "picture")),
         ]
     if info.psnr_mean is not None:
         percentiles = ", ".join(f"{name} %: {value:.2f}" for name, value in info.psnr_percentiles.items())

@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 
 from compressor.errors import ArchiveError
+from compressor.wording import number
 from flows.machine import worker_count
 from flows.parameters import MaintainParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
@@ -49,8 +50,9 @@ def maintain(parameters: MaintainParameters) -> dict[str, Any]:
     checked = _verified(parameters.archive)
     if checked["problems"]:
         key, reason = checked["problems"][0]
+        count = number(len(checked["problems"]), "problem")
         raise ArchiveError(
-            f"{checked['archive']}: {len(checked['problems'])} problems, such as {key}: {reason}. Nothing was "
+            f"{checked['archive']}: {count}, such as {key}: {reason}. Nothing was "
             "compacted or deleted; run 'latentpack repair' on it"
         )
     fewer = compact(parameters.archive)

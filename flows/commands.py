@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, RunStopped, told
+from compressor.wording import number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.options import DONE, UNWELL, parameters_of, print_json
 from flows.parameters import (
@@ -116,17 +117,18 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
         warn(f"there is no picture in {summary['source']}")
     failed = summary["quarantined"] + summary["still_quarantined"]
     if failed:
-        warn(f"{failed:,} pictures are quarantined; see them with: latentpack quarantine list {summary['archive']}")
+        warn(f"{number(failed, 'picture')} quarantined; see with: latentpack quarantine list {summary['archive']}")
     if summary["skipped"]:
         name, reason = summary["skipped"][0]
-        warn(f"{len(summary['skipped']):,} names were passed over, such as {name!r}: {reason}")
+        warn(f"{number(len(summary['skipped']), 'name')} passed over, such as {name!r}: {reason}")
     if summary["ignored"]:
         name, reason = summary["ignored_names"][0]
-        warn(f"{summary['ignored']:,} names were left out, such as {name!r}: {reason}")
+        warn(f"{number(summary['ignored'], 'name')} left out, such as {name!r}: {reason}")
     doubtful = {name: count for name, count in summary["unlisted"].items() if is_like_picture(name)}
     if doubtful:
         like = next(iter(doubtful))
-        warn(f"{sum(doubtful.values()):,} files are not listed for extensions such as {like!r}: rename them")
+        count = number(sum(doubtful.values()), "file")
+        warn(f"{count} not listed, for extensions such as {like!r}: rename what is a picture")
     if summary["stopped"]:
         warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
     if summary["not_mirrored"]:
@@ -145,7 +147,7 @@ def restore(options: argparse.Namespace) -> int:
         print_json(result)
     else:
         renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""
-        print(f"{result['written']:,} pictures written to {parameters.destination}{renamed}")
+        print(f"{number(result['written'], 'picture')} written to {parameters.destination}{renamed}")
     return UNWELL if result["problems"] else DONE
 
 
@@ -157,7 +159,7 @@ def verify(options: argparse.Namespace) -> int:
     else:
         for key, reason in result["problems"]:
             print(f"{key}\t{reason}")
-        warn(f"{result['pictures']:,} pictures verified, {len(result['problems']):,} of them bad")
+        warn(f"{number(result['pictures'], 'picture')} verified, {len(result['problems']):,} of them bad")
     return UNWELL if result["problems"] else DONE
 
 
@@ -183,11 +185,13 @@ def repair(options: argparse.Namespace) -> int:
     for text in mended:
         warn(text)
     warn(
-        f"{len(result['regained']):,} pictures encoded again, {len(result['taken_out']):,} taken out, "
+        f"{number(len(result['regained']), 'picture')} encoded again, {len(result['taken_out']):,} taken out, "
         f"{len(result['left']):,} left as they are"
     )
     if result["unnamed"]:
-        warn(f"{result['unnamed']:,} pictures were in files that name them no more: the next run archives them again")
+        warn(
+            f"{number(result['unnamed'], 'picture')} in files that name them no more: the next run archives them again"
+        )
     return DONE if result["whole"] else UNWELL
 
 
@@ -224,7 +228,7 @@ def delete(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"erased": erased, "missing": missing})
     else:
-        print(f"{erased:,} pictures erased" + (f", {missing:,} keys were not archived" if missing else ""))
+        print(f"{number(erased, 'picture')} erased" + (f", {number(missing, 'key')} not archived" if missing else ""))
     return DONE
 
 
@@ -239,7 +243,7 @@ def quarantine(options: argparse.Namespace) -> int:
         if options.json:
             print_json({"cleared": cleared})
         else:
-            print(f"{cleared:,} pictures will be tried again by the next run")
+            print(f"{number(cleared, 'picture')} will be tried again by the next run")
         return DONE
     if options.json:
         print_json({"quarantined": [row.to_dict() for row in rows]})
@@ -257,7 +261,7 @@ def compact(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"files_fewer": fewer})
     else:
-        print(f"{fewer:,} files fewer")
+        print(f"{number(fewer, 'file')} fewer")
     return DONE
 
 
@@ -269,7 +273,7 @@ def vacuum(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"deleted": deleted})
     else:
-        print(f"{deleted:,} files deleted")
+        print(f"{number(deleted, 'file')} deleted")
     return DONE
 
 
@@ -286,7 +290,7 @@ def codecs(options: argparse.Namespace) -> int:
         return DONE
     print_rows("codecs", rows)
     if options.archive:
-        print_rows("used by the archive", [(id, f"{count:,} pictures") for id, count in used.items()])
+        print_rows("used by the archive", [(id, number(count, "picture")) for id, count in used.items()])
     return DONE
 
 
@@ -298,10 +302,11 @@ def train(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result)
     else:
+        pictures, steps = number(result["pictures"], "picture"), number(result["steps"], "step")
         rows = [
             ("codec", result["path"]),
             ("id", result["id"]),
-            ("trained on", f"{result['pictures']:,} pictures, {result['steps']:,} steps, {result['seconds']:,.0f} s"),
+            ("trained on", f"{pictures}, {steps}, {result['seconds']:,.0f} s"),
             *((name, f"{value:.5g}") for name, value in result["validation"].items()),
         ]
         print_rows("trained", rows)

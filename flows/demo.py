@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.samples import write_samples
-from compressor.wording import size
+from compressor.wording import number, size
 from flows.archive import restore, verify
 from flows.benchmark import benchmark
 from flows.parameters import (
@@ -48,8 +48,8 @@ def demo(parameters: DemoParameters) -> dict[str, Any]:
         ("decoder", f"{size(info.codec_bytes)}, once in every archive"),
         ("quality", f"PSNR {info.psnr_mean:.2f} dB on average, {info.psnr_min:.2f} dB at the lowest"),
         ("archived", f"{first['archived']:,} in the first run, {second['archived']:,} in the second: nothing was new"),
-        ("verified", f"{checked['pictures']:,} pictures, {len(checked['problems'])} bad"),
-        ("restored", f"{back['written']:,} files: {restored}"),
+        ("verified", f"{number(checked['pictures'], 'picture')}, {len(checked['problems'])} bad"),
+        ("restored", f"{number(back['written'], 'file')}: {restored}"),
         ("measured", measured["headline"]),
         ("report", measured["html"]),
         ("took", f"{time.monotonic() - started:.0f} s"),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import flow
 
 from compressor.artifact import parse
@@ -16,6 +17,7 @@ from compressor.experiments.ablations import ABLATIONS
 from compressor.experiments.cells import VALIDATION, Cell
 from compressor.experiments.measuring import Row, rows_of
 from compressor.experiments.results import Elsewhere, Quantized, Results, Trial
+from compressor.learning import held_out
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord, drawn
 from compressor.sources import Source, SourceFile
@@ -54,8 +56,7 @@ class _Work:
     @property
     def pictures(self) -> int:
         """How many there are to train on."""
-        total = sum(record.count for record in self.learned)
-        return total - max(1, min(VALIDATION, total // 20))
+        return int(np.count_nonzero(~held_out(sum(record.count for record in self.learned), VALIDATION)))
 
 
 @flow(name="experiments", flow_run_name="experiments on {parameters.source}", persist_result=False)

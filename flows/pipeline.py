@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
+from compressor.clock import Clock
 from compressor.codec import with_effort
 from compressor.encoding import BatchReport, EncodeOptions
 from compressor.errors import LatentpackError, RunStopped
@@ -27,7 +28,7 @@ from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
-from compressor.wording import duration
+from compressor.wording import duration, number
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters
@@ -66,6 +67,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     check_codec(parameters.codec, parameters.archive)
     archive = Archive.open_or_create(parameters.archive)
     summary = RunSummary(run, source.shown, archive.url, parameters.codec)
+    clock = Clock(summary.seconds)
     mirror = Mirror(archive) if parameters.mirror else None
     listing = Listing(source, mirror.see if mirror else None)
     encoding: _Encoding | None = None
@@ -73,18 +75,18 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentpack-")))
-        with _timed(summary, "plan"):
+        with clock("plan"):
             known = known_keys(archive)
         while more and not summary.stopped:
-            with _timed(summary, "plan"):
+            with clock("plan"):
                 listener().stage("listing")
                 rest = None if parameters.limit is None else parameters.limit - summary.tried
-                plan = plan_run(listing, known, folder, parameters.batch_size, rest, parameters.wave)
+                plan = plan_run(listing, known, folder, rest, parameters.wave)
                 summary.start(plan)
                 summary.unlisted = source.unlisted
             if plan.pending:
                 encoding = encoding or _Encoding(plan, source, archive, parameters, summary, stack)
-                with _timed(summary, "encode"):
+                with clock("encode"):
                     encoding.wave(plan)
             more = plan.more
 
@@ -96,7 +98,9 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     gave_up = bool(summary.stopped) and (summary.not_reached > 0 or more)
     _announce(summary, gave_up, learned=bool(parameters.train) or parameters.codec not in STANDARD)
     if gave_up:
-        missed = [f"{summary.not_reached:,} pictures"] * bool(summary.not_reached) + ["what was not listed yet"] * more
+        missed = ["what was not listed yet"] * more
+        if summary.not_reached:
+            missed.insert(0, number(summary.not_reached, "picture"))
         raise RunStopped(
             f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; not tried: "
             f"{' and '.join(missed)}. What is archived stays. See: latentpack quarantine list {archive.url}",
@@ -166,6 +170,7 @@ class _Encoding:
     ) -> None:
         self.quarantined: list[QuarantineRow] = []
         self._source, self._archive, self._parameters, self._summary = source, archive, parameters, summary
+        self._clock = Clock(summary.seconds)
         self._options = self._prepare()
         self._budget = FailureBudget.parse(parameters.max_failures)
         reasons = {row.key: row.reason for row in archive.quarantined()}
@@ -187,9 +192,9 @@ class _Encoding:
         if given.train:
             from flows.train import train_codec  # torch, which a run with nothing new has no use for
 
-            with _timed(self._summary, "train"):
+            with self._clock("train"):
                 codec = train_codec(self._source, given.train, given.training, given).path
-        with _timed(self._summary, "prepare"):
+        with self._clock("prepare"):
             codec_id, chosen = put_codec(self._archive, codec)
             with_effort(chosen, given.effort)  # refuses here, not in every batch
             packer = packer_for(chosen, given.packer, given.latents)
@@ -200,7 +205,7 @@ class _Encoding:
         """Pictures in a batch."""
         if self._parameters.scheduler or plan.pending <= SMALL:
             return self._parameters.batch_size
-        return plan.even_batches(self._workers)
+        return plan.even_batches(self._workers, self._parameters.batch_size)
 
     def wave(self, plan: Plan) -> None:
         """Encode all of ``plan``, or stop where too many pictures fail."""
@@ -259,7 +264,7 @@ class _Encoding:
             last = summary.tried == self._planned and not plan.more
             if self._budget.exceeded(summary.quarantined, summary.tried, last):
                 summary.not_reached = self._planned - summary.tried
-                summary.stopped = f"{summary.quarantined} of {summary.tried} pictures failed"
+                summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
                 get_run_logger().error("stopped: %s, more than %s", summary.stopped, self._parameters.max_failures)
                 return
 
@@ -299,7 +304,7 @@ class _Progress:
         self._more = ", then the listing goes on" if plan.more else ""
         self._started = self._shown = time.monotonic()
         self._artifact = create_progress_artifact(
-            0.0, key="run-progress", description=f"0 of {plan.pending:,} pictures{self._wave}"
+            0.0, key="run-progress", description=f"0 of {number(plan.pending, 'picture')}{self._wave}"
         )
         listener().stage(f"encoding{self._wave}", plan.pending)
 
@@ -317,17 +322,8 @@ class _Progress:
         if now - self._shown >= ARTIFACT_EVERY_S or done == self._total:
             self._shown = now
             rate = done / max(now - self._started, 1e-9)
-            told = [f"{done:,} of {self._total:,} pictures{self._wave}", f"{rate:,.1f} a second", quarantined]
+            told = [f"{done:,} of {number(self._total, 'picture')}{self._wave}", f"{rate:,.1f} a second", quarantined]
             left = f"{duration((self._total - done) / rate)} left{self._more}" if done < self._total else ""
             update_progress_artifact(
                 self._artifact, round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left]))
             )
-
-
-@contextmanager
-def _timed(summary: RunSummary, stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        summary.seconds[stage] = summary.seconds.get(stage, 0.0) + time.perf_counter() - started

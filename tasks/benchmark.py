@@ -16,6 +16,7 @@ from compressor.images import Limits, decode_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source
 from compressor.strips import centre
+from compressor.wording import number
 from tasks.retries import NOT_KEPT
 
 MIDDLE = 2048  # pixels a side of what is measured of a large picture
@@ -73,7 +74,7 @@ def benchmark(
     create_markdown_artifact(
         f"{report.artifact}\nThe whole report lies at `{report.html.resolve()}` on {socket.gethostname()}.\n",
         key="benchmark",
-        description=f"rate and distortion on {len(pictures)} pictures",
+        description=f"rate and distortion on {number(len(pictures), 'picture')}",
     )
     return {
         "html": str(report.html),

@@ -1,6 +1,5 @@
 """What a person opens daily: the state of an archive as an artifact, and events that automations can act on."""
 
-import re
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -11,19 +10,14 @@ from compressor import plots
 from compressor.archive import Archive
 from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
-from compressor.pages import data_uri
+from compressor.pages import data_uri, markdown_table
 from compressor.wording import describe_archive, size
+from tasks.artifacts import slug
 from tasks.home import is_watched
-from tasks.report import table
 from tasks.retries import NOT_KEPT
 
 RUNS_SHOWN = 30
 MOST_READ = 2_000_000  # rows, some 20 bytes of each: a few seconds from a disk
-
-
-def slug(archive_url: str) -> str:
-    """An archive's address as artifact keys want it: lower case and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", archive_url.lower()).strip("-")[-100:]
 
 
 def announce(event: str, archive_url: str, payload: dict[str, Any]) -> None:
@@ -60,14 +54,19 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
     if info is None:
         parts = archive.tables[0].parts
         held = [("pictures", f"{len(archive):,}"), ("bytes stored", f"{size(sum(part.size for part in parts))}")]
-        lines += [*table(("", ""), held), "", "Quality and savings are in the state that maintenance published.", ""]
+        lines += [
+            markdown_table(("", ""), held),
+            "",
+            "Quality and savings are in the state that maintenance published.",
+            "",
+        ]
     else:
         rows = describe_archive(info)
         kept = info.source_bytes - info.table_bytes - info.codec_bytes
         if kept > 0:  # a small archive may be outweighed by the codecs that it carries
             cost = f"{kept / 1e12 * price_per_tb:,.2f} USD a month ({size(kept)} less), assuming {price_per_tb:g} USD"
             rows.append(("saves", f"{cost} for a terabyte and month"))
-        lines += [*table(("", ""), rows), ""]
+        lines += [markdown_table(("", ""), rows), ""]
         if info.psnr_histogram:
             lines += ["## Quality", "", _picture("PSNR of the pictures", plots.quality(info.psnr_histogram)), ""]
     if history := growth(archive):
@@ -76,7 +75,7 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
         lines += ["## Growth", ""]
         if len(history) > 1:
             lines += [_picture("growth", plots.growth(at, pictures, stored)), ""]
-        lines += table(("after the run that ended (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1])
+        lines.append(markdown_table(("after the run that ended (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1]))
     return "\n".join(lines)
 
 

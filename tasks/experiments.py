@@ -4,28 +4,22 @@ A key covers a stage's version, the digests of its shards of pictures, the codec
 new row of the table costs that row. Raise a version when the same input gives another result.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
 from compressor.experiments.cells import Cell
 from compressor.experiments.results import Results, Training
 from compressor.files import write_whole
-from compressor.shards import ShardRecord, load_shards
+from compressor.shards import ShardRecord, content_of, load_shards
 from compressor.training import TrainingConfig, TrainingState
+from tasks.artifacts import training_progress
 from tasks.caching import stage_key
 from tasks.home import home
 from tasks.retries import NOT_KEPT
@@ -72,15 +66,9 @@ def _folder() -> Path:
     return home() / "experiments"
 
 
-def _content(*parts: Sequence[ShardRecord] | str) -> str:
-    """Digest of shards of pictures and codecs' ids."""
-    names = [part if isinstance(part, str) else ",".join(record.content for record in part) for part in parts]
-    return hashlib.blake2b("|".join(names).encode(), digest_size=16).hexdigest()
-
-
 def _train_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
     configuration = {"cell": arguments["cell"].to_dict(), "config": asdict(arguments["config"])}
-    return stage_key("cell", TRAIN_VERSION, _content(arguments["shards"]), configuration)
+    return stage_key("cell", TRAIN_VERSION, content_of(arguments["shards"]), configuration)
 
 
 @task(
@@ -107,10 +95,10 @@ def train_cell(
 
     key = _train_key(None, {"cell": cell, "config": config, "shards": shards})
     checkpoint = _folder() / f"{key}.ckpt"
-    artifact_id = create_progress_artifact(0.0, key=f"training-{_slug(name)}", description=f"training {name}")
+    show = training_progress(name)
 
     def tell(state: TrainingState, done: float) -> None:
-        update_progress_artifact(artifact_id, round(100 * done, 1))
+        show(state, done)
         if on_progress:
             on_progress(state, done)
 
@@ -128,7 +116,7 @@ def train_cell(
 
 def _measure_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
     configuration = {"full": arguments.get("full", True)}
-    return stage_key("measure", MEASURE_VERSION, _content(arguments["id"], arguments["shards"]), configuration)
+    return stage_key("measure", MEASURE_VERSION, content_of(arguments["shards"], arguments["id"]), configuration)
 
 
 @task(name="measure-cell", task_run_name="measure-{name}", cache_key_fn=_measure_key)
@@ -164,7 +152,7 @@ def _standards_key(context: TaskRunContext | None, arguments: dict[str, Any]) ->
     from compressor.experiments.measuring import STANDARD_QUALITIES
 
     configuration = {name: STANDARD_QUALITIES[name] for name in arguments["formats"]} | {"library": library}
-    return stage_key("standards", MEASURE_VERSION, _content(arguments["shards"]), configuration)
+    return stage_key("standards", MEASURE_VERSION, content_of(arguments["shards"]), configuration)
 
 
 @task(name="measure-standards", task_run_name="measure-standards-{name}", cache_key_fn=_standards_key)
@@ -179,7 +167,7 @@ def measure_standards(name: str, shards: Sequence[ShardRecord], formats: Sequenc
 
 def _quantize_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
     configuration = {"weights": arguments["weights"], "method": arguments["method"]}
-    return stage_key("quantize", QUANTIZE_VERSION, _content(arguments["id"], arguments["shards"]), configuration)
+    return stage_key("quantize", QUANTIZE_VERSION, content_of(arguments["shards"], arguments["id"]), configuration)
 
 
 @task(name="quantize-weights", task_run_name="quantize-{name}", cache_key_fn=_quantize_key)
@@ -234,7 +222,3 @@ def report(
         "table": written.table,
         "findings": [asdict(one) for one in written.findings],
     }
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

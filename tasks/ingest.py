@@ -16,9 +16,9 @@ from tasks.retries import IF_TRANSIENT, NOT_KEPT
     **IF_TRANSIENT,
     **NOT_KEPT,
 )
-def plan_run(listing: Listing, known: KnownKeys, folder: Path, batch_size: int, limit: int | None, wave: int) -> Plan:
+def plan_run(listing: Listing, known: KnownKeys, folder: Path, limit: int | None, wave: int) -> Plan:
     """List the next wave, subtract what the archive knows, and keep the rest in ``folder``."""
-    return plan(listing, known, folder / "plan.arrow", batch_size, limit, wave)
+    return plan(listing, known, folder / "plan.arrow", limit, wave)
 
 
 # Once a run: its waves are told apart by their keys, so what it adds itself it never lists again.

@@ -6,9 +6,10 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from compressor.pages import markdown_table
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
-from compressor.wording import describe
+from compressor.wording import describe, number
 from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
@@ -22,7 +23,7 @@ def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
         create_table_artifact(
             [_flat(row) for row in quarantined[:TABLE_ROWS]],
             key="quarantine",
-            description=f"{summary.quarantined} pictures of run {summary.run} that could not be archived",
+            description=f"{number(summary.quarantined, 'picture')} of run {summary.run} that could not be archived",
         )
 
 
@@ -33,21 +34,12 @@ def _flat(row: QuarantineRow) -> dict[str, Any]:
 def summary_markdown(summary: RunSummary) -> str:
     """A run's figures, codecs and quality distribution as Markdown."""
     lines = ["# Archive run", ""]
-    lines += table(("", ""), describe(summary.to_dict()))
+    lines.append(markdown_table(("", ""), describe(summary.to_dict())))
     if summary.codecs:
-        lines += ["", "## Stored as", "", *table(("codec", "pictures"), summary.codecs.most_common())]
+        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), summary.codecs.most_common())]
     if summary.measured:
-        lines += ["", "## Quality", "", *table(("PSNR, dB", "pictures"), summary.histogram())]
+        lines += ["", "## Quality", "", markdown_table(("PSNR, dB", "pictures"), summary.histogram())]
     if summary.worker_seconds:
         spent = [(stage, f"{seconds:.1f}") for stage, seconds in summary.worker_seconds.most_common()]
-        lines += ["", "## Where the time went", "", *table(("stage", "seconds over all workers"), spent)]
+        lines += ["", "## Where the time went", "", markdown_table(("stage", "seconds over all workers"), spent)]
     return "\n".join(lines)
-
-
-def table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> list[str]:
-    """Lines of a Markdown table of names and values."""
-    return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|")

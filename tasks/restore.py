@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 
 from compressor.archive import Archive
 from compressor.restoring import restore
+from compressor.wording import number
 from tasks.report import TABLE_ROWS
 from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
@@ -46,6 +47,6 @@ def verify_archive(archive_url: str, on_progress: Callable[[int, int], None] | N
         create_table_artifact(
             [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
             key="verify",
-            description=f"{len(problems)} pictures of {archive.url} that cannot be trusted",
+            description=f"{number(len(problems), 'picture')} of {archive.url} that cannot be trusted",
         )
     return {"archive": archive.url, "pictures": len(archive), "problems": problems}

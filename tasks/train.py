@@ -3,31 +3,29 @@
 import hashlib
 import itertools
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.context import TaskRunContext
 
 from compressor.devices import pick_device
 from compressor.files import write_whole
-from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
+from compressor.pages import data_uri, markdown_table
+from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_shards, prepare_shard
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import duration
+from tasks.artifacts import training_progress
 from tasks.caching import stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT
 from tasks.threads import cores, pin_threads
 
-VERSION = 3  # raise it when the same shards and configuration give another codec
-HELD_OUT = 0.05  # share of the pictures that training is validated on
-HELD_OUT_MOST = 512
+VERSION = 4  # raise it when the same shards and configuration give another codec
+VALIDATION = 512  # pictures at most that training is validated on
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,12 @@ def codec_folder() -> Path:
     return home() / "training"
 
 
-def _content(records: Sequence[ShardRecord]) -> str:
-    return hashlib.blake2b("".join(record.content for record in records).encode(), digest_size=16).hexdigest()
-
-
 def training_key(
     family: str, records: Sequence[ShardRecord], config: TrainingConfig, start: bytes | None = None
 ) -> str:
     """Name of a training: what is learned from what, and how."""
     origin = {"start": hashlib.sha256(start).hexdigest()} if start else {}
-    return stage_key("train", VERSION, _content(records), {"family": family, **asdict(config), **origin})
+    return stage_key("train", VERSION, content_of(records), {"family": family, **asdict(config), **origin})
 
 
 def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
@@ -93,17 +87,16 @@ def train(
     Returns a :class:`TrainingRecord` as JSON.
     """
     from compressor.artifact import identify, parse
-    from compressor.learning import learn
+    from compressor.learning import held_out, learn
 
-    held = _held_out(sum(record.count for record in records))
+    held = held_out(sum(record.count for record in records), VALIDATION)
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
     key = training_key(family, records, config, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
-    show = _shown(family)
-    started = time.monotonic()
+    show = training_progress(family)
 
     def tell(state: TrainingState, done: float) -> None:
-        show(state, done, time.monotonic() - started)
+        show(state, done)
         if on_progress:
             on_progress(state, done)
 
@@ -166,32 +159,6 @@ def train_there(
     return trained, Path(trained["path"]).read_bytes()
 
 
-def _shown(family: str) -> Callable[[TrainingState, float, float], None]:
-    """Shows how far a training is as an artifact; nowhere, where a worker runs it that Prefect does not watch."""
-    if not TaskRunContext.get():
-        return lambda state, done, seconds: None
-    artifact = create_progress_artifact(0.0, key=f"training-{family}", description=f"training {family}")
-
-    def show(state: TrainingState, done: float, seconds: float) -> None:
-        last = state.history[-1] if state.history else {}
-        told = [
-            f"training {family}: step {state.step:,}",
-            *(f"{name} {last[name]:.5g}" for name in last if name != "step"),
-        ]
-        left = f"{duration(seconds * (1 - done) / done)} left" if 0 < done < 1 else ""
-        update_progress_artifact(artifact, round(100 * done, 1), ", ".join(filter(None, [*told, left])))
-
-    return show
-
-
-def _held_out(count: int) -> np.ndarray:
-    """Which pictures, bool (N,), training is validated on: every n-th one."""
-    held = np.zeros(count, bool)
-    if count:
-        held[np.linspace(0, count - 1, max(1, min(HELD_OUT_MOST, int(HELD_OUT * count)))).astype(int)] = True
-    return held
-
-
 def _history(family: str, state: TrainingState) -> str:
     """The validation history as Markdown: curves, and a table."""
     rows = state.history
@@ -199,9 +166,7 @@ def _history(family: str, state: TrainingState) -> str:
     lines = [f"# Training {family}", ""]
     if len(rows) > 1 and is_watched():  # one point is no curve
         from compressor import plots
-        from compressor.pages import data_uri
 
         lines += [f"![loss and PSNR by step]({data_uri(plots.png(plots.training(rows)), 'png')})", ""]
-    lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(f"{float(row[name]):.5g}" for name in names) + " |" for row in rows]
+    lines.append(markdown_table(names, [[f"{float(row[name]):.5g}" for name in names] for row in rows]))
     return "\n".join([*lines, "", f"`{json.dumps({'steps': state.step, 'seconds': round(state.seconds, 1)})}`"])

@@ -64,7 +64,7 @@ def test_json_is_one_object_and_nothing_else(
     summary = json.loads(out)
     assert code == 1
     assert (summary["listed"], summary["archived"], summary["quarantined"]) == (4, 3, 1)
-    assert "1 pictures are quarantined" in err
+    assert "1 picture quarantined" in err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture
     _, out, _ = said(capsys, "info", archive, "--json")
     assert json.loads(out)["pictures"] == 3
     assert "ratio" in said(capsys, "info", archive)[1]
-    assert "1 pictures erased, 1 keys" in said(capsys, "delete", archive, "--key", "a.png", "nothing.png")[1]
+    assert "1 picture erased, 1 key not" in said(capsys, "delete", archive, "--key", "a.png", "nothing.png")[1]
     assert json.loads(said(capsys, "info", archive, "--json")[1])["pictures"] == 2
     assert said(capsys, "compact", archive)[0] == 0
     assert said(capsys, "vacuum", archive, "--older-than", "0")[0] == 0
@@ -160,7 +160,7 @@ def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
     assert said(capsys, "quarantine", "list", archive)[1].startswith("bad.png\tnot_a_picture\t")
-    assert "1 pictures" in said(capsys, "quarantine", "retry", archive)[1]
+    assert "1 picture will" in said(capsys, "quarantine", "retry", archive)[1]
     code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
     assert code == 1 and json.loads(out)["quarantined"] == 1
 
@@ -251,7 +251,7 @@ def test_repair_encodes_again_what_verify_names(
     code, out, _ = said(capsys, "repair", archive)
     assert code == 1 and "sub/b.jpg\t" in out
     code, _, err = said(capsys, "repair", archive, pictures, "--codec", "webp")
-    assert code == 0 and "1 pictures encoded again" in err
+    assert code == 0 and "1 picture encoded again" in err
     assert said(capsys, "verify", archive)[0] == 0
     assert json.loads(said(capsys, "repair", archive, "--json")[1])["whole"] is True
 
@@ -311,10 +311,10 @@ def test_files_of_other_extensions_are_told_and_nearly_a_picture_s_need_a_look(
 ) -> None:
     again = ["run", pictures, archive, "--codec", "webp"]
     code, out, err = said(capsys, *again)
-    assert code == 0 and "1 files have other extensions: .txt 1" in out and "rename" not in err
+    assert code == 0 and "1 file with other extensions: .txt 1" in out and "rename" not in err
     (pictures / "d.jpg_large").touch()
     code, _, err = said(capsys, *again)
-    assert code == 1 and "1 files are not listed for extensions such as '.jpg_large': rename them" in err
+    assert code == 1 and "1 file not listed, for extensions such as '.jpg_large': rename" in err
 
 
 @pytest.mark.parametrize(
@@ -428,6 +428,6 @@ def test_restore_gives_back_what_is_sound(
     (damaged,) = [part for part in Archive.open(str(archive)).tables[0].parts if part.rows == 3]
     (archive / "images" / damaged.path).write_bytes(b"")
     code, out, err = said(capsys, "restore", archive, tmp_path / "out")
-    assert code == 1 and "1 pictures written" in out
+    assert code == 1 and "1 picture written" in out
     assert f"{damaged.path}: file with 3 pictures is unreadable" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["zzz.png"]

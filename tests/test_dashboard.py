@@ -14,7 +14,8 @@ from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from compressor.growth import Growth, by_run, growth
 from flows.parameters import MaintainParameters
-from tasks.dashboard import publish_state, slug, state_markdown
+from tasks.artifacts import slug
+from tasks.dashboard import publish_state, state_markdown
 from tasks.home import UNWATCHED
 from tests.test_flows import archive_it, write_pictures
 

@@ -334,7 +334,7 @@ def test_a_run_tells_the_files_that_it_does_not_list(tmp_path: Path) -> None:
     done = archive_it(folder, tmp_path / "archive", wave=3, batch_size=3)
     assert done["unlisted"] == {".txt": 2, "none": 1, ".jpg_large": 1, ".png ": 1}
     told = dict(describe(done))["not listed"]
-    assert told == "5 files have other extensions: .jpg_large 1, '.png ' 1, .txt 2, none 1"
+    assert told == "5 files with other extensions: .jpg_large 1, '.png ' 1, .txt 2, none 1"
     assert "not listed" not in dict(describe({**done, "unlisted": {}}))
 
 

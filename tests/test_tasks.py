@@ -13,7 +13,7 @@ from compressor.archive import Archive
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.images import decode_picture, encode_picture
 from compressor.parquet import QuarantineRow
-from compressor.planning import Batch, Plan, plan
+from compressor.planning import Batch, Listing, Plan, plan
 from compressor.restoring import restore, safe_path, write_file
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
@@ -48,11 +48,11 @@ def test_a_plan_counts_every_file_once(tmp_path: Path) -> None:
     files = list(source.files())
     commit.fn(archive, Batch(0, tuple(files[:3]), frozenset()), encoded(source, archive, files[:3]), "run", frozenset())
     archive.quarantine([QuarantineRow.now(files[3].key, files[3].fingerprint, "corrupt", "", "run")])
-    found = plan(source, archive.known(), tmp_path / "plan.arrow", 4, limit=5)
+    found = plan(Listing(source), archive.known(), tmp_path / "plan.arrow", limit=5)
     counts = (found.listed, found.already_there, found.quarantined, found.pending, found.left)
     assert counts == (10, 3, 1, 5, 1)
-    assert [len(batch.files) for batch in found.batches()] == [4, 1]
-    assert [file for batch in found.batches() for file in batch.files] == files[4:9]
+    assert [len(batch.files) for batch in found.batches(4)] == [4, 1]
+    assert [file for batch in found.batches(4) for file in batch.files] == files[4:9]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_plan_counts_every_file_once(tmp_path: Path) -> None:
     ],
 )
 def test_small_plans_are_shared_evenly(pending: int, workers: int, expected: int) -> None:
-    assert Plan("", 1000, pending, pending, 0, 0, 0, 0, 0).even_batches(workers) == expected
+    assert Plan("", pending, pending, 0, 0, 0).even_batches(workers, 1000) == expected
 
 
 def test_halves_of_a_batch_are_the_batch() -> None:

@@ -24,8 +24,8 @@ def nothing_known(tmp_path: Path) -> KnownKeys:
 
 
 def planned(listing: Listing, known: KnownKeys, folder: Path, limit: int | None = None) -> tuple[list[str], bool, int]:
-    found = plan(listing, known, folder / "plan.arrow", 100, limit, wave=3)
-    return [file.key for batch in found.batches() for file in batch.files], found.more, found.left
+    found = plan(listing, known, folder / "plan.arrow", limit, wave=3)
+    return [file.key for batch in found.batches(100) for file in batch.files], found.more, found.left
 
 
 def test_waves_are_the_listing_cut_into_pieces(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from compressor.artifact import parse
 from compressor.errors import SourceError
 from compressor.experiments.losses import OWN, WithLoss
-from compressor.learning import Learned, learn, spread
+from compressor.learning import Learned, held_out, learn, spread
 from compressor.training import TrainingConfig, TrainingState
 
 VALIDATION = 64  # pictures, the same for every number of pictures trained on; at most a twentieth of them
@@ -75,8 +75,7 @@ def split(pictures_NHWC: np.ndarray, count: int | None) -> tuple[np.ndarray, np.
     total = len(pictures_NHWC)
     if total < 2:
         return pictures_NHWC, pictures_NHWC
-    held = np.zeros(total, bool)
-    held[spread(total, max(1, min(VALIDATION, total // 20)))] = True
+    held = held_out(total, VALIDATION)
     rest = np.flatnonzero(~held)
     if count is not None and count > len(rest):
         raise SourceError(f"the ladder asks for {count:,} pictures to train on, there are {len(rest):,}: leave it out")

@@ -105,7 +105,7 @@ def write(results: Results, strips: Sequence[Strip], directory: Path) -> Written
     inside = {name: pages.data_uri(image, "png") for name, image in images.items() if name == "rate"}
     values.write_text(json.dumps(_compact(results, found), indent=1), encoding="utf-8")
     artifact = _markdown(results, found, parts, inside)
-    return Written(html, markdown, values, pages.markdown_table(parts[0]), artifact, found)
+    return Written(html, markdown, values, pages.markdown_report_table(parts[0]), artifact, found)
 
 
 def _tables(results: Results) -> list[Table]:
@@ -135,10 +135,10 @@ def _markdown(results: Results, found: Sequence[Finding], parts: Sequence[Table]
     from compressor.experiments.figures import CAPTIONS
 
     claims = tables.findings_table(found)
-    text = [f"# {TITLE}", _lead(results, found), f"## {claims.title}", claims.note, pages.markdown_table(claims)]
+    text = [f"# {TITLE}", _lead(results, found), f"## {claims.title}", claims.note, pages.markdown_report_table(claims)]
     text += [f"![{CAPTIONS[name]}]({link})" for name, link in images.items() if name in CAPTIONS]
     for table in parts:
-        text += [f"## {table.title}", table.note, pages.markdown_table(table)]
+        text += [f"## {table.title}", table.note, pages.markdown_report_table(table)]
     if "strips" in images:
         text += ["## Side by side", STRIP_NOTE, f"![Pictures decoded, side by side]({images['strips']})"]
     text += ["## Settings", "\n".join(f"- {name}: {value}" for name, value in results.context.items())]
