@@ -4,8 +4,10 @@ What a row is lies in ``parquet.py``, commits in ``keyed_table.py``. Nothing her
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 
 from compressor import maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
-from compressor.codec import ORIGINAL, Codec, Encoded, forget_codecs, load_codec, padded_pixels
+from compressor.codec import ORIGINAL, Codec, Encoded, load_codec, padded_pixels
 from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError, enough_memory
 from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
 from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
@@ -23,6 +25,8 @@ from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, fro
 from compressor.store import TEMPORARY_NAME, Store
 
 if TYPE_CHECKING:
+    import torch
+
     from compressor.dataset import ArchiveDataset
 
 __all__ = ["Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
@@ -39,6 +43,7 @@ OWN_NAMES = {
     "quarantine": _TABLE_NAME,
 }
 CODECS_KEPT = 8
+DECODED = ("key", "width", "height", "channels", "codec", "quality", "packer", "payload", "crc32c")  # columns
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 MOST_LEARNED_PIXELS = 2**24  # padded, of a row by a network: four times what a run gives it, and 2 GB of memory
@@ -76,6 +81,7 @@ class Archive:
         self._images = KeyedTable(store, "images", IMAGES)
         self._quarantine = KeyedTable(store, "quarantine", QUARANTINE)
         self._codecs: dict[str, Codec] = {}
+        self._process = os.getpid()
 
     # --- opening ---
 
@@ -185,6 +191,7 @@ class Archive:
         batch_id
             Name of the work: a second commit under the same name does nothing.
         """
+        check_several(replaced)
         with self._store.errors("commit"):
             self._images.upsert(parts, replaced, batch_id)
 
@@ -198,12 +205,13 @@ class Archive:
             assert part is not None
             self._quarantine.upsert([part], latest.keys(), None)
 
-    def clear_quarantine(self, keys: Sequence[str]) -> int:
+    def clear_quarantine(self, keys: Collection[str]) -> int:
         """Take pictures off the quarantine list. Returns how many were on it."""
+        check_several(keys)
         with self._store.errors("write to its quarantine"):
             return self._quarantine.delete(keys)
 
-    def delete(self, keys: Sequence[str]) -> int:
+    def delete(self, keys: Collection[str]) -> int:
         """Erase pictures: rows and quarantine entries, then their bytes from all files and the log of their names.
 
         Returns
@@ -211,8 +219,7 @@ class Archive:
         Number of pictures erased; keys that are not archived are no error, and what an earlier call that was killed
         left behind goes too.
         """
-        if isinstance(keys, str):
-            raise TypeError(f"delete() takes a list of keys, not {keys!r} alone")
+        check_several(keys)
         with self._store.errors("delete from it"):
             erased = self._images.delete(keys)
             self._quarantine.delete(keys)
@@ -222,13 +229,14 @@ class Archive:
                 table.vacuum(ORPHAN_HOURS)
         return erased
 
-    def remove(self, keys: Sequence[str]) -> int:
+    def remove(self, keys: Collection[str]) -> int:
         """Take pictures out in one commit. Their bytes stay in replaced files until ``vacuum``, for whoever reads them.
 
         Returns
         -------
         Number of pictures taken out; keys that are not archived are no error.
         """
+        check_several(keys)
         with self._store.errors("delete from it"):
             return self._images.delete(keys)
 
@@ -250,6 +258,8 @@ class Archive:
         -------
         Number of files deleted.
         """
+        if hours < 0:
+            raise ArchiveError(f"{self.url}: files are kept for 0 hours or more, not {hours}")
         with self._store.errors("vacuum"):
             # At the top lies the marker, which nobody writes where an archive could be opened.
             kept = {"": hours, "codecs": max(hours, ORPHAN_HOURS)}
@@ -275,23 +285,38 @@ class Archive:
     @_reopens
     def read_row(self, key: str) -> Row:
         """The row of one picture: reads the row group that holds it and no other. ArchiveError where there is none."""
-        found = self._images.find(key, IMAGES.names)
-        if found is None:
-            raise ArchiveError(f"{self.url}: there is no picture {key!r}")
-        row: Row = from_table(found, IMAGES)[0]
-        return row
+        for found in self._images.find([key], IMAGES.names):
+            row: Row = from_table(found, IMAGES)[0]
+            return row
+        raise ArchiveError(f"{self.url}: there is no picture {key!r}")
+
+    def read_rows(self, keys: Collection[str]) -> Iterator[Row]:
+        """The rows of those of ``keys`` that are archived, in the archive's order, each row group read once.
+
+        For many pictures: ``read_row`` reads a row group for each.
+        """
+        check_several(keys)
+        with self._reading():
+            for found in self._images.find(keys, IMAGES.names):
+                yield from from_table(found, IMAGES)
 
     def read(self, key: str) -> np.ndarray:
         """One picture's pixels: uint8 (H, W, 3). ArchiveError where there is none, CodecError where it is damaged."""
         return self.decode([self.read_row(key)])[0]
 
     def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call. CodecError where a payload is damaged."""
+        """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call.
+
+        CodecError where a payload is damaged; ArchiveError where rows were read without a column that it takes:
+        ``DECODED`` names them.
+        """
         from compressor.quality import grey_planes
 
         pixels: dict[int, np.ndarray] = {}
         by_codec: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
+            if unread := [name for name in DECODED if getattr(row, name) is None]:
+                raise ArchiveError(f"{row.key}: to decode a row takes its {', '.join(unread)} too: scan those columns")
             verifying.check_crc(row)
             by_codec.setdefault(row.codec, []).append(index)
         for codec, indices in by_codec.items():
@@ -313,18 +338,16 @@ class Archive:
         batch_size
             Rows in a batch. There are fewer where their payloads would exceed 64 MiB.
         """
+        if batch_size < 1:
+            raise ArchiveError(f"a batch has at least 1 row, not {batch_size}")
         rows = (row for table in self.batches(columns) for row in from_table(table, IMAGES))
         return bounded_chunks(rows, lambda row: len(row.payload or b""), BYTES_AT_ONCE, batch_size)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
         names = self._column_names(columns)
-        try:
-            for part, group in self._images.groups():
-                yield self._images.read(part, [group], names, salvage=True)
-        except Exception as error:
-            with self._store.errors(_reading_ended(error)):
-                raise
+        for part, group, _ in self.row_groups():
+            yield self.row_group(part, group, names)
 
     def keys(self) -> Iterator[str]:
         """All keys."""
@@ -362,24 +385,52 @@ class Archive:
         with self._store.errors("verify it"), enough_memory(self.url, "verify it"):
             return verifying.verify(self, self._images, self._quarantine, on_progress)
 
-    def dataset(self) -> "ArchiveDataset":
-        """The pictures as a ``torch.utils.data.Dataset``."""
+    def dataset(
+        self,
+        keys: Collection[str] | None = None,
+        transform: "Callable[[torch.Tensor], Any] | None" = None,
+        target: Callable[[Row], Any] | None = None,
+    ) -> "ArchiveDataset":
+        """The pictures as a ``torch.utils.data.Dataset``; see :class:`compressor.dataset.ArchiveDataset`."""
         from compressor.dataset import ArchiveDataset
 
-        return ArchiveDataset(self)
+        check_several(keys or ())
+        return ArchiveDataset(self, keys, transform, target)
+
+    def row_groups(self) -> Iterator[tuple[Part, int, int]]:
+        """Every row group: its file, its number there, and how many rows it has; in order of keys as ``scan`` is."""
+        with self._reading():
+            for part, group in self._images.groups():
+                yield part, group, self._images.footer(part).row_group(group).num_rows
+
+    def row_group(self, part: Part, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns, or all, of one row group, whose damaged payloads are left to whoever decodes them."""
+        with self._reading():
+            return self._images.read(part, [group], self._column_names(columns), salvage=True)
+
+    def files(self) -> list[str]:
+        """Addresses of the Parquet files that hold the pictures now, and no others: for DuckDB, Polars or pandas.
+
+        Absolute paths, or ``s3://`` addresses. Until ``vacuum`` or ``delete``, what they hold stays as it is.
+        """
+        return [f"{self._store.table_url(self._images.folder)}/{part.path}" for part in self._images.parts]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say what ends the reading of many rows, and what to do about it."""
+        try:
+            yield
+        except Exception as error:
+            with self._store.errors(_reading_ended(error)):
+                raise
 
     def _column_names(self, columns: Sequence[str] | None) -> list[str]:
-        names = IMAGES.names if columns is None else list(columns)
+        check_several(columns or ())
+        names = IMAGES.names if columns is None else list(dict.fromkeys(columns))
         unknown = set(names).difference(IMAGES.names)
         if unknown:
             raise ArchiveError(f"no column {sorted(unknown)[0]!r}; there are {', '.join(IMAGES.names)}")
         return names
-
-    def _after_fork(self) -> None:
-        """In a forked process: reads go on with connections of its own; commits are not possible there."""
-        self._store.__dict__.pop("fs", None)
-        self._codecs.clear()
-        forget_codecs()
 
     # --- codecs ---
 
@@ -396,7 +447,13 @@ class Archive:
                 self._store.put(name, data)
 
     def codec(self, id: str) -> Codec:
-        """A codec that rows name: a standard format's, or the artifact that the archive carries. Loaded once."""
+        """A codec that rows name: a standard format's, or the artifact that the archive carries.
+
+        Loaded once in each process: after a fork a network's threads, or its GPU, are the parent's.
+        """
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._codecs.clear()
         if id not in self._codecs:
             from compressor.baselines import STANDARD
 
@@ -418,6 +475,12 @@ class Archive:
                 self._codecs.pop(next(iter(self._codecs)))
             self._codecs[id] = codec
         return self._codecs[id]
+
+
+def check_several(names: Collection[str]) -> None:
+    """TypeError where one name was given instead of several, and would be taken for its letters."""
+    if isinstance(names, str):
+        raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
 
 
 def _check_empty(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The interface that everything which turns pixels into bytes offers, and how to get one by name, path or bytes."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,11 +138,6 @@ def load_codec(source: str | bytes | Path) -> Codec:
     return _from_artifact(artifact_bytes(str(source)))
 
 
-def forget_codecs() -> None:
-    """In a forked process: load anew what the parent has loaded, and which may be on a device of its own."""
-    _from_artifact.cache_clear()
-
-
 @lru_cache(maxsize=4)
 def _from_artifact(data: bytes) -> Codec:
     from compressor.artifact import parse
@@ -159,3 +155,7 @@ def _from_artifact(data: bytes) -> Codec:
         raise
     except Exception as error:  # a crafted configuration may ask for any network
         raise CodecError(f"codec {artifact.id} cannot be built: {type(error).__name__}: {error}") from error
+
+
+if hasattr(os, "register_at_fork"):  # what the parent has loaded may be on a device of its own
+    os.register_at_fork(after_in_child=_from_artifact.cache_clear)

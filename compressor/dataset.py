@@ -1,65 +1,93 @@
-"""An archive's pictures for training with PyTorch. Decodes; does not transform, batch or shuffle."""
+"""An archive's pictures for training with PyTorch. Decodes; does not batch, nor shuffle but by its sampler."""
 
-import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from compressor.parquet import IMAGES, Row, from_table
+from compressor.chunks import BYTES_AT_ONCE
+from compressor.errors import ArchiveError
+from compressor.parquet import IMAGES, Part, Row, from_table
 
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
-GROUPS_KEPT = 16  # row groups in memory, about 1 MB each
+GROUPS_KEPT = 16  # row groups in memory, about 1 MB each, but never more than BYTES_AT_ONCE
 
 
-class ArchiveDataset(Dataset[torch.Tensor]):
-    """Pictures by number, in the archive's order: uint8 tensors (3, H, W).
+class ArchiveDataset(Dataset[Any]):
+    """Pictures by number, in the archive's order: uint8 tensors (3, H, W), or pairs of one and its target.
 
     Reading one fetches its row group, so shuffle with ``sampler``, which takes row groups in turn, and leave batching
     to ``DataLoader``: it asks for all pictures of a batch at once, and they are decoded together.
 
+    Parameters
+    ----------
+    archive
+        Read as it is now; what others commit later is not seen, and what they erase or vacuum ends the reading with
+        ArchiveError.
+    keys
+        Pictures to take; None: all.
+    transform
+        Applied to each picture.
+    target
+        Makes of a picture's row (its key, size, quality) what a model is to learn of it, such as a label.
+
     >>> loader = DataLoader(dataset, batch_size=64, sampler=dataset.sampler(seed=0))  # doctest: +SKIP
     """
 
-    def __init__(self, archive: "Archive") -> None:
-        self._archive = archive
-        self._process = os.getpid()
-        self._images = archive._images
-        self._groups = list(self._images.groups())
-        sizes = [self._images.footer(part).row_group(group).num_rows for part, group in self._groups]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
+    def __init__(
+        self,
+        archive: "Archive",
+        keys: Collection[str] | None = None,
+        transform: Callable[[torch.Tensor], Any] | None = None,
+        target: Callable[[Row], Any] | None = None,
+    ) -> None:
+        self._archive, self._transform, self._target = archive, transform, target
+        self._groups = list(archive.row_groups())
+        self._places = [np.arange(count) for _, _, count in self._groups]
+        if keys is not None:
+            self._choose(set(keys))
+        self._starts = np.concatenate([[0], np.cumsum([len(places) for places in self._places])]).astype(int).tolist()
         self._kept: OrderedDict[int, list[Row]] = OrderedDict()
+
+    def _choose(self, keys: set[str]) -> None:
+        """Keep the places of ``keys`` alone. ArchiveError where one is not there."""
+        chosen: list[tuple[tuple[Part, int, int], np.ndarray]] = []
+        for group in self._groups:
+            there = self._archive.row_group(*group[:2], ["key"])["key"].to_pylist()
+            if places := [place for place, key in enumerate(there) if key in keys]:
+                chosen.append((group, np.array(places)))
+                keys = keys.difference(there)
+        if keys:
+            raise ArchiveError(f"{self._archive.url}: there is no picture {min(keys)!r}")
+        self._groups, self._places = [group for group, _ in chosen], [places for _, places in chosen]
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is not a fork: it opens the archive anew and numbers the pictures as here."""
-        return {name: getattr(self, name) for name in ("_archive", "_groups", "_starts")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._process = os.getpid()
-        self._images = self._archive._images
-        self._kept = OrderedDict()
+        return {**self.__dict__, "_kept": OrderedDict()}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many pictures, decoded together."""
-        if os.getpid() != self._process:
-            # A DataLoader's worker: connections and codecs from before the fork must not be used in it.
-            self._archive._after_fork()
-            self._process = os.getpid()
-        pictures = self._archive.decode([self.row(index) for index in indices])
-        return [torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in pictures]
+        rows = [self.row(index) for index in indices]
+        pictures: list[Any] = [
+            torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in self._archive.decode(rows)
+        ]
+        if self._transform is not None:
+            pictures = [self._transform(picture) for picture in pictures]
+        if self._target is not None:
+            return [(picture, self._target(row)) for picture, row in zip(pictures, rows, strict=True)]
+        return pictures
 
     def row(self, index: int) -> Row:
         """Key, sizes, quality and payload of one picture."""
@@ -67,31 +95,50 @@ class ArchiveDataset(Dataset[torch.Tensor]):
             raise IndexError(f"picture {index} of {len(self)}")
         number = bisect_right(self._starts, index) - 1
         if number not in self._kept:
-            part, group = self._groups[number]
-            while len(self._kept) >= GROUPS_KEPT:
-                self._kept.popitem(last=False)
-            self._kept[number] = from_table(self._images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
+            rows = from_table(self._archive.row_group(*self._groups[number][:2]), IMAGES)
+            held = sum(map(_weight, self._kept.values())) + _weight(rows)
+            while self._kept and (len(self._kept) >= GROUPS_KEPT or held > BYTES_AT_ONCE):
+                held -= _weight(self._kept.popitem(last=False)[1])
+            self._kept[number] = rows
         self._kept.move_to_end(number)
-        return self._kept[number][index - self._starts[number]]
+        return self._kept[number][self._places[number][index - self._starts[number]]]
 
-    def sampler(self, seed: int) -> Sampler[int]:
-        """All numbers once: row groups in random order, and the rows of ``GROUPS_KEPT`` of them mixed."""
-        return _GroupSampler(self._starts, seed)
+    def sampler(self, seed: int, rank: int = 0, ranks: int = 1) -> Sampler[int]:
+        """All numbers once: row groups in random order, and the rows of ``GROUPS_KEPT`` of them mixed.
+
+        With several ``ranks``, as in distributed training, every one of them gets its share of that order, as many as
+        each other; a few of the first are given twice where they cannot be shared evenly.
+        """
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank must be from 0 to {ranks - 1}, not {rank}")
+        return _GroupSampler(self._starts, seed, rank, ranks)
+
+
+def _weight(rows: Sequence[Row]) -> int:
+    return sum(len(row.payload) for row in rows)
 
 
 class _GroupSampler(Sampler[int]):
-    def __init__(self, starts: Sequence[int], seed: int) -> None:
+    def __init__(self, starts: Sequence[int], seed: int, rank: int, ranks: int) -> None:
         self._starts = starts
         self._seed = seed
+        self._rank, self._ranks = rank, ranks
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return -(-int(self._starts[-1]) // self._ranks)
 
     def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng(self._seed)
+        numbers = self._order()
         self._seed += 1  # another order in the next epoch
+        shared = np.resize(numbers, len(self) * self._ranks)
+        yield from shared[self._rank :: self._ranks].tolist()
+
+    def _order(self) -> np.ndarray:
+        random = np.random.default_rng(self._seed)
         order = random.permutation(len(self._starts) - 1)
+        mixed: list[np.ndarray] = [np.zeros(0, int)]
         for first in range(0, len(order), GROUPS_KEPT):
-            mixed = order[first : first + GROUPS_KEPT]
-            numbers = np.concatenate([np.arange(self._starts[group], self._starts[group + 1]) for group in mixed])
-            yield from random.permutation(numbers).tolist()
+            groups = order[first : first + GROUPS_KEPT]
+            numbers = [np.arange(self._starts[group], self._starts[group + 1]) for group in groups]
+            mixed.append(random.permutation(np.concatenate(numbers)))
+        return np.concatenate(mixed)

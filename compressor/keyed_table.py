@@ -7,7 +7,7 @@ Every change is one commit against the version it was planned on (compare and sw
 import random
 import re
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from compressor import integrity, parquet
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
-from compressor.parquet import Layout, Part, RangeFile
+from compressor.parquet import Layout, Part, RangeFile, Spans
 from compressor.retrying import is_transient, patiently
 from compressor.store import TEMPORARY_NAME, Store
 
@@ -228,17 +228,29 @@ class KeyedTable:
         """Some columns of row groups (None: of all); ``salvage`` as in :func:`compressor.parquet.read_groups`."""
         footer = self.footer(part)
         groups = range(footer.num_row_groups) if groups is None else groups
-        return parquet.read_groups(self._file(part), footer, groups, columns, salvage)
+        table = parquet.read_groups(self._file(part), footer, groups, columns, salvage)
+        schema = pa.schema([self.layout.schema.field(name) for name in columns])
+        if table.schema.equals(schema):
+            return table
+        # Another program has written it, with the same columns in types of its own, such as Arrow's views of strings.
+        arrays = [array.cast(type) for array, type in zip(table.columns, schema.types, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
 
-    def find(self, key: str, columns: Sequence[str]) -> pa.Table | None:
-        """The row of ``key``, or None: reads the one row group that can hold it (of each file that can)."""
-        for part in self.overlapping(key, key):
-            for group in parquet.row_groups_with(self.footer(part), key, key):
-                keys = self.read(part, [group], ["key"])["key"]
-                at = pc.index(keys, key).as_py()
-                if at >= 0:
-                    return self.read(part, [group], columns, salvage=True).slice(at, 1)
-        return None
+    def find(self, keys: Collection[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``keys`` that are there: a table of each row group that holds some, none of which is read twice.
+
+        Reads no other row group than those that can hold one, by their smallest and largest key.
+        """
+        ordered = sorted(set(keys))
+        spans = Spans((key, key) for key in ordered)
+        for part in self.overlapping(ordered[0], ordered[-1]) if ordered else []:
+            for group in parquet.row_groups_with(self.footer(part), spans):
+                there = self.read(part, [group], ["key"])["key"]
+                first, last = (pc.min_max(there)[end].as_py() for end in ("min", "max"))
+                wanted = ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]
+                found = pc.is_in(there, pa.array(wanted, pa.string()))
+                if pc.any(found).as_py():
+                    yield self.read(part, [group], columns, salvage=True).filter(found)
 
     def groups(self) -> Iterator[tuple[Part, int]]:
         """Every row group, in order of keys where files do not overlap."""

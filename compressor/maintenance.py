@@ -196,7 +196,7 @@ def _sorted_run(table: KeyedTable, parts: Sequence[Part], first: str | None, end
         smallest, largest = part.key_range
         if (end is not None and smallest >= end) or (first is not None and largest < first):
             continue
-        groups = parquet.row_groups_with(table.footer(part), first or smallest, end or largest)
+        groups = parquet.row_groups_with(table.footer(part), parquet.Spans([(first or smallest, end or largest)]))
         rows = table.read(part, groups, table.layout.names, salvage=True)
         if first is not None:
             rows = rows.filter(pc.greater_equal(rows["key"], first))

@@ -4,7 +4,9 @@ Not where files lie or which of them count (see ``keyed_table.py``).
 """
 
 import io
+import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -156,6 +158,8 @@ def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> p
     """Rows as an Arrow table, sorted by key. ArchiveError where a row cannot be stored."""
     ordered: list[Row | QuarantineRow] = sorted(rows, key=lambda row: row.key)
     for row, following in zip(ordered, [*ordered[1:], None], strict=True):
+        if isinstance(row, Row) and not (row.width > 0 and row.height > 0):
+            raise ArchiveError(f"{row.key!r}: no picture is {row.width} x {row.height} pixels")
         if len(row.fingerprint) != FINGERPRINT_BYTES:
             raise ArchiveError(
                 f"{row.key!r}: its fingerprint has {len(row.fingerprint)} bytes, not {FINGERPRINT_BYTES}"
@@ -164,7 +168,7 @@ def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> p
             raise ArchiveError(f"{row.key!r} is there twice: rows of an archive are unique by key")
     try:
         arrays = [pa.chunked_array([_column(ordered, column)], column.type) for column in layout.columns]
-    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ArchiveError(f"rows from {ordered[0].key!r} to {ordered[-1].key!r} cannot be stored: {error}") from error
     return pa.Table.from_arrays(arrays, schema=layout.schema)
 
@@ -199,7 +203,7 @@ def from_table(table: pa.Table, layout: Layout) -> list[Any]:
 
 
 def encode(tables: Iterable[pa.Table], layout: Layout) -> tuple[bytes, int, str]:
-    """One Parquet file of ``tables``, which must be sorted by key, one after another.
+    """One Parquet file of ``tables``, which should be sorted by key, one after another, as its readers like it best.
 
     Returns
     -------
@@ -221,23 +225,22 @@ def encode(tables: Iterable[pa.Table], layout: Layout) -> tuple[bytes, int, str]
         data_page_version="1.0",
     )
     rows = payload_bytes = 0
-    smallest = largest = None
+    bounds: list[str] = []
     with writer:
         for group in _row_groups(tables, "payload" in names):
             writer.write_table(group, row_group_size=group.num_rows)
             rows += group.num_rows
-            smallest = group["key"][0].as_py() if smallest is None else smallest
-            largest = group["key"][-1].as_py()
+            bounds += pc.min_max(group["key"]).as_py().values()  # rows that another program wrote are in any order
             if "payload" in names:
                 payload_bytes += pc.sum(pc.binary_length(group["payload"])).as_py()
         if "payload" in names:
             writer.add_key_value_metadata({"payload_bytes": str(payload_bytes)})
     if not rows:
         return b"", 0, ""
-    return sink.getvalue(), rows, statistics(rows, smallest, largest)
+    return sink.getvalue(), rows, statistics(rows, min(bounds), max(bounds))
 
 
-def statistics(rows: int, smallest: str | None, largest: str | None) -> str:
+def statistics(rows: int, smallest: str, largest: str) -> str:
     """Delta's statistics of a file: what lets a reader of one key skip it."""
     return json.dumps(
         {"numRecords": rows, "minValues": {"key": smallest}, "maxValues": {"key": largest}, "nullCount": {"key": 0}},
@@ -328,12 +331,26 @@ def _read_at(file: RangeFile, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def row_groups_with(metadata: pq.FileMetaData, first: str, last: str) -> list[int]:
-    """Row groups that may hold keys from ``first`` to ``last``, both included."""
+class Spans:
+    """Ranges of keys, from a first to a last, both included."""
+
+    def __init__(self, spans: Iterable[tuple[str, str]]) -> None:
+        ordered = sorted(spans)
+        self._firsts = [first for first, _ in ordered]
+        self._lasts = list(itertools.accumulate((last for _, last in ordered), max))
+
+    def meet(self, first: str, last: str) -> bool:
+        """Whether a key from ``first`` to ``last`` lies in any of them."""
+        at = bisect_right(self._firsts, last)
+        return at > 0 and self._lasts[at - 1] >= first
+
+
+def row_groups_with(metadata: pq.FileMetaData, spans: Spans) -> list[int]:
+    """Row groups that may hold keys of ``spans``."""
     groups = []
     for index in range(metadata.num_row_groups):
         statistics = metadata.row_group(index).column(0).statistics
-        if statistics is None or not statistics.has_min_max or (statistics.min <= last and first <= statistics.max):
+        if statistics is None or not statistics.has_min_max or spans.meet(statistics.min, statistics.max):
             groups.append(index)
     return groups
 

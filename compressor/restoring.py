@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from compressor.archive import READING, TAKEN_AWAY, Archive
+from compressor.archive import READING, TAKEN_AWAY, Archive, check_several
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
 from compressor.images import encode_picture
-from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
-from compressor.parquet import IMAGES, Part, Row, from_table
+from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.retrying import is_transient
 from compressor.verifying import (
     DAMAGE,
@@ -33,6 +32,7 @@ from compressor.verifying import (
     unreadable,
 )
 
+MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
@@ -100,12 +100,16 @@ def file_name(key: str, format: str, shared: Collection[int] = frozenset()) -> s
     """
     path = safe_path(key)
     stem, extension = os.path.splitext(path)
-    if extension.lower() in _SAME.get(format, (EXTENSIONS[format],)):
+    if _is_of(extension, format):
         return path
     name = stem + EXTENSIONS[format]
     if shared and int(hash_keys([name])[0]) in shared:
         return f"{stem}-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}{EXTENSIONS[format]}"
     return name
+
+
+def _is_of(extension: str, format: str) -> bool:
+    return extension.lower() in _SAME.get(format, (EXTENSIONS[format],))
 
 
 def shared_paths(keys: Iterable[str], format: str) -> frozenset[int]:
@@ -144,7 +148,7 @@ def restore_rows(
 
 
 def _why(error: Exception) -> str:
-    return told(error) + ("; try again with more memory" if is_shortage(error) else "")
+    return told(error) + (MORE_MEMORY if is_shortage(error) else "")
 
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
@@ -191,7 +195,7 @@ def write_file(destination: Path, name: str, data: bytes) -> None:
 def restore(
     archive: Archive,
     destination: Path,
-    keys: Sequence[str] = (),
+    keys: Collection[str] = (),
     format: str = "png",
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -202,6 +206,10 @@ def restore(
 
     Parameters
     ----------
+    keys
+        In any order; each is restored once. A picture's path does not depend on which others are asked for.
+    format
+        Of the files, one of ``EXTENSIONS``: ``jpeg`` and ``avif`` lose a little more, the others nothing.
     workers
         Processes that decode and write. Small archives are restored in this process, which starts faster.
     on_progress
@@ -210,8 +218,12 @@ def restore(
     Raises
     ------
     ArchiveError
-        ``destination`` cannot be created, storage failed in a way that may pass, or another run has taken files away.
+        There is no such format, ``destination`` cannot be created, storage failed in a way that may pass, or another
+        run has taken files away.
     """
+    check_several(keys)
+    if format not in EXTENSIONS:
+        raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,21 +235,16 @@ def restore(
 def _restore(
     archive: Archive,
     destination: Path,
-    keys: Sequence[str],
+    keys: Collection[str],
     format: str,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Restored:
     done = Restored()
-    if keys:
-        total = len(keys)
-        rows = _rows_of(archive, keys, done)
-        shared = shared_paths(keys, format)
-    else:
-        total = len(archive)
-        groups: list[tuple[Part, int, int]] = []
-        shared = shared_paths(_all_keys(archive, groups, done), format)
-        rows = _all_rows(archive, groups, done)
+    chosen = _Chosen(archive, keys, format, done)
+    shared = shared_paths(chosen.keys(), format)
+    total = chosen.count if keys else len(archive)
+    rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
     finished = 0
     for count, one in _restore_batches(
@@ -264,7 +271,7 @@ def _restore_batches(
             yield len(rows), restore_rows(archive, rows, destination, format, shared)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    arguments = (archive.url, destination, format, shared)
+    arguments = (archive, destination, format, shared)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         running: dict[Future[Restored], int] = {}
         try:
@@ -277,7 +284,7 @@ def _restore_batches(
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise ArchiveError(
-                "a process that restores pictures was killed, perhaps for memory; try --workers 1"
+                "a process that restores pictures was killed, perhaps for memory, or could not start; try --workers 1"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -286,12 +293,12 @@ def _restore_batches(
 _worker: tuple[Archive, Path, str, frozenset[int]]
 
 
-def _start_worker(url: str, destination: Path, format: str, shared: frozenset[int]) -> None:
+def _start_worker(archive: Archive, destination: Path, format: str, shared: frozenset[int]) -> None:
     global _worker
     import torch
 
     torch.set_num_threads(1)
-    _worker = (Archive.open(url), destination, format, shared)
+    _worker = (archive, destination, format, shared)
 
 
 def _restore_in_worker(rows: list[Row]) -> Restored:
@@ -299,55 +306,76 @@ def _restore_in_worker(rows: list[Row]) -> Restored:
     return restore_rows(archive, rows, destination, format, shared)
 
 
-def _rows_of(archive: Archive, keys: Iterable[str], done: Restored) -> Iterator[Row]:
-    """Rows of ``keys`` that are there; the others are among the problems."""
-    for key in keys:
-        try:
-            yield archive.read_row(key)
-        except (ArchiveError, MemoryError) as error:
-            done.problems.append((key, _why(error)))
+class _Chosen:
+    """The pictures to restore: all, or those of some keys. Each row group is read for its keys, then for its rows.
 
+    What cannot be read, and keys that are not there, are put among the problems of ``done``.
+    """
 
-def _all_keys(archive: Archive, groups: list[tuple[Part, int, int]], done: Restored) -> Iterator[str]:
-    """All keys that can be read; their row groups, with the number of rows, are added to ``groups``."""
-    images = archive.tables[0]
-    with images.store.errors(READING):
-        for part in list(images.parts):
-            found = Findings(part)
-            for group, count in row_groups(images, found):
-                try:
-                    keys = images.read(part, [group], ["key"])["key"].to_pylist()
-                except DAMAGE as error:
-                    unreadable(images, group, count, error, found)
-                else:
-                    groups.append((part, group, count))
+    def __init__(self, archive: Archive, keys: Collection[str], format: str, done: Restored) -> None:
+        self._archive, self._done = archive, done
+        self._images = archive.tables[0]
+        self._wanted = frozenset(keys)
+        self._spans = Spans(_rivals(key, format) for key in self._wanted) if keys else None
+        self._groups: list[tuple[Part, int, int]] = []
+
+    @property
+    def count(self) -> int:
+        """Pictures that are there, once all :meth:`keys` are known."""
+        return sum(count for *_, count in self._groups)
+
+    def keys(self) -> Iterator[str]:
+        """Keys of what is to be restored, and all that may get the same paths."""
+        missing = set(self._wanted)
+        with self._images.store.errors(READING):
+            for part in list(self._images.parts):
+                if self._spans and not self._spans.meet(*part.key_range):
+                    continue
+                found = Findings(part)
+                for group, count in row_groups(self._images, found, self._spans):
+                    try:
+                        keys = self._images.read(part, [group], ["key"])["key"].to_pylist()
+                    except DAMAGE as error:
+                        unreadable(self._images, group, count, error, found)
+                        continue
+                    here = count if self._spans is None else len(self._wanted.intersection(keys))
+                    if here:
+                        self._groups.append((part, group, here))
+                    missing.difference_update(keys)
                     yield from keys
-            _enter(images, found, done)
+                missing.difference_update(found.keys)
+                self._enter(found)
+        self._done.problems += [(key, f"{self._archive.url}: there is no picture {key!r}") for key in sorted(missing)]
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of those row groups of which :meth:`keys` has read the keys: of no other are the paths known."""
+        with self._images.store.errors(READING):
+            for part, group, count in self._groups:
+                found = Findings(part)
+                try:
+                    rows = from_table(self._images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
+                except DAMAGE as error:
+                    unreadable(self._images, group, count, error, found)
+                    self._enter(found)
+                else:
+                    yield from (row for row in rows if self._spans is None or row.key in self._wanted)
+
+    def _enter(self, found: Findings) -> None:
+        """Put what cannot be read among the problems. ArchiveError where it may be read later, or elsewhere."""
+        problems = found.problems()
+        if not problems:
+            return
+        if found.refused and any(map(is_transient, causes(found.refused))):
+            raise found.refused
+        self._images.refresh(anew=True)
+        if found.part not in self._images.parts:
+            raise ArchiveError(f"{self._images.store.url}: cannot {TAKEN_AWAY}")
+        others = set(found.bad) - self._wanted if self._spans else set()
+        advice = MORE_MEMORY if is_shortage(found.refused) else ""
+        self._done.problems += [(one.key, one.reason + advice) for one in problems if one.key not in others]
 
 
-def _all_rows(archive: Archive, groups: Iterable[tuple[Part, int, int]], done: Restored) -> Iterator[Row]:
-    """Rows of those row groups of which :func:`_all_keys` has read the keys: of no other are the paths known."""
-    images = archive.tables[0]
-    with images.store.errors(READING):
-        for part, group, count in groups:
-            found = Findings(part)
-            try:
-                rows = from_table(images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
-            except DAMAGE as error:
-                unreadable(images, group, count, error, found)
-                _enter(images, found, done)
-            else:
-                yield from rows
-
-
-def _enter(images: KeyedTable, found: Findings, done: Restored) -> None:
-    """Put what cannot be read among the problems. ArchiveError where it may be read later, or elsewhere."""
-    problems = found.problems()
-    if not problems:
-        return
-    if found.refused and any(map(is_transient, causes(found.refused))):
-        raise found.refused
-    images.refresh(anew=True)
-    if found.part not in images.parts:
-        raise ArchiveError(f"{images.store.url}: cannot {TAKEN_AWAY}")
-    done.problems += [(problem.key, problem.reason) for problem in problems]
+def _rivals(key: str, format: str) -> tuple[str, str]:
+    """The range of keys in which all lie that :func:`file_name` may give the same path as ``key``."""
+    stem, extension = os.path.splitext(key)
+    return (key, key) if _is_of(extension, format) else (stem, stem + "/")  # the character that follows "."

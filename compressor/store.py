@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class Store:
     def __init__(self, url: str, options: dict[str, str] | None = None) -> None:
         self.options = dict(options or {})
         self._conditional_puts = False
+        self._fs: tuple[int, Any] | None = None  # by the process that it was made in
         if has_password(str(url)):
             raise ArchiveError(f"{shown(str(url))}: {ADVICE}")
         scheme, separator, rest = str(url).partition("://")
@@ -88,9 +88,15 @@ class Store:
             options.setdefault("AWS_REGION", "us-east-1")
         return options
 
-    @cached_property
+    @property
     def fs(self) -> Any:
-        """The fsspec filesystem; its own instance, for an instance from before a fork hangs."""
+        """The fsspec filesystem; an instance of its own in each process, for one from before a fork hangs."""
+        process = os.getpid()
+        if self._fs is None or self._fs[0] != process:
+            self._fs = process, self._connected()
+        return self._fs[1]
+
+    def _connected(self) -> Any:
         if not self.is_s3:
             return fsspec.filesystem("file")
         options = {S3FS_OPTIONS[name]: value for name, value in self.options.items() if name in S3FS_OPTIONS}

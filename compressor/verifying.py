@@ -16,7 +16,7 @@ from compressor.codec import padded_pixels
 from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
-from compressor.parquet import IMAGES, Part, Row, from_table
+from compressor.parquet import IMAGES, Part, Row, Spans, from_table, row_groups_with
 from compressor.retrying import is_transient
 from compressor.store import Store
 from compressor.wording import number
@@ -248,8 +248,11 @@ def inspect(
     return found
 
 
-def row_groups(images: KeyedTable, found: Findings) -> Iterator[tuple[int, int]]:
-    """Row groups of a file and how many rows each has. None, and an entry in ``found``, where nobody can tell."""
+def row_groups(images: KeyedTable, found: Findings, spans: Spans | None = None) -> Iterator[tuple[int, int]]:
+    """Row groups of a file, all or those that may hold keys of ``spans``, and how many rows each has.
+
+    None, and an entry in ``found``, where nobody can tell.
+    """
     part = found.part
     try:
         footer = images.footer(part)
@@ -257,7 +260,7 @@ def row_groups(images: KeyedTable, found: Findings) -> Iterator[tuple[int, int]]
         found.unreadable.append(f"file with {number(part.rows, 'picture')} is unreadable: {told(error)}")
         found.refused = found.refused or refusal(images.store, part.path, error)
         return
-    for group in range(footer.num_row_groups):
+    for group in row_groups_with(footer, spans) if spans else range(footer.num_row_groups):
         yield group, footer.row_group(group).num_rows
 
 
@@ -308,7 +311,7 @@ def _check_statistics(found: Findings) -> None:
     part = found.part
     if found.unreadable or found.mismatch:
         return
-    smallest, largest = (found.keys[0], found.keys[-1]) if found.keys else ("", "")
+    smallest, largest = min(found.keys, default=""), max(found.keys, default="")
     if (len(found.keys), smallest, largest) != (part.rows, *part.key_range):
         found.mismatch = (
             f"the log says that {part.path} holds {number(part.rows, 'picture')}, from {part.key_range[0]!r} to "

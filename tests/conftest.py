@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: real servers, started once a session."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -52,3 +53,13 @@ def s3_server():
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The address of a bucket of its own there."""
+    import boto3
+
+    name = f"bucket-{random.getrandbits(40):x}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"

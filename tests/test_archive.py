@@ -10,8 +10,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from compressor.errors import UNREADABLE, ArchiveError, CodecError, SourceError
 from compressor.images import Limits, decode_picture, encode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import QuarantineRow, Row
+from compressor.repairing import repair
 from compressor.sources import Source, SourceFile
 from compressor.store import Store
 from compressor.verifying import decoded_together
@@ -740,7 +739,64 @@ def test_others_read_the_table(archive):
     ]
 
 
-# --- verify, info, dataset ---
+@pytest.mark.parametrize("how", ["delete", "compact", "z_order"])
+def test_what_another_program_has_written_is_read_and_written_on(archive, how):
+    """delta-rs writes strings as Arrow's views."""
+    add(archive, [picture_row(f"{name}.png", seed) for seed, name in enumerate("abc")])
+    add(archive, [picture_row(f"{name}.png", seed) for seed, name in enumerate("def")])
+    table = DeltaTable(f"{archive.url}/images")
+    if how == "delete":
+        table.delete("key = 'b.png'")
+    else:
+        table.optimize.compact() if how == "compact" else table.optimize.z_order(["key"])
+    opened = Archive.open(archive.url)
+    assert opened.read("c.png").shape == (24, 32, 3)
+    assert sorted(row.key for row in opened.read_rows(["a.png", "d.png", "z.png"])) == ["a.png", "d.png"]
+    repair(opened)  # takes the log, in whose last commit no latentpack had a part, for right
+    assert opened.remove(["a.png", "d.png"]) == 2
+    add(opened, [picture_row("c.png", 9)], replaced=["c.png"])
+    assert contents(opened).keys() == {"b.png", "c.png", "e.png", "f.png"} - ({"b.png"} if how == "delete" else set())
+    assert not opened.verify()
+
+
+def test_one_key_is_not_taken_for_its_letters(archive):
+    add(archive, [picture_row(key) for key in ("1", "2", "12")])
+    for call in (archive.remove, archive.delete, archive.clear_quarantine, archive.scan, archive.dataset):
+        with pytest.raises(TypeError, match="a list is needed"):
+            for _ in call("12"):
+                pass
+    with pytest.raises(TypeError, match="a list is needed"):
+        archive.commit([], replaced="12")
+    assert archive.remove(["12"]) == 1 and sorted(archive.keys()) == ["1", "2"]
+
+
+def test_what_makes_no_sense_is_refused_in_words(archive):
+    add(archive, [picture_row("a")])
+    [[row]] = archive.scan(["key", "width", "key"])
+    assert (row.key, row.width, row.payload) == ("a", 32, None)
+    with pytest.raises(ArchiveError, match="a: to decode a row takes its height, channels, codec"):
+        archive.decode([row])
+    [[row]] = archive.scan([name for name in Row.__dataclass_fields__ if name != "crc32c"])
+    with pytest.raises(ArchiveError, match="takes its crc32c too"):
+        archive.decode([row])
+    with pytest.raises(ArchiveError, match="at least 1 row, not 0"):
+        archive.scan(batch_size=0)
+    with pytest.raises(ArchiveError, match="not -5"):
+        archive.vacuum(-5)
+    for wrong in ({"psnr": float("nan")}, {"psnr": float("inf")}, {"width": -1}, {"height": 0}):
+        with pytest.raises(ArchiveError, match="'b'"):
+            archive.write_part([replace(picture_row("b"), **wrong)])
+
+
+def test_other_programs_are_told_which_files_hold_the_pictures(tmp_path):
+    archive = Archive.create(str(tmp_path / "a folder, ünï {100 %}"))
+    add(archive, [picture_row(key, seed) for seed, key in enumerate("abc")])
+    add(archive, [picture_row("b", 7)], replaced=["b"])
+    seen = duckdb.read_parquet(archive.files())
+    assert sorted(key for (key,) in seen.project("key").fetchall()) == ["a", "b", "c"]
+
+
+# --- verify, info ---
 
 
 def test_verify_names_every_bad_picture(archive):
@@ -799,45 +855,7 @@ def test_info_counts_everything(archive):
     json.dumps(Archive.create(archive.url + "-empty").info().to_dict())
 
 
-def test_dataset_gives_every_picture_once(archive):
-    torch = pytest.importorskip("torch")
-    add(archive, [picture_row(f"{seed:03d}", seed) for seed in range(40)])
-    dataset = archive.dataset()
-    assert len(dataset) == 40
-    assert torch.equal(dataset[7], torch.from_numpy(archive.read("007").transpose(2, 0, 1).copy()))
-    assert dataset.row(7).key == "007"
-    sampler = dataset.sampler(seed=1)
-    assert sorted(sampler) == list(range(40)) and list(sampler) != list(sampler)
-
-
-@pytest.mark.parametrize("start", ["fork", "forkserver"])
-def test_dataset_feeds_the_workers_of_a_dataloader(archive, start):
-    add(archive, [picture_row(f"{seed:03d}", seed) for seed in range(40)])
-    code = f"""
-from torch.utils.data import DataLoader
-from compressor.archive import Archive
-dataset = Archive.open({archive.url!r}).dataset()
-dataset[0]  # opens what a worker must not share
-loader = DataLoader(
-    dataset, batch_size=16, sampler=dataset.sampler(seed=1), num_workers=1, multiprocessing_context={start!r}
-)
-print([tuple(batch.shape) for batch in loader])
-"""
-    # In a process of its own: a fork of this one would have what is left of other tests' threads.
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert ended.stdout.strip() == "[(16, 3, 24, 32), (16, 3, 24, 32), (8, 3, 24, 32)]", ended.stderr
-
-
 # --- S3 ---
-
-
-@pytest.fixture
-def bucket(s3_server) -> str:
-    import boto3
-
-    name = f"bucket-{random.getrandbits(40):x}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 def test_the_same_on_s3(bucket):

@@ -22,6 +22,7 @@ from compressor.parquet import (
     QuarantineRow,
     RangeFile,
     Row,
+    Spans,
     encode,
     from_table,
     payload_bytes,
@@ -115,7 +116,7 @@ def test_one_key_is_one_row_group_and_its_metadata_one_range():
     data, _, _ = encode([to_table(written, IMAGES)], IMAGES)
     file, fetched = open_bytes(data)
     metadata = read_metadata(file)
-    [group] = row_groups_with(metadata, face_key(2000), face_key(2000))
+    [group] = row_groups_with(metadata, Spans([(face_key(2000), face_key(2000))]))
     assert group == 1
     fetched.clear()
     read_groups(file, metadata, [group], ["key"])

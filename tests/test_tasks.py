@@ -1,20 +1,16 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from compressor import restoring
 from compressor.archive import Archive
 from compressor.errors import UNREADABLE, CodecError, SourceError
-from compressor.images import decode_picture, encode_picture
+from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan, plan
-from compressor.restoring import restore, safe_path, write_file
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
 from compressor.summary import FailureBudget, RunSummary
@@ -24,7 +20,6 @@ from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
 from tasks.retries import caused_by_storage
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
-from tests.rows import original_row, picture_row
 
 
 def folder_of(path: Path, count: int, seed: int = 0) -> Source:
@@ -273,118 +268,8 @@ def test_sizes_for_people() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "../out.png",
-        "/etc/passwd",
-        "a/../../b.png",
-        "C:\\b.png",
-        "a\0b.png",
-        "a\nb.png",
-        "",
-        "x" * 1000 + ".png",
-        "con.png",
-    ],
-)
-def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Path) -> None:
-    path = safe_path(key)
-    assert (tmp_path / path).resolve().is_relative_to(tmp_path.resolve())
-    assert not path.startswith("/") and "\0" not in path and "\\" not in path
-    assert all(0 < len(part.encode()) < 256 and part not in (".", "..") for part in path.split("/"))
-    assert path != key
-
-
-def test_pictures_come_back_by_their_keys(tmp_path: Path) -> None:
-    """Originals byte for byte, others decoded; keys that would share a file are told apart; links are not followed."""
-    pictures = smooth_pictures(3)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(encode_picture(pictures[0], 3))
-    (tmp_path / "in" / "a.jpg").write_bytes(encode_picture(pictures[1], 3, "jpeg"))
-    deep = tmp_path / "in" / "deep.png"
-    from PIL import Image
-
-    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60).save(deep)
-    source = Source.open(str(tmp_path / "in"))
-    archive = Archive.create(str(tmp_path / "archive"))
-    files = list(source.files())
-    commit.fn(archive, Batch(0, tuple(files), frozenset()), encoded(source, archive, files, "webp"), "run", frozenset())
-    out = tmp_path / "out"
-    done = restore(archive, out)
-    names = sorted(path.name for path in out.iterdir())
-    assert done.written == len(names) == 3 and not done.problems
-    assert names[1] == "a.png" and names[0].startswith("a-")
-    assert (out / "deep.png").read_bytes() == deep.read_bytes()
-    assert restore(archive, tmp_path / "one", keys=["a.png", "no such key"]).problems[0][0] == "no such key"
-
-
-def test_an_original_needs_no_decoder_to_come_back_but_its_checksum(tmp_path: Path) -> None:
-    archive = Archive.create(str(tmp_path / "archive"))
-    good, bad = (original_row(name, b"what this version cannot decode", 9, 9) for name in ("good.tif", "bad.tif"))
-    archive.commit([archive.write_part([replace(bad, crc32c=bad.crc32c ^ 1), good])])
-    done = restore(archive, tmp_path / "out")
-    assert (tmp_path / "out" / "good.tif").read_bytes() == good.payload
-    assert [key for key, reason in done.problems if "crc32c" in reason] == ["bad.tif"]
-
-
-def test_restoring_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
-    source = folder_of(tmp_path / "in" / "sub", 1)
-    source = Source.open(str(tmp_path / "in"))
-    archive = Archive.create(str(tmp_path / "archive"))
-    files = list(source.files())
-    commit.fn(archive, Batch(0, tuple(files), frozenset()), encoded(source, archive, files), "run", frozenset())
-    out, outside = tmp_path / "out", tmp_path / "outside"
-    out.mkdir()
-    outside.mkdir()
-    (out / "sub").symlink_to(outside)
-    done = restore(archive, out)
-    assert done.problems[0][0] == "sub/000.png" and "link" in done.problems[0][1]
-    assert not list(outside.iterdir())
-
-
 def test_samples_are_the_same_each_time(tmp_path: Path) -> None:
     first = write_samples(tmp_path / "a")
     assert first == write_samples(tmp_path / "b") > 100
     one, other = (sorted((tmp_path / name).rglob("*.png")) for name in "ab")
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_restored_files_hold_the_pictures_of_their_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    monkeypatch.setattr(restoring, "BATCH", 2)
-    archive = Archive.create(str(tmp_path / "archive"))
-    keys = ("a.jpg", "a.png", "b.png", "c/d.png", "e.png")
-    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
-    out = tmp_path / "out"
-    assert restore(archive, out, format="webp", workers=workers).written == len(keys)
-    found = {str(path.relative_to(out)): decode_picture(path.read_bytes()) for path in out.rglob("*.webp")}
-    assert len(found) == len(keys) and {one.format for one in found.values()} == {"webp"}
-    for key in keys:
-        stem = key.rpartition(".")[0]
-        named = [one.pixels for name, one in found.items() if name.startswith(stem)]
-        assert any((pixels == archive.read(key)).all() for pixels in named), key
-
-
-def test_one_damaged_row_costs_no_other_its_file(tmp_path: Path) -> None:
-    archive = Archive.create(str(tmp_path / "archive"))
-    rows = [picture_row(name, seed) for seed, name in enumerate("abc")]
-    rows[1] = replace(rows[1], crc32c=rows[1].crc32c ^ 1)
-    archive.commit([archive.write_part(rows)])
-    done = restore(archive, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"] and [key for key, _ in done.problems] == ["b"]
-
-
-def test_no_two_keys_share_a_path() -> None:
-    long = ["x" * 1000 + ".png", "x" * 999 + ".png"]
-    keys = ["a_b.png", "a:b.png", "a\nb.png", "a?b.png", "..", ".", "", "_", "con.png", "_con.png", *long]
-    assert len({safe_path(key) for key in keys}) == len(keys)
-
-
-def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine")
-    write_file(tmp_path / "out", "a.png", b"picture")
-    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out" / "a.png").read_bytes() == b"picture"

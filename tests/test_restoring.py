@@ -1,0 +1,178 @@
+"""Pictures back as files: each by its key, the same whichever others are asked for, and never outside the folder."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compressor import restoring
+from compressor.archive import Archive
+from compressor.errors import ArchiveError
+from compressor.images import decode_picture
+from compressor.keyed_table import KeyedTable
+from compressor.restoring import restore, safe_path, write_file
+from tests.rows import original_row, picture_row
+
+
+def archive_of(tmp_path: Path, *keys: str) -> Archive:
+    """Other pictures under each key."""
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
+    return archive
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../out.png",
+        "/etc/passwd",
+        "a/../../b.png",
+        "C:\\b.png",
+        "a\0b.png",
+        "a\nb.png",
+        "",
+        "x" * 1000 + ".png",
+        "con.png",
+    ],
+)
+def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Path) -> None:
+    path = safe_path(key)
+    assert (tmp_path / path).resolve().is_relative_to(tmp_path.resolve())
+    assert not path.startswith("/") and "\0" not in path and "\\" not in path
+    assert all(0 < len(part.encode()) < 256 and part not in (".", "..") for part in path.split("/"))
+    assert path != key
+
+
+def test_an_original_needs_no_decoder_to_come_back_but_its_checksum(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    good, bad = (original_row(name, b"what this version cannot decode", 9, 9) for name in ("good.tif", "bad.tif"))
+    archive.commit([archive.write_part([replace(bad, crc32c=bad.crc32c ^ 1), good])])
+    done = restore(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "good.tif").read_bytes() == good.payload
+    assert [key for key, reason in done.problems if "crc32c" in reason] == ["bad.tif"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_restored_files_hold_the_pictures_of_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(restoring, "BATCH", 2)
+    archive = Archive.create(str(tmp_path / "archive"))
+    keys = ("a.jpg", "a.png", "b.png", "c/d.png", "e.png")
+    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
+    out = tmp_path / "out"
+    assert restore(archive, out, format="webp", workers=workers).written == len(keys)
+    found = {str(path.relative_to(out)): decode_picture(path.read_bytes()) for path in out.rglob("*.webp")}
+    assert len(found) == len(keys) and {one.format for one in found.values()} == {"webp"}
+    for key in keys:
+        stem = key.rpartition(".")[0]
+        named = [one.pixels for name, one in found.items() if name.startswith(stem)]
+        assert any((pixels == archive.read(key)).all() for pixels in named), key
+
+
+def test_one_damaged_row_costs_no_other_its_file(tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    rows = [picture_row(name, seed) for seed, name in enumerate("abc")]
+    rows[1] = replace(rows[1], crc32c=rows[1].crc32c ^ 1)
+    archive.commit([archive.write_part(rows)])
+    done = restore(archive, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"] and [key for key, _ in done.problems] == ["b"]
+
+
+def test_no_two_keys_share_a_path() -> None:
+    long = ["x" * 1000 + ".png", "x" * 999 + ".png"]
+    keys = ["a_b.png", "a:b.png", "a\nb.png", "a?b.png", "..", ".", "", "_", "con.png", "_con.png", *long]
+    assert len({safe_path(key) for key in keys}) == len(keys)
+
+
+def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine")
+    write_file(tmp_path / "out", "a.png", b"picture")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out" / "a.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_a_picture_has_the_same_path_whichever_others_are_restored(tmp_path: Path, format: str) -> None:
+    keys = ("a", "a.JPG", "a.jpeg", "a.jpg", "a.png", "a.tar.png", "a/b.png", "a/b.webp", "b.png", "c d.png", "c.png")
+    archive = archive_of(tmp_path, *keys)
+    assert restore(archive, tmp_path / "all", format=format).written == len(keys)
+    assert len(names(tmp_path / "all")) == len(keys)
+    for key in keys:
+        done = restore(archive, tmp_path / "one by one", [key, key], format)
+        assert done.written == 1 and not done.problems
+    assert restore(archive, tmp_path / "some", keys[::2], format).written == len(keys[::2])
+    assert names(tmp_path / "one by one") == names(tmp_path / "all") > names(tmp_path / "some")
+    for name in names(tmp_path / "all"):
+        assert (tmp_path / "one by one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes(), name
+
+
+def test_keys_that_are_not_there_are_told_and_keep_nothing_back(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png", "c.png")
+    done = restore(archive, tmp_path / "out", ["d.png", "c.png", "b.png"])
+    assert names(tmp_path / "out") == {"c.png"}
+    assert [(key, reason.partition(": ")[2]) for key, reason in done.problems] == [
+        (key, f"there is no picture {key!r}") for key in ("b.png", "d.png")
+    ]
+
+
+def test_originals_come_back_byte_for_byte(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.jpg")
+    archive.commit([archive.write_part([original_row("a.png", b"whatever it is", 9, 9)])])
+    restore(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"whatever it is" and len(names(tmp_path / "out")) == 2
+
+
+def test_restoring_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "sub/000.png")
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    out.mkdir()
+    outside.mkdir()
+    (out / "sub").symlink_to(outside)
+    done = restore(archive, out)
+    assert done.problems[0][0] == "sub/000.png" and "link" in done.problems[0][1]
+    assert not list(outside.iterdir())
+
+
+def test_many_keys_read_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.parquet.GROUP_ROWS", 4)
+    archive = archive_of(tmp_path, *(f"{number:03d}.png" for number in range(40)))
+    asked: list[int] = []
+    read = KeyedTable.read
+
+    def counting(table, part, groups, columns, salvage=False):
+        if "payload" in columns:
+            asked.extend(groups)
+        return read(table, part, groups, columns, salvage)
+
+    monkeypatch.setattr(KeyedTable, "read", counting)
+    keys = [f"{number:03d}.png" for number in (7, 5, 6, 30)]
+    assert [row.key for row in archive.read_rows(keys)] == sorted(keys) and asked == [1, 7]
+    asked.clear()
+    assert restore(archive, tmp_path / "out", keys).written == 4 and asked == [1, 7]
+
+
+def test_what_cannot_be_restored_is_refused(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png")
+    with pytest.raises(ArchiveError, match="cannot restore pictures as 'gif': choose one of png, jpeg"):
+        restore(archive, tmp_path / "out", format="gif")
+    with pytest.raises(TypeError, match="a list is needed"):
+        restore(archive, tmp_path / "out", "a.png")
+
+
+def test_workers_have_the_options_of_the_archive_that_was_opened(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "BATCH", 2)
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    archive = Archive.create(f"{bucket}/archive", {name: os.environ[name] for name in names})
+    for name in names:
+        monkeypatch.delenv(name)
+    archive.commit([archive.write_part([picture_row(f"{number}.png", number) for number in range(6)])])
+    assert restore(archive, tmp_path / "out", workers=2).written == 6
