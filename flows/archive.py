@@ -7,6 +7,7 @@ from prefect import flow
 
 from compressor.errors import ArchiveError
 from compressor.wording import number
+from flows.keys import named
 from flows.machine import worker_count
 from flows.parameters import MaintainParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
@@ -21,7 +22,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     return restore_pictures(
         parameters.archive,
         Path(parameters.destination),
-        parameters.key,
+        named(parameters.key, parameters.keys_from),
         parameters.format.value,
         parameters.workers or worker_count(),
         on_progress("restoring"),

@@ -11,6 +11,7 @@ from compressor.addresses import shown
 from compressor.errors import LatentpackError, RunStopped, told
 from compressor.wording import number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
+from flows.keys import named
 from flows.options import DONE, UNWELL, parameters_of, print_json
 from flows.parameters import (
     BenchmarkParameters,
@@ -223,8 +224,11 @@ def delete(options: argparse.Namespace) -> int:
     """``latentpack delete``"""
     from compressor.archive import Archive
 
-    erased = Archive.open(options.archive).delete(options.key)
-    missing = len(set(options.key)) - erased
+    keys = named(options.key, options.keys_from)
+    if not keys:
+        raise LatentpackError("name the pictures to erase with --key, or a file that lists them with --keys-from")
+    erased = Archive.open(options.archive).delete(keys)
+    missing = len(keys) - erased
     if options.json:
         print_json({"erased": erased, "missing": missing})
     else:
@@ -236,8 +240,9 @@ def quarantine(options: argparse.Namespace) -> int:
     """``latentpack quarantine list|retry``"""
     from compressor.archive import Archive
 
+    keys = set(named(options.key, options.keys_from))
     archive = Archive.open(options.archive)
-    rows = [row for row in archive.quarantined() if not options.key or row.key in options.key]
+    rows = [row for row in archive.quarantined() if not keys or row.key in keys]
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
         if options.json:

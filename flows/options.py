@@ -37,13 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     _from_model(commands, "repair", RepairParameters, ("archive", "source"))
     _plain(commands, "info", "Counts, bytes, ratio, quality and codecs of an archive.")
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
-    delete.add_argument("--key", nargs="+", action="extend", required=True, metavar="KEY", help="keys to erase")
+    _add_keys(delete, "to erase")
     quarantine = _plain(
         commands, "quarantine", "Pictures that could not be archived: list them, or have them tried again.", False
     )
     quarantine.add_argument("action", choices=("list", "retry"), help="retry: the next run tries them again")
     quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
-    quarantine.add_argument("--key", nargs="+", action="extend", metavar="KEY", help="keys, not all of them")
+    _add_keys(quarantine, "(default: all)")
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
     vacuum.add_argument(
@@ -85,6 +85,11 @@ def _plain(commands: Any, name: str, description: str, archive: bool = True) -> 
     return parser
 
 
+def _add_keys(parser: argparse.ArgumentParser, which: str) -> None:
+    parser.add_argument("--key", nargs="+", action="extend", default=[], metavar="KEY", help=f"keys {which}")
+    parser.add_argument("--keys-from", metavar="FILE", help="file of more keys, one on a line, or - for standard input")
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -98,7 +103,7 @@ _METAVARS = {
     "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
     "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "target_psnr": "DB",
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
-    "evaluation": "SRC", "other": "SRC",
+    "evaluation": "SRC", "other": "SRC", "keys_from": "FILE",
 }  # fmt: skip
 
 

@@ -261,7 +261,12 @@ class RestoreParameters(Parameters):
     archive: ArchiveUrl
     destination: LocalPath = Field(description="folder that files are written below; it is created")
     key: list[str] = Field([], description="keys to restore (default: all)")
-    format: PictureFormat = Field(PictureFormat.PNG, description="file format; originals keep their own bytes")
+    keys_from: LocalPath | None = Field(
+        None, description="file of more keys to restore, one on a line, or - for standard input"
+    )
+    format: PictureFormat = Field(
+        PictureFormat.PNG, description="file format; jpeg and avif lose up to 1 dB more; originals keep their own bytes"
+    )
     workers: Workers = None
 
 

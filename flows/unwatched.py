@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.restoring import restore as restore_pictures
+from flows.keys import named
 from flows.machine import worker_count
 from flows.parameters import RepairParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
@@ -15,8 +16,9 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """As :func:`flows.archive.restore`."""
     archive = Archive.open(parameters.archive)
     destination, workers = Path(parameters.destination), parameters.workers or worker_count()
+    keys = named(parameters.key, parameters.keys_from)
     return restore_pictures(
-        archive, destination, parameters.key, parameters.format.value, workers, on_progress("restoring")
+        archive, destination, keys, parameters.format.value, workers, on_progress("restoring")
     ).to_dict()
 
 

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages without tracebacks, one JSON object, commands on a small archive."""
 
+import io
 import json
 import os
 import re
@@ -154,6 +155,25 @@ def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture
     assert said(capsys, "compact", archive)[0] == 0
     assert said(capsys, "vacuum", archive, "--older-than", "0")[0] == 0
     assert said(capsys, "verify", archive)[0] == 0
+
+
+def test_keys_are_taken_from_files(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, empty, binary = tmp_path / "listed", tmp_path / "empty", tmp_path / "binary"
+    listed.write_text("sub/b.jpg\r\n\nsub/c.webp\nsub/b.jpg", newline="")
+    empty.write_text("\n")
+    binary.write_bytes(b"\xff")
+    _, out, _ = said(capsys, "restore", archive, tmp_path / "out", "--key", "a.png", "--keys-from", listed)
+    assert "3 pictures" in out
+    for wrong, reason in ((empty, "there is no key in it"), (binary, "not text in UTF-8"), (tmp_path, "a directory")):
+        for command in (("restore", archive, tmp_path / "all"), ("delete", archive), ("quarantine", "retry", archive)):
+            code, _, err = said(capsys, *command, "--keys-from", wrong)
+            assert code == 2 and reason in err, (command, err)
+    assert not (tmp_path / "all").exists() and len(Archive.open(str(archive))) == 3
+    assert said(capsys, "delete", archive)[0] == 2
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nsub/c.webp\n")))
+    assert "2 pictures erased" in said(capsys, "delete", archive, "--keys-from", "-")[1]
 
 
 def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,35 @@
+"""Which pictures of an archive are meant: keys that are named one by one, and those that a file lists."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressor.errors import LatentpackError
+
+STANDARD_INPUT = "-"
+
+
+def named(keys: Sequence[str], keys_from: str | None) -> list[str]:
+    """``keys``, and those on the lines of the file ``keys_from``, if there is one, each once.
+
+    LatentpackError where that file cannot be read, or names none: no keys at all would mean every picture.
+    """
+    listed = _lines(keys_from) if keys_from else []
+    if keys_from and not listed:
+        raise LatentpackError(f"{_shown(keys_from)}: there is no key in it; it should have one on each line")
+    return list(dict.fromkeys([*keys, *listed]))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise LatentpackError(f"{_shown(path)}: keys cannot be read from it: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise LatentpackError(f"{_shown(path)}: it is not text in UTF-8: {error}; keys are") from error
+    return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
+
+
+def _shown(path: str) -> str:
+    return "standard input" if path == STANDARD_INPUT else path
