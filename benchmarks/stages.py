@@ -10,6 +10,7 @@ CompressAI joins where it is installed: pip install --no-deps compressai einops 
 
 import argparse
 import importlib.util
+import os
 import sys
 import tempfile
 import time
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--target-psnr", type=float, default=34.0)
     options = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is measured is the time of cores
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     codec = load_codec(options.codec)

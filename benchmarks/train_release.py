@@ -23,7 +23,7 @@ import torch
 from compressor.devices import pick_device
 from compressor.networks.hyperprior import QUALITY_STEPS, Hyperprior
 from compressor.networks.transformer import transformer_hyperprior
-from compressor.training import TrainingConfig, TrainingState, fit
+from compressor.training import TrainingConfig, TrainingState, fit, validate
 
 NETWORKS = {"v5": Hyperprior, "v6": transformer_hyperprior}
 HELD_OUT = 128
@@ -101,14 +101,15 @@ def train(options: argparse.Namespace) -> None:
     )
     out = Path(options.out)
     start, settings = starting_network(options.start, options.family, options.network)
-    network, state = fit(start, pictures, held_out, config, out / "training.ckpt", show, device)
+    network, state = fit(start, pictures, held_out, config, out / "training.ckpt", show, device, bool(options.start))
     torch.save(network.state_dict(), out / "weights.pt")
     history = {
         "family": options.family,
         "network": settings,
         "device": str(device),
         "history": state.history,
-        "pictures": state.pictures,
+        "pictures_seen": state.pictures,
+        "validation": validate(network, torch.as_tensor(held_out).to(device), options.batch),
     }
     (out / "history.json").write_text(json.dumps(history))
     evaluate(network, load(options.eval) if options.eval else held_out, device)
@@ -150,8 +151,7 @@ def freeze(options: argparse.Namespace) -> None:
     network = NETWORKS[training["family"]](**training["network"])
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
     pictures_NHWC = calibration(options.pictures)
-    best = min(training["history"], key=lambda row: row["loss"])
-    card = {"pictures_seen": training["pictures"], "device": training["device"], "validation": best}
+    card = {name: training[name] for name in ("pictures_seen", "device", "validation")}
     settings = training["network"]
     data = freeze_codec(
         training["family"], network.eval(), pictures_NHWC, settings, options.title, card, options.weights

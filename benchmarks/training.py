@@ -58,7 +58,8 @@ def main() -> None:
     network = FAMILIES[options.family]()
     x_BCHW = torch.as_tensor(pictures[: options.batch]).float() / 255
     with torch.no_grad():
-        forward = multiply_adds(network, lambda: network.training_loss(x_BCHW, torch.Generator())) / options.batch
+        drawn = network.draw(x_BCHW, torch.Generator())
+        forward = multiply_adds(network, lambda: network.training_loss(x_BCHW, *drawn)) / options.batch
 
     seen: list[TrainingState] = []
     config = TrainingConfig(

@@ -17,7 +17,7 @@ PLAIN = 1  # weights as floats
 QUANTIZED = 2  # some as integers with scales, which a reader of format 1 would take for the weights
 PARTED = 3  # payloads name a part of their quality step, which an earlier reader would take for something else
 QUALITY_PARTS = "frequencies.part"  # the array that says so
-_HEADER_LIMIT = 4 * 2**20
+_HEADER_LIMIT = 2**19  # nine times that of the release
 _KEY = "latentpack"
 
 

@@ -90,7 +90,7 @@ class AutoencoderCodec:
                 encoded.append(Encoded(payload, pictures.shape[2], pictures.shape[1], 3, self.id, -1, name))
             return encoded
 
-        return in_passes([picture.shape[:2] for picture in pixels], encode_pass)
+        return in_passes([picture.shape[:2] for picture in pixels], self.device, encode_pass)
 
     @in_full_precision
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
@@ -103,7 +103,7 @@ class AutoencoderCodec:
                 pictures = from_network(self._network.decode(latents))
             return cropped(pictures, encoded[chunk[0]].height, encoded[chunk[0]].width)
 
-        return in_passes([(one.height, one.width) for one in encoded], decode_pass)
+        return in_passes([(one.height, one.width) for one in encoded], self.device, decode_pass)
 
     def symbols(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """What is stored of pictures of one size: each latent as (B, C, h, w), of the type its packer names."""

@@ -11,4 +11,6 @@ def pick_device() -> torch.device:
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware there: emulated ones are slower than float32."""
-    return device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

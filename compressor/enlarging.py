@@ -21,7 +21,6 @@ from compressor.networks.hyperprior import (
     SCALE_MIN,
     STEPS,
     Hyperprior,
-    draw_qualities,
     evening,
     quality_to_lambda,
 )
@@ -45,10 +44,13 @@ class RateAlone(nn.Module):
         for part in (network.analysis, network.synthesis, network.gain):
             part.requires_grad_(False)
 
-    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`compressor.training.Trainable`."""
-        quality_B = draw_qualities(len(x_BCHW), generator)
-        _, bits_B = self.network.coded(x_BCHW, quality_B, generator)
+        return self.network.draw(x_BCHW, generator)
+
+    def training_loss(self, x_BCHW: Tensor, quality_B: Tensor, z_noise: Tensor, y_noise: Tensor) -> Tensor:
+        """See :class:`compressor.training.Trainable`."""
+        _, bits_B = self.network.coded(x_BCHW, quality_B, (z_noise, y_noise))
         return (evening(quality_to_lambda(quality_B)) * bits_B).mean() / x_BCHW[0, 0].numel()
 
     def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from compressor.networks.transformer import transformer_hyperprior
 from compressor.tensors import load_state
 from compressor.weight_quantization import quantize_weights
 
+ARRAYS_OF_A_BLOCK = 8  # at least
+
 
 @dataclass(frozen=True)
 class Family:
@@ -69,13 +71,19 @@ class Family:
 
 
 def _check_options(artifact: Artifact, options: Any) -> None:
-    """CodecError for more blocks or layers than there are arrays, or more channels than the longest of them.
+    """CodecError for more blocks or layers than there are arrays for, or more channels than the longest of them.
 
     To build such a network before its arrays are found not to fit could take hours.
     """
     longest = max([0, *(side for array in artifact.tensors.values() if array.size for side in array.shape)])
+    blocks = 0.0
     for name, value in _numbers(options):
-        most = len(artifact.tensors) if name.endswith(("blocks", "length")) else longest
+        most = longest
+        if name.endswith("length"):
+            most = len(artifact.tensors)
+        elif name.endswith("blocks"):
+            value = blocks = blocks + max(0, value)  # all together, whatever their places
+            most = len(artifact.tensors) // ARRAYS_OF_A_BLOCK
         if value > most:
             raise CodecError(f"codec {artifact.id} is damaged: its {name} is {value}, its arrays allow {most}")
 

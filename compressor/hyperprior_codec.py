@@ -6,7 +6,7 @@ machine reads the same. The second turns integers into pixels in floating point.
 
 import copy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,7 +39,7 @@ from compressor.tensors import (
     from_network,
     in_passes,
     load_state,
-    pixel_budget_chunks,
+    pass_chunks,
     state_arrays,
     to_network,
 )
@@ -129,7 +129,7 @@ class HyperpriorCodec:
             symbols, _ = self._quantize(first, chosen, pictures if self.effort else None)
             return self._packed(symbols, pictures[0].shape, packer)
 
-        return in_passes([picture.shape[:2] for picture in pixels], encode_pass)
+        return in_passes([picture.shape[:2] for picture in pixels], self.device, encode_pass)
 
     def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
         """See :class:`compressor.quality.Searchable`."""
@@ -148,7 +148,7 @@ class HyperpriorCodec:
             pictures = self._pictures(self._network.latents_of(z, r, quality_B), quality_B)
             return cropped(pictures, batch[0].height, batch[0].width)
 
-        return in_passes([(one.height, one.width) for one in encoded], decode_pass)
+        return in_passes([(one.height, one.width) for one in encoded], self.device, decode_pass)
 
     @torch.inference_mode()
     def symbols(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
@@ -330,7 +330,7 @@ class HyperpriorTrials:
         slack = _SLACK if codec._low_precision else _SLACK_ELSEWHERE
         self.slack = slack * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
         with torch.inference_mode():
-            for chunk in pixel_budget_chunks([picture.shape[:2] for picture in pixels]):
+            for chunk in pass_chunks([picture.shape[:2] for picture in pixels], self._codec.device):
                 x_BCHW = codec._input([pixels[index] for index in chunk])
                 first = codec._first_features(x_BCHW)
                 curves = predicting.features(x_BCHW, first.trunk) @ codec._predictor
@@ -366,7 +366,7 @@ class HyperpriorTrials:
                 pictures = self._codec._pictures(y_BCHW, self._codec._on_device(chosen))
             return list(zip(symbols, cropped(pictures, *shapes[chunk[0]]), strict=True))
 
-        return in_passes(shapes, try_pass)
+        return in_passes(shapes, self._codec.device, try_pass)
 
     @torch.inference_mode()
     def finish(self, indices: Sequence[int], attempts: Sequence[_Symbols]) -> list[Encoded | None]:
@@ -379,7 +379,7 @@ class HyperpriorTrials:
             whole = self._read_back(batch)
             return [one[0] if whole or self._read_back([one]) else None for one in batch]
 
-        return in_passes([shape[:2] for shape in shapes], finish_pass)
+        return in_passes([shape[:2] for shape in shapes], self._codec.device, finish_pass)
 
     def _read_back(self, batch: Sequence[tuple[Encoded, _Symbols]]) -> bool:
         """Whether bytes of pictures of one size give the integers that they were made of."""
@@ -408,11 +408,48 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
     network.load_state_dict({name: value.half().to(value.dtype) for name, value in network.state_dict().items()})
     network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(network.parameters()).device
-    low_precision = has_fast_bf16(device)
     residual_counts = np.zeros((SCALE_LEVELS, 2 * RESIDUAL_MAX + 1))
     prior = network.hyper_prior
     hyper_density = prior.densities().cpu().numpy()
     hyper_counts = np.zeros_like(hyper_density)
+
+    def count(z: torch.Tensor, r: torch.Tensor, level: torch.Tensor, quality_B: torch.Tensor) -> None:
+        nonlocal residual_counts, hyper_counts
+        coded = level >= SKIP_LEVEL
+        at = level[coded].long() * (2 * RESIDUAL_MAX + 1) + r[coded].long() + RESIDUAL_MAX
+        residual_counts += _counted(at, residual_counts.shape)
+        table, offset = prior.all_tables(z, quality_B)
+        at = table.long() * hyper_counts.shape[1] + (z - offset).long() + prior.symbol_max
+        hyper_counts += _counted(at.flatten(), hyper_counts.shape)
+
+    predictor = fit_predictor(network, pictures_NHWC, count)
+    value = torch.arange(-RESIDUAL_MAX, RESIDUAL_MAX + 1, dtype=torch.float64, device=device)
+    scale = level_to_scale(torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device))
+    density = residual_probability(value, scale[:, None]).cpu().numpy()
+    arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
+    arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
+    arrays[QUALITY_PARTS] = frequencies(np.ones((1, _PARTS)))
+    arrays["predictor"] = predictor
+    return arrays
+
+
+@torch.inference_mode()
+def fit_predictor(
+    network: Hyperprior, pictures_NHWC: np.ndarray, on_coded: Callable[..., None] | None = None
+) -> np.ndarray:
+    """Coefficients that tell the PSNR of a picture from its features, float32: see ``predicting.py``.
+
+    Parameters
+    ----------
+    network
+        As it will be used.
+    pictures_NHWC
+        As for :func:`freeze_hyperprior`.
+    on_coded
+        Told z, residuals, their levels and the quality steps of each batch that was coded.
+    """
+    device = next(network.parameters()).device
+    low_precision = has_fast_bf16(device)
     psnr = np.empty((len(pictures_NHWC), len(predicting.CENTRES)))
     features = []
     for start in range(0, len(pictures_NHWC), 32):
@@ -426,21 +463,9 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
             decoded = from_network(network.reconstruct(y, quality_B, low_precision))
             error_B = np.square(decoded.astype(np.float32) - chunk).mean(axis=(1, 2, 3))
             psnr[start : start + len(chunk), group] = 10 * np.log10(255**2 / np.maximum(error_B, 1e-3))
-            coded = level >= SKIP_LEVEL
-            at = level[coded].long() * (2 * RESIDUAL_MAX + 1) + r[coded].long() + RESIDUAL_MAX
-            residual_counts += _counted(at, residual_counts.shape)
-            table, offset = prior.all_tables(z, quality_B)
-            at = table.long() * hyper_counts.shape[1] + (z - offset).long() + prior.symbol_max
-            hyper_counts += _counted(at.flatten(), hyper_counts.shape)
-
-    value = torch.arange(-RESIDUAL_MAX, RESIDUAL_MAX + 1, dtype=torch.float64, device=device)
-    scale = level_to_scale(torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device))
-    density = residual_probability(value, scale[:, None]).cpu().numpy()
-    arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
-    arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
-    arrays[QUALITY_PARTS] = frequencies(np.ones((1, _PARTS)))
-    arrays["predictor"] = predicting.ridge(np.concatenate(features), psnr).astype(np.float32)
-    return arrays
+            if on_coded:
+                on_coded(z, r, level, quality_B)
+    return predicting.ridge(np.concatenate(features), psnr).astype(np.float32)
 
 
 def _counted(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compressor.artifact import Artifact, dump
 from compressor.families import family
+from compressor.hyperprior_codec import fit_predictor
 from compressor.networks.hyperprior import Hyperprior, draw_qualities, quality_to_lambda
 from compressor.weight_quantization import SCALE
 
@@ -19,9 +20,9 @@ _DAMPING = 0.1  # of the mean of the diagonal, added to it: of 0.001 to 3 the be
 
 
 def refitted(artifact: Artifact, pictures_NHWC: np.ndarray) -> bytes:
-    """A codec with a shortcut that makes up for the rounding of its weights; all else is that of ``artifact``.
+    """A codec with a shortcut that makes up for the rounding of its weights, and a predictor that knows of it.
 
-    What is stored of a picture is decided before the shortcut, and so are its tables.
+    What is stored of a picture is decided before the shortcut, and so are its tables: they are those of ``artifact``.
 
     Parameters
     ----------
@@ -37,7 +38,10 @@ def refitted(artifact: Artifact, pictures_NHWC: np.ndarray) -> bytes:
     """
     network = family(artifact.family).network(artifact)
     refit_shortcut(network, torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures_NHWC, -1, 1))))
-    tensors = {**artifact.tensors, f"network.{SHORTCUT}": network.state_dict()[SHORTCUT].half().numpy()}
+    shortcut = network.state_dict()[SHORTCUT]
+    shortcut.copy_(shortcut.half())  # as readers will have it
+    tensors = {**artifact.tensors, f"network.{SHORTCUT}": shortcut.half().numpy()}
+    tensors["predictor"] = fit_predictor(network, pictures_NHWC)
     tensors.pop(SCALE + SHORTCUT, None)
     card = {**artifact.metadata.get("card", {}), "refitted": {"of": artifact.id, "pictures": len(pictures_NHWC)}}
     return dump({**artifact.metadata, "card": card}, tensors)

@@ -13,7 +13,8 @@ from compressor.codec import padded_pixels
 from compressor.errors import CodecError
 from compressor.networks.blocks import to_bytes
 
-PIXEL_BUDGET = 32 * 128 * 128  # of one pass through a network: activations that still fit the cache
+# Pixels of one pass through a network: activations that still fit a processor's cache, and work for all of a GPU.
+PASS_PIXELS = {"cpu": 32 * 128 * 128, "cuda": 2**22}
 Network = TypeVar("Network", bound=nn.Module)
 T = TypeVar("T")
 
@@ -35,21 +36,23 @@ def cropped(pictures_BHWC: np.ndarray, height: int, width: int) -> list[np.ndarr
     return [picture.copy() for picture in pictures_BHWC[:, :height, :width]]
 
 
-def pixel_budget_chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Indices of pictures of one (height, width), as many together as one pass should take."""
+def pass_chunks(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Iterator[list[int]]:
+    """Indices of pictures of one (height, width), as many together as one pass on ``device`` should take."""
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, shape in enumerate(shapes):
         by_shape[shape].append(index)
     for (height, width), indices in by_shape.items():
-        size = max(1, PIXEL_BUDGET // max(1, padded_pixels(height, width)))
+        size = max(1, PASS_PIXELS[device.type] // max(1, padded_pixels(height, width)))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 
 
-def in_passes(shapes: Sequence[tuple[int, ...]], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
-    """What ``work`` makes of pictures, in their order; it gets the indices of as many as one pass should take."""
+def in_passes(
+    shapes: Sequence[tuple[int, ...]], device: torch.device, work: Callable[[list[int]], Sequence[T]]
+) -> list[T]:
+    """What ``work`` makes of pictures, in their order; it gets the indices of those of one pass on ``device``."""
     results: dict[int, T] = {}
-    for chunk in pixel_budget_chunks(shapes):
+    for chunk in pass_chunks(shapes, device):
         results.update(zip(chunk, work(chunk), strict=True))
     return [results[index] for index in range(len(shapes))]
 
@@ -68,9 +71,9 @@ def load_state(network: Network, artifact: Artifact) -> Network:
     state = {name: torch.from_numpy(value.copy()) for name, value in artifact.state().items()}
     for name, value in state.items():
         if value.is_floating_point():
-            if not bool(torch.isfinite(value).all()):
+            state[name] = value.float()  # before the check: it takes large numbers for infinite ones
+            if not bool(torch.isfinite(state[name]).all()):
                 raise CodecError(f"codec {artifact.id} is damaged: {name} holds numbers that are not finite")
-            state[name] = value.float()
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -26,8 +26,11 @@ from compressor.optimizers import OPTIMIZERS
 class Trainable(Protocol):
     """What a network must offer to be trained here; networks are also ``nn.Module``."""
 
-    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Scalar loss of pictures in [0, 1]."""
+    def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """All that is random in the loss of a batch: apart from it, for no compiler sees through a generator."""
+
+    def training_loss(self, x_BCHW: Tensor, *drawn: Tensor) -> Tensor:
+        """Scalar loss of pictures in [0, 1] with what :meth:`draw` gave."""
 
     def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """Sums over the batch; ``loss`` among them, lower is better."""
@@ -131,15 +134,20 @@ def fit(
     state = TrainingState()
     fingerprint = _fingerprint(network, config)
     if checkpoint and checkpoint.exists():
-        state, best = _resume(checkpoint, fingerprint, network, average, optimizer, generator, device)
+        state, best = _resume(checkpoint, fingerprint, network, average, optimizer, generator)
 
     pictures = torch.as_tensor(pictures_NCHW).to(device)
     held_out = torch.as_tensor(validation_NCHW).to(device)
     if trained and not state.step:
         state.best = validate(average, held_out, config.batch)["loss"]
     loss_of: Any = network.training_loss
+    draw: Any = network.draw
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
     if config.compile:
         loss_of = torch.compile(loss_of)
+        network.train()
+        _warm_up(loss_of, draw, pictures, config, precision)
+        network.zero_grad(set_to_none=True)
 
     started = time.monotonic() - state.seconds
     network.train()
@@ -151,8 +159,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(state.step, done, config)
         batch = _draw(pictures, config, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            loss = loss_of(batch, generator)
+        drawn = draw(batch, generator)
+        with precision:
+            loss = loss_of(batch, *drawn)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Nothing in a step waits for the device, and an `if` would: where the norm is not finite, clipping left nothing
@@ -200,6 +209,19 @@ def validate(network: nn.Module, pictures_NCHW: Tensor, batch: int) -> dict[str,
         for name, value in measure(part.float() / 255).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return {name: total / len(pictures_NCHW) for name, total in totals.items()}
+
+
+def _warm_up(loss_of: Any, draw: Any, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> None:
+    """Have everything compiled, which takes minutes, before the clock starts that the learning rate follows."""
+    device = pictures_NCHW.device
+    generator = torch.Generator(device)  # its own, so that a run draws the same with and without a compiler
+    batch = _draw(pictures_NCHW, config, generator)
+    drawn = draw(batch, generator)
+    with precision:
+        loss = loss_of(batch, *drawn)
+    loss.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _draw(pictures_NCHW: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
@@ -276,9 +298,10 @@ def _resume(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
-    device: torch.device,
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    saved = torch.load(path, map_location=device, weights_only=True)
+    # Networks and optimizers copy what belongs on the device. The counts of steps that PyTorch's optimizers keep do
+    # not: there, each step would wait for the device twice for every parameter.
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["fingerprint"] != fingerprint:
         raise ValueError(
             f"the checkpoint {path} belongs to another network or configuration; remove it or restore the old settings"

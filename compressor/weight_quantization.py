@@ -6,6 +6,7 @@ significant bits, so that every product of an integer and its scale is a float16
 with FP16 weights, stored smaller. Integer networks are integers already and keep every one of them.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,9 +129,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _repeated(scale: np.ndarray, repeat: list[int] | None, shape: tuple[int, ...]) -> np.ndarray:
     """Scales of groups, as large as the weights; scales of channels as they are, since they broadcast."""
+    if repeat is not None and 0 in shape:
+        raise ValueError(f"no weights, as {shape}")
     for axis, times in enumerate(repeat or ()):
-        if times > shape[axis]:
-            raise ValueError(f"a scale for {times} weights of {shape[axis]}")
+        # All before anything is repeated: a crafted artifact may ask for any memory.
+        if not 1 <= times <= shape[axis] or scale.shape[axis] not in (1, -(-shape[axis] // times)):
+            raise ValueError(f"{scale.shape[axis]} scales, each for {times} of {shape[axis]} weights")
         if times > 1:
             scale = np.repeat(scale, times, axis=axis)
     if repeat is not None:
@@ -150,7 +154,7 @@ def _nibbles(integers: np.ndarray) -> np.ndarray:
 
 
 def _integers(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if packed.dtype != np.uint8 or packed.size != -(-count // 2):
         raise ValueError(f"{packed.size} bytes for {count} weights of four bits")
     flat = np.stack((packed & 15, packed >> 4), axis=-1).ravel()[:count].astype(np.int8)

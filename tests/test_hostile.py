@@ -121,6 +121,26 @@ def test_scales_that_would_blow_weights_up_are_refused():
         )
 
 
+def test_arrays_that_hold_nothing_allow_nothing():
+    """A few bytes of a header each, and no limit to what they claim."""
+    scale = {"scale.a": np.ones((1, 1), np.float16), "packed.a": np.zeros(0, np.uint8)}
+    packed = {"packed": {"a": {"shape": [2**40, 0], "repeat": [2**40, 1]}}}
+    with pytest.raises(CodecError, match="do not fit their scales"):
+        load_codec(dump({"family": "v1", "network": {}, "weights": packed}, scale))
+    nothing = {f"{number}": np.zeros(0, np.int8) for number in range(2000)}
+    for options in ({"blocks": 300}, {"blocks": 100, "deep_blocks": 100, "step_blocks": 100}):
+        with pytest.raises(CodecError, match="its arrays allow 250"):
+            load_codec(dump({"family": "v5", "network": options}, nothing | {"wide": np.zeros(300, np.int8)}))
+
+
+def test_weights_that_no_float_holds_are_refused():
+    parsed = parse(tiny_artifact("v2"))
+    name = next(name for name in parsed.tensors if name.startswith("network."))
+    vast = {name: np.full(parsed.tensors[name].shape, 1e300)}
+    with pytest.raises(CodecError, match="not finite"):
+        load_codec(dump(parsed.metadata, parsed.tensors | vast))
+
+
 def test_a_row_of_pixels_counts_as_what_a_network_computes(archive):
     row = replace(learned_row(archive), width=1, height=2**20)
     with pytest.raises(CodecError, match="1 x 1048576 pixels"):

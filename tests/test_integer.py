@@ -47,6 +47,7 @@ def test_bytes_and_floats_give_the_sums_of_integers(
     for available in {has_exact_bytes(), False}:
         monkeypatch.setattr(integer, "has_exact_bytes", lambda available=available: available)
         assert torch.equal(layer(x_BCHW).long(), expected)
+    assert torch.equal(layer._by_matrix(x_BCHW, layer._floats).long(), expected)  # as on a GPU
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ def test_only_the_shortcut_becomes_another() -> None:
     old, new = parse(data), parse(refitted(parse(data), PICTURES))
     assert set(old.tensors) - set(new.tensors) == {"scale.synthesis.shortcut.weight"}
     changed = {name for name, value in new.tensors.items() if value.tobytes() != old.tensors[name].tobytes()}
-    assert changed == {"network.synthesis.shortcut.weight"}
+    assert changed == {"network.synthesis.shortcut.weight", "predictor"}
     assert new.state()["synthesis.shortcut.weight"].dtype == np.float16
     assert new.metadata["card"]["refitted"] == {"of": old.id, "pictures": len(PICTURES)}
 

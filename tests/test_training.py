@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from compressor.artifact import parse
 from compressor.devices import pick_device
 from compressor.errors import CodecError
+from compressor.families import FAMILIES
 from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.hyperprior import Hyperprior
@@ -114,17 +116,38 @@ def test_an_endless_configuration_is_refused() -> None:
         TrainingConfig(steps=0, minutes=0)
 
 
+@pytest.mark.parametrize("family", ["v2", "v5", "v6", "context"])
+def test_a_loss_is_one_graph_that_a_compiler_sees_through(family: str) -> None:
+    """What breaks it costs a GPU most of what compiling gives, or ends the training."""
+    options = {"v2": {}, "context": {**TINY_HYPERPRIOR, "prior_features": 8}}.get(family, TINY_HYPERPRIOR)
+    network = FAMILIES[{"context": "v5"}.get(family, family)].build(**options).train()
+    x_BCHW = torch.from_numpy(gradients(2)).float() / 255
+    drawn = network.draw(x_BCHW, torch.Generator())
+    compiled = torch.compile(network.training_loss, backend="eager", fullgraph=True)
+    assert compiled(x_BCHW, *drawn).item() == pytest.approx(network.training_loss(x_BCHW, *drawn).item(), rel=1e-4)
+
+
+def test_a_compiled_training_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = replace(CONFIG, steps=6)
+    plain, compiled = (
+        fit(hyperprior(), gradients(16), gradients(4), replace(config, compile=how)) for how in (False, True)
+    )
+    assert torch.allclose(weights(plain[0]), weights(compiled[0]), atol=1e-5)
+    assert plain[1].history[-1]["loss"] == pytest.approx(compiled[1].history[-1]["loss"], rel=1e-3)
+
+
 class Stumbling(torch.nn.Module):
     """A network whose loss is now and then not a number, or has no bound."""
 
     def __init__(self, wrong: dict[int, float]) -> None:
         super().__init__()
         self.network, self.wrong, self.calls = autoencoder(), wrong, 0
-        self.validation = self.network.validation
+        self.validation, self.draw = self.network.validation, self.network.draw
 
-    def training_loss(self, x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def training_loss(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return self.network.training_loss(x_BCHW, generator) * self.wrong.get(self.calls, 1.0)
+        return self.network.training_loss(x_BCHW) * self.wrong.get(self.calls, 1.0)
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))

@@ -34,16 +34,25 @@ class WithLoss(nn.Module):
         self.location = nn.ParameterList(nn.Parameter(torch.zeros(width, 1, 1)) for width in widths)
         self.log_width = nn.ParameterList(nn.Parameter(torch.ones(width, 1, 1)) for width in widths)
 
-    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Scalar loss of pictures in [0, 1]."""
+    @torch.no_grad()
+    def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noise for each latent, where rate is part of the loss."""
+        if self.loss == STRUCTURE:
+            return ()
+        shapes = [latent.shape[1:] for latent in self.network.encode(x_BCHW[:1])]
+        return tuple(
+            torch.rand(len(x_BCHW), *shape, generator=generator, device=x_BCHW.device) - 0.5 for shape in shapes
+        )
+
+    def training_loss(self, x_BCHW: Tensor, *noise: Tensor) -> Tensor:
+        """Scalar loss of pictures in [0, 1], with what :meth:`draw` gave."""
         latents = self.network.encode(x_BCHW)
         if self.loss == STRUCTURE:
             decoded = self.network.decode(latents)
             return F.mse_loss(decoded, x_BCHW) + STRUCTURE_WEIGHT * (1 - ms_ssim(decoded, x_BCHW))
         noisy, spent = [], x_BCHW.new_zeros(())
-        for latent, location, log_width in zip(latents, self.location, self.log_width, strict=True):
-            level = latent.float() * _LEVEL
-            level = level + torch.rand(level.shape, generator=generator, device=level.device) - 0.5
+        for latent, added, location, log_width in zip(latents, noise, self.location, self.log_width, strict=True):
+            level = latent.float() * _LEVEL + added
             spent = spent + bits(unit_interval(level - location, log_width.exp())).sum()
             noisy.append(level / _LEVEL)
         rate = spent / x_BCHW[:, 0].numel()

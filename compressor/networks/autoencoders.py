@@ -65,8 +65,12 @@ class Autoencoder(nn.Module):
             x = torch.sigmoid(x.float()) if index == last else F.relu(x)
         return x
 
-    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error; nothing is drawn from ``generator``."""
+    def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[()]:
+        """Nothing in the loss is random."""
+        return ()
+
+    def training_loss(self, x_BCHW: Tensor) -> Tensor:
+        """Mean squared error."""
         return F.mse_loss(self.decode(self.encode(x_BCHW)), x_BCHW)
 
     @torch.no_grad()

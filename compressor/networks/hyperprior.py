@@ -19,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.networks.blocks import QualityCurve, ResidualBlock, floor_ste, in_full_precision, round_ste, to_bytes
+from compressor.networks.blocks import (
+    QualityCurve,
+    ResidualBlock,
+    floor_ste,
+    full_precision,
+    in_full_precision,
+    round_ste,
+    to_bytes,
+)
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
 
 QUALITY_STEPS = 64
@@ -422,13 +430,19 @@ class Hyperprior(nn.Module):
         self.scales = ScaleNetwork(latents, hyper, scale_features)
         self.gain = QualityCurve(latents, QUALITY_STEPS, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
 
-    def training_loss(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Rate plus distortion of a batch at random quality steps, differentiable.
+    def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """For the loss of a batch: random quality steps (B,), and noise in the shapes of z and of y."""
+        batch, height, width = len(x_BCHW), x_BCHW.shape[2] // 16, x_BCHW.shape[3] // 16
+        shapes = ((batch, self.hyper, height // 2, width // 2), (batch, self.latents, height, width))
+        z_noise, y_noise = (torch.rand(shape, generator=generator, device=x_BCHW.device) - 0.5 for shape in shapes)
+        return draw_qualities(batch, generator), z_noise, y_noise
 
-        ``x_BCHW`` holds pictures in [0, 1] with sides that are multiples of 32; ``generator`` lives on its device.
+    def training_loss(self, x_BCHW: Tensor, quality_B: Tensor, z_noise: Tensor, y_noise: Tensor) -> Tensor:
+        """Rate plus distortion of a batch at quality steps, differentiable, with what :meth:`draw` gave.
+
+        ``x_BCHW`` holds pictures in [0, 1] with sides that are multiples of 32.
         """
-        quality_B = draw_qualities(len(x_BCHW), generator)
-        mse_B, bits_B = self.rate_distortion(x_BCHW, quality_B, generator)
+        mse_B, bits_B = self.rate_distortion(x_BCHW, quality_B, (z_noise, y_noise))
         trade_off_B = quality_to_lambda(quality_B)
         loss_B = trade_off_B * mse_B + bits_B / x_BCHW[0, 0].numel()
         return (evening(trade_off_B) * loss_B).mean()
@@ -447,35 +461,32 @@ class Hyperprior(nn.Module):
         return result
 
     def rate_distortion(
-        self, x_BCHW: Tensor, quality_B: Tensor, noise: torch.Generator | None = None
+        self, x_BCHW: Tensor, quality_B: Tensor, noise: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean squared error (0..255 scale) and bits of each picture, both (B,).
 
-        The rate is that of symbols with uniform noise where ``noise`` is given (differentiable), of rounded
-        symbols otherwise (what the entropy coder will spend).
+        The rate is that of symbols with ``noise`` where it is given, of z and of y (differentiable), of rounded symbols
+        otherwise (what the entropy coder will spend).
         """
         y_hat, bits_B = self.coded(x_BCHW, quality_B, noise)
         patches, wanted = self.synthesis.patches(y_hat, quality_B), F.pixel_unshuffle(x_BCHW, 8)
         return F.mse_loss(patches, wanted, reduction="none").mean(dim=(1, 2, 3)) * 255**2, bits_B
 
-    def coded(self, x_BCHW: Tensor, quality_B: Tensor, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def coded(
+        self, x_BCHW: Tensor, quality_B: Tensor, noise: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latents that a reader makes (B, M, H/16, W/16), and bits (B,), as of :meth:`rate_distortion`."""
         y = self.analysis(x_BCHW, quality_B)
         z = self.hyper_analysis(y, quality_B).float()
         y = y.float()
         gain = self.gain(quality_B).exp()
-
-        def perturbed(value: Tensor, rounded: Tensor) -> Tensor:
-            if noise is None:
-                return rounded
-            return value + torch.rand(value.shape, generator=noise, device=value.device) - 0.5
-
         z_hat = round_ste(z.clamp(-HYPER_MAX, HYPER_MAX))
         if noise is None or self.hyper_prior.steps == 1:
-            z_bits = bits(self._integers(self.hyper_prior, perturbed(z, z_hat), z_hat, quality_B))
+            z_noisy = z_hat if noise is None else z + noise[0]
+            z_bits = bits(self._integers(self.hyper_prior, z_noisy, z_hat, quality_B))
         else:
             learned = bits(self._integers(self.hyper_prior, z_hat.detach(), z_hat, quality_B))
-            z_bits = self._hyper_bits(perturbed(z, z_hat), z_hat, quality_B) + learned - learned.detach()
+            z_bits = self._hyper_bits(z + noise[0], z_hat, quality_B) + learned - learned.detach()
         mean_features = self.means.features(z_hat, quality_B)
         scale_features = self._integers(self.scales.features, z_hat, quality_B)
         masks = step_masks(y.shape[1:], y.device)
@@ -486,7 +497,8 @@ class Hyperprior(nn.Module):
             residual = (y - mean) * gain
             coded = level >= SKIP_LEVEL
             rounded = round_ste(residual.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)) * coded
-            symbol_bits = bits(residual_probability(perturbed(residual, rounded), level_to_scale(level)))
+            noisy = rounded if noise is None else residual + noise[1]
+            symbol_bits = bits(residual_probability(noisy, level_to_scale(level)))
             if noise is None:
                 symbol_bits = symbol_bits * coded
             y_bits = torch.where(mask, symbol_bits, y_bits)
@@ -561,4 +573,5 @@ class Hyperprior(nn.Module):
     @staticmethod
     def _integers(network: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Run a part of the integer network, as it will run in use."""
-        return in_full_precision(network)(*arguments)
+        with full_precision():
+            return network(*arguments)

@@ -52,17 +52,25 @@ class IntegerConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
             return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
-        if x_BCHW.device.type == "cpu" and self.fits_int32 and has_exact_bytes():
-            return self._by_bytes(x_BCHW)
-        return self._by_floats(x_BCHW)
+        if x_BCHW.device.type != "cpu":
+            return self._by_matrix(x_BCHW, self._floats)
+        if self.fits_int32 and has_exact_bytes():
+            return self._by_matrix(x_BCHW, torch.int8)
+        return self._by_taps(x_BCHW)
+
+    @property
+    def _floats(self) -> torch.dtype:
+        return torch.float32 if self.fits_float32 else torch.float64
 
     @in_full_precision
-    def _by_floats(self, x_BCHW: Tensor) -> Tensor:
-        # 1x1 convolutions, that is matrix products: a library may take Winograd or FFT for larger ones, which are not
-        # exact. The factors have seven bits, so that even TF32 or bfloat16 products with float32 sums are.
+    def _by_taps(self, x_BCHW: Tensor) -> Tensor:
+        """As 1x1 convolutions, which oneDNN takes as matrix products: of larger ones it may make Winograd's or an FFT.
+
+        These are not exact. The factors have seven bits, so that even bfloat16 products with float32 sums are.
+        """
         height, width = x_BCHW.shape[-2:]
         margin = self.kernel // 2
-        work = torch.float32 if self.fits_float32 else torch.float64
+        work = self._floats
         weight = self.integer_weight().to(work)
         x_BCHW = x_BCHW.to(work, memory_format=torch.channels_last)
         padded = F.pad(x_BCHW, (margin, margin, margin, margin))
@@ -73,16 +81,20 @@ class IntegerConv(nn.Module):
                 total = total + F.conv2d(patch, weight[:, :, row : row + 1, column : column + 1])
         return torch.as_tensor(total, dtype=torch.float64)
 
-    def _by_bytes(self, x_BCHW: Tensor) -> Tensor:
-        """The same, as one product of int8 matrices, summed up in int32."""
-        weight = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(torch.int8)  # (k * k * in, out)
+    @in_full_precision
+    def _by_matrix(self, x_BCHW: Tensor, work: torch.dtype) -> Tensor:
+        """As one product of matrices: of int8, summed up in int32, or of floats, which TF32 keeps exact too.
+
+        A GPU's library may take an FFT for any convolution, and for a product of matrices none.
+        """
+        weight = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(work)  # (k * k * in, out)
         batch, channels, height, width = x_BCHW.shape
         margin = self.kernel // 2
-        x_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1).to(torch.int8), (0, 0, margin, margin, margin, margin))
+        x_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1).to(work), (0, 0, margin, margin, margin, margin))
         places = [(row, column) for row in range(self.kernel) for column in range(self.kernel)]
         patches = [x_BHWC[:, row : row + height, column : column + width] for row, column in places]
         columns = torch.cat(patches, dim=3).view(-1, len(places) * channels)
-        total = torch._int_mm(columns, weight.contiguous())
+        total = torch._int_mm(columns, weight.contiguous()) if work == torch.int8 else columns @ weight
         return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
 
 
