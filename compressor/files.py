@@ -18,6 +18,8 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # before it has the name: after a power cut that would be of an empty file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

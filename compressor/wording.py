@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from compressor.maintenance import ArchiveInfo
 
 EXTENSIONS_SHOWN = 10
+_OTHERS = {
+    "still_quarantined": "failed before, unchanged",
+    "left": "left by --limit",
+    "not_reached": "not reached",
+    "deleted": "deleted, gone from the source",
+}
 
 
 def number(count: int, noun: str) -> str:
@@ -66,9 +72,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
     ]
-    others = {"still_quarantined": "failed before, unchanged", "left": "left by --limit", "not_reached": "not reached"}
-    others["deleted"] = "deleted, gone from the source"
-    rows += [(label, f"{run[name]:,}") for name, label in others.items() if run[name]]
+    rows += [(label, f"{run[name]:,}") for name, label in _OTHERS.items() if run[name]]
     if run["unlisted"]:
         rows.append(("not listed", _unlisted(run["unlisted"])))
     if run["archived"]:
@@ -84,6 +88,41 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         workers, total = number(run["workers"], "worker"), sum(run["seconds"].values())
         rows.append(("speed", f"{run['pictures_per_second']:,.1f} pictures/s, {workers}, {total:.1f} s in all"))
     return rows
+
+
+def outcome(run: dict[str, Any]) -> str:
+    """A run in one line: what became of what it listed."""
+    parts = [f"listed {number(run['listed'], 'picture')}", f"archived {run['archived']:,}"]
+    others = {"already_there": "already there", "quarantined": "quarantined", **_OTHERS}
+    parts += [f"{run[name]:,} {label}" for name, label in others.items() if run[name]]
+    return ", ".join(parts)
+
+
+def remarks(run: dict[str, Any]) -> list[str]:
+    """What a person should know of a run, and may be meant to be so."""
+    told = [] if run["listed"] else [f"there is no picture in {run['source']}"]
+    if run["ignored"]:
+        name, reason = run["ignored_names"][0]
+        told.append(f"{number(run['ignored'], 'name')} left out, such as {name!r}: {reason}")
+    return told
+
+
+def needing_a_look(run: dict[str, Any]) -> list[str]:
+    """What a person has to see to after a run; nothing where all is well."""
+    told = []
+    if failed := run["quarantined"] + run["still_quarantined"]:
+        told.append(f"{number(failed, 'picture')} quarantined; see with: latentpack quarantine list {run['archive']}")
+    if run["skipped"]:
+        name, reason = run["skipped"][0]
+        told.append(f"{number(len(run['skipped']), 'name')} passed over, such as {name!r}: {reason}")
+    if doubtful := {name: count for name, count in run["unlisted"].items() if is_like_picture(name)}:
+        count, like = number(sum(doubtful.values()), "file"), next(iter(doubtful))
+        told.append(f"{count} not listed, for extensions such as {like!r}: rename what is a picture")
+    if run["stopped"]:
+        told.append(f"stopped by --max-failures: {run['stopped']}; what was archived before that stays")
+    if run["not_mirrored"]:
+        told.append(f"nothing was deleted from the archive: {run['not_mirrored']}")
+    return told
 
 
 def _unlisted(counts: dict[str, int]) -> str:

@@ -16,7 +16,7 @@ from tasks.maintain import compact, vacuum
 from tasks.restore import restore_pictures, verify_archive
 
 
-@flow(name="restore", flow_run_name="restore {parameters.archive}", persist_result=False)
+@flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON."""
     return restore_pictures(
@@ -29,13 +29,13 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     )
 
 
-@flow(name="verify", flow_run_name="verify {parameters.archive}", persist_result=False)
+@flow(name="verify", flow_run_name="verify {parameters.subject}", persist_result=False)
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
     """Check every row. Returns the number of pictures and ``problems``, each a key and a reason."""
     return _verified(parameters.archive)
 
 
-@flow(name="maintain", flow_run_name="maintain {parameters.archive}", persist_result=False)
+@flow(name="maintain", flow_run_name="maintain {parameters.subject}", persist_result=False)
 def maintain(parameters: MaintainParameters) -> dict[str, Any]:
     """Verify, compact and vacuum: a writer, so no other run may write at the same time.
 

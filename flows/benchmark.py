@@ -12,7 +12,7 @@ from tasks.benchmark import benchmark as measure
 from tasks.threads import cores, pin_threads
 
 
-@flow(name="benchmark", flow_run_name="benchmark on {parameters.source}", persist_result=False)
+@flow(name="benchmark", flow_run_name="benchmark on {parameters.subject}", persist_result=False)
 def benchmark(parameters: BenchmarkParameters) -> dict[str, Any]:
     """Measure and write the report. Returns where it lies, and its summary."""
     source = Source.open(parameters.source)

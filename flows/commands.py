@@ -81,7 +81,17 @@ def _run_flow(options: argparse.Namespace, module: str, name: str, parameters: A
         flow = getattr(import_module(f"flows.{module}"), name)
         ready()
         with watching(options.json):
-            result: dict[str, Any] = flow(parameters)
+            try:
+                result: dict[str, Any] = flow(parameters)
+            except Exception as error:
+                from tasks.retries import is_of_prefect
+
+                if isinstance(error, LatentpackError) or not is_of_prefect(error):
+                    raise
+                raise LatentpackError(
+                    f"the Prefect server no longer answers, or refuses ({told(error)}): see to it, then repeat the "
+                    "command; what is archived stays"
+                ) from error
     return result
 
 
@@ -107,35 +117,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
-    from compressor.listing import is_like_picture
-    from compressor.wording import describe
+    from compressor.wording import describe, needing_a_look, remarks
 
     if options.json:
         print_json(summary)
     else:
         print_rows("run", describe(summary))
-    if not summary["listed"]:
-        warn(f"there is no picture in {summary['source']}")
-    failed = summary["quarantined"] + summary["still_quarantined"]
-    if failed:
-        warn(f"{number(failed, 'picture')} quarantined; see with: latentpack quarantine list {summary['archive']}")
-    if summary["skipped"]:
-        name, reason = summary["skipped"][0]
-        warn(f"{number(len(summary['skipped']), 'name')} passed over, such as {name!r}: {reason}")
-    if summary["ignored"]:
-        name, reason = summary["ignored_names"][0]
-        warn(f"{number(summary['ignored'], 'name')} left out, such as {name!r}: {reason}")
-    doubtful = {name: count for name, count in summary["unlisted"].items() if is_like_picture(name)}
-    if doubtful:
-        like = next(iter(doubtful))
-        count = number(sum(doubtful.values()), "file")
-        warn(f"{count} not listed, for extensions such as {like!r}: rename what is a picture")
-    if summary["stopped"]:
-        warn(f"stopped by --max-failures: {summary['stopped']}; what was archived before that stays")
-    if summary["not_mirrored"]:
-        warn(f"nothing was deleted from the archive: {summary['not_mirrored']}")
-    unwell = failed or doubtful or summary["skipped"] or summary["stopped"] or summary["not_mirrored"]
-    return UNWELL if unwell else DONE
+    wrong = needing_a_look(summary)
+    for text in [*remarks(summary), *wrong]:
+        warn(text)
+    return UNWELL if wrong else DONE
 
 
 def restore(options: argparse.Namespace) -> int:

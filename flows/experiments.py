@@ -59,7 +59,7 @@ class _Work:
         return int(np.count_nonzero(~held_out(sum(record.count for record in self.learned), VALIDATION)))
 
 
-@flow(name="experiments", flow_run_name="experiments on {parameters.source}", persist_result=False)
+@flow(name="experiments", flow_run_name="experiments on {parameters.subject}", persist_result=False)
 def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     """Train and measure, and write the report. Returns where it lies, its first table, and the findings."""
     others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from compressor.addresses import ADVICE, PASSWORD, has_password
+from compressor.addresses import ADVICE, PASSWORD, has_password, shown
 
 
 class Family(StrEnum):
@@ -98,7 +98,7 @@ Workers = Annotated[
     Field(ge=1, le=4096, description="processes to work with (default: one for each core and GiB of memory)"),
 ]
 Scheduler = Annotated[
-    str | None,
+    Address | None,
     Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
 ]
 BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit of a run")]
@@ -112,6 +112,11 @@ class Parameters(BaseModel):
     """Base of all parameter models: unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @property
+    def subject(self) -> str:
+        """The source that a run is of, or else the archive, as it may be shown: for names of runs."""
+        return shown(getattr(self, "source", None) or getattr(self, "archive", ""))
 
 
 class TrainingParameters(Parameters):
@@ -145,7 +150,7 @@ class PipelineParameters(Parameters):
 
     source: SourceUrl
     archive: ArchiveUrl
-    codec: str = Field("faces", description="codec by name, path of an artifact, or id in the archive")
+    codec: Address = Field("faces", description="codec by name, path of an artifact, or id in the archive")
     train: Family | None = Field(None, description="first train a codec of this family on the source, and use it")
     target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
     quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
@@ -226,13 +231,13 @@ class TrainParameters(TrainingParameters):
 
     source: SourceUrl
     family: Family | None = Field(None, description="family of codecs to train (default: v3, or that of --start)")
-    start: str | None = Field(
+    start: Address | None = Field(
         None, min_length=1, description="codec to go on from, by name or path (default: none, learn from nothing)"
     )
     out: LocalPath = Field("codec.safetensors", description="file that the codec is written to")
     limit: Limit = None
     batch_size: BatchSize = 1000
-    scheduler: str | None = Field(
+    scheduler: Address | None = Field(
         None,
         description="address of a running Dask scheduler; a worker with a GPU trains (default: this machine)",
     )
@@ -249,7 +254,7 @@ class BenchmarkParameters(Parameters):
 
     source: SourceUrl
     report: LocalPath = Field("report", description="folder that the report is written to")
-    codec: list[str] = Field(["faces"], description="codecs by name or path, beside the standard ones")
+    codec: list[Address] = Field(["faces"], description="codecs by name or path, beside the standard ones")
     effort: int = Field(0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
     limit: int = Field(50, ge=1, description="take at most this many pictures")
     workers: Workers = None
@@ -293,7 +298,7 @@ class RepairParameters(Parameters):
     source: Address | None = Field(
         None, min_length=1, description="where the pictures came from; they are encoded again"
     )
-    codec: str = Field("faces", description="codec by name, path of an artifact, or id in the archive")
+    codec: Address = Field("faces", description="codec by name, path of an artifact, or id in the archive")
     target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
     quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
     resize: int | None = Field(
@@ -327,12 +332,12 @@ class ExperimentsParameters(TrainingParameters):
     )
     batch: int = Field(4, ge=1, le=65_536, description="pictures in one training step")
     learning_rate: float = Field(1e-2, gt=0, le=1, description="peak learning rate")
-    evaluation: str | None = Field(
+    evaluation: Address | None = Field(
         None, min_length=1, description="pictures to measure on (default: some of SRC, kept from training)"
     )
     held_out: int = Field(100, ge=2, le=1000, description="how many pictures to measure on")
-    other: list[str] = Field([], description="more sources to measure on, with and without fine-tuning")
-    codec: list[str] = Field(["faces"], description="codecs by name or path to measure beside, not trained here")
+    other: list[Address] = Field([], description="more sources to measure on, with and without fine-tuning")
+    codec: list[Address] = Field(["faces"], description="codecs by name or path to measure beside, not trained here")
     strips: Strips = Field(
         Strips.SAMPLES, description="pictures that the report shows: scikit-image's photographs, or measured ones"
     )

@@ -14,25 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
 from compressor.clock import Clock
 from compressor.codec import with_effort
 from compressor.encoding import BatchReport, EncodeOptions
-from compressor.errors import LatentpackError, RunStopped
+from compressor.errors import LatentpackError, RunStopped, told
 from compressor.images import Limits
+from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
-from compressor.wording import duration, number
+from compressor.wording import duration, needing_a_look, number, outcome, remarks
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters
 from flows.progress import listener
+from flows.terminal import SAID_ELSEWHERE
+from tasks.artifacts import not_vital, progress_artifact
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
@@ -40,14 +42,14 @@ from tasks.home import home
 from tasks.ingest import known_keys, plan_run
 from tasks.mirror import delete_gone
 from tasks.report import TABLE_ROWS, publish
-from tasks.retries import caused_by_storage
+from tasks.retries import caused_by_storage, is_of_prefect
 
 MOST_LOST = 64  # batches lost in a row: no picture is to blame any more
 SMALL = 400  # pictures for one process and one file: a second would add 10 bytes a picture of metadata
 ARTIFACT_EVERY_S = 5.0
 
 
-@flow(name="pipeline", flow_run_name="archive {parameters.source}", persist_result=False)
+@flow(name="pipeline", flow_run_name="archive {parameters.subject}", persist_result=False)
 def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     """Archive a source: every picture in it that the archive does not hold as it is.
 
@@ -93,8 +95,10 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     summary.reconcile()
     if mirror:
         _mirror(mirror, source, parameters.mirror_limit, summary)
-    publish(summary, encoding.quarantined if encoding else [])
+    with not_vital("the run's summary"):
+        publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
+    _log(summary.to_dict())
     gave_up = bool(summary.stopped) and (summary.not_reached > 0 or more)
     _announce(summary, gave_up, learned=bool(parameters.train) or parameters.codec not in STANDARD)
     if gave_up:
@@ -109,6 +113,14 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     return summary.to_dict()
 
 
+def _log(run: dict[str, Any]) -> None:
+    """Have the run's log say how it ended; the command line says it in a table and in lines of its own."""
+    logger = get_run_logger()
+    logger.info(outcome(run))
+    for text in [*remarks(run), *needing_a_look(run)]:
+        logger.warning(text, extra={SAID_ELSEWHERE: True})
+
+
 def _announce(summary: RunSummary, gave_up: bool, learned: bool) -> None:
     """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
     ended = "run.stopped" if gave_up else "run.finished"
@@ -118,6 +130,11 @@ def _announce(summary: RunSummary, gave_up: bool, learned: bool) -> None:
     fallen = sum(count for codec, count in summary.codecs.items() if codec in STANDARD)
     if fallen and learned:
         announce("floor.missed", summary.archive, {"run": summary.run, "pictures": fallen})
+    if not summary.listed:
+        announce("source.empty", summary.archive, {"run": summary.run, "source": summary.source})
+    passed_over = len(summary.skipped) + sum(n for name, n in summary.unlisted.items() if is_like_picture(name))
+    if passed_over:
+        announce("names.passed-over", summary.archive, {"run": summary.run, "names": passed_over})
     if summary.not_mirrored:
         announce("mirror.refused", summary.archive, {"run": summary.run, "reason": summary.not_mirrored})
 
@@ -143,7 +160,6 @@ def _mirror(mirror: Mirror, source: Source, limit: str, summary: RunSummary) -> 
         refused = mirror.refusal(source, summary.listed, summary.skipped, limit)
     if refused:
         summary.not_mirrored = refused
-        get_run_logger().warning("nothing is deleted: %s", refused)
     else:
         summary.deleted = delete_gone(mirror)
 
@@ -265,7 +281,6 @@ class _Encoding:
             if self._budget.exceeded(summary.quarantined, summary.tried, last):
                 summary.not_reached = self._planned - summary.tried
                 summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
-                get_run_logger().error("stopped: %s, more than %s", summary.stopped, self._parameters.max_failures)
                 return
 
 
@@ -273,6 +288,11 @@ def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
     """Raise what ends the run. What remains is a lost worker, or a picture that no code foresaw."""
     if isinstance(error, LatentpackError) or caused_by_storage(error):
         raise error
+    if is_of_prefect(error):
+        raise LatentpackError(
+            f"Prefect's server is gone, or does not let a batch start ({told(error)}): see to it, and to its "
+            "concurrency limits, then repeat the command; what is archived stays"
+        ) from error
     get_run_logger().warning("a batch was lost and is tried again in halves: %s: %s", type(error).__name__, error)
     if lost_in_a_row >= MOST_LOST:
         raise LatentpackError(
@@ -303,9 +323,7 @@ class _Progress:
         self._wave = f", wave {wave}" if plan.more or wave > 1 else ""
         self._more = ", then the listing goes on" if plan.more else ""
         self._started = self._shown = time.monotonic()
-        self._artifact = create_progress_artifact(
-            0.0, key="run-progress", description=f"0 of {number(plan.pending, 'picture')}{self._wave}"
-        )
+        self._tell = progress_artifact("run-progress", f"0 of {number(plan.pending, 'picture')}{self._wave}")
         listener().stage(f"encoding{self._wave}", plan.pending)
 
     def within(self, summary: RunSummary) -> Callable[[int], None]:
@@ -324,6 +342,4 @@ class _Progress:
             rate = done / max(now - self._started, 1e-9)
             told = [f"{done:,} of {number(self._total, 'picture')}{self._wave}", f"{rate:,.1f} a second", quarantined]
             left = f"{duration((self._total - done) / rate)} left{self._more}" if done < self._total else ""
-            update_progress_artifact(
-                self._artifact, round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left]))
-            )
+            self._tell(round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left])))

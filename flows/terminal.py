@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LINE_EVERY_S = 30.0
+SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
 
 class Terminal:
@@ -78,7 +79,9 @@ class _ForPeople(logging.Filter):
     """Passes what a person can use: errors come with a traceback, and the command line says them in its own words."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for errors, and for what Prefect says of its own connections."""
+        """False for errors, for what Prefect says of its own connections, and for what is said in other words."""
+        if hasattr(record, SAID_ELSEWHERE):
+            return False
         return record.levelno < logging.ERROR and not record.name.startswith(_CONNECTIONS)
 
 

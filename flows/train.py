@@ -35,7 +35,7 @@ VALIDATE_EVERY = 200  # steps, where only minutes are given
 PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
 
 
-@flow(name="train", flow_run_name="train {parameters.what} on {parameters.source}", persist_result=False)
+@flow(name="train", flow_run_name="train {parameters.what} on {parameters.subject}", persist_result=False)
 def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
     out = Path(parameters.out)

@@ -19,6 +19,9 @@ fi
 prefect --no-prompt work-queue create writers --pool latentpack --limit 1 ||
     prefect --no-prompt work-queue set-concurrency-limit writers 1 --pool latentpack
 prefect --no-prompt deploy --all
-# A second import would make a second automation of the same name.
-prefect --no-prompt automation inspect "latentpack: a run without heartbeat has crashed" > /dev/null 2>&1 ||
-    prefect --no-prompt automation create --from-file "$(dirname "$0")/automations.yaml"
+# Each by its name first, for a second import would make a second one of the same name.
+automations="$(dirname "$0")/automations.yaml"
+sed -n 's/^  - name: "\(.*\)"$/\1/p' "$automations" | while read -r name; do
+    prefect --no-prompt automation delete "$name" > /dev/null 2>&1 || true
+done
+prefect --no-prompt automation create --from-file "$automations"

@@ -1,10 +1,13 @@
-"""What several stages show in Prefect alike: keys of artifacts, and how far a training is."""
+"""What several stages show in Prefect alike: keys of artifacts, and how far something is. None of it may end a run."""
 
+import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
@@ -13,19 +16,50 @@ from compressor.wording import duration
 if TYPE_CHECKING:
     from compressor.training import TrainingState
 
-KEY_LENGTH = 100
+KEY_LENGTH = 90
 
 
 def slug(name: str) -> str:
-    """A name or address as artifact keys want it: lower case and dashes, the end of a long one."""
+    """A name as artifact keys want it: lower case and dashes, the end of a long one."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-KEY_LENGTH:]
+
+
+def archive_slug(url: str) -> str:
+    """The same for an archive's address, with a digest: others may differ from it in what a key cannot hold."""
+    return f"{slug(url)}-{hashlib.blake2b(url.encode(), digest_size=3).hexdigest()}".strip("-")
+
+
+@contextmanager
+def not_vital(what: str) -> Iterator[None]:
+    """Log what fails: the work that is shown is done all the same."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("%s cannot be shown: %s: %s", what, type(error).__name__, error)
+
+
+def progress_artifact(key: str, description: str) -> Callable[[float, str], None]:
+    """An artifact that shows progress, and what tells it percent and a description from then on."""
+    artifact = None
+    with not_vital("progress"):
+        artifact = create_progress_artifact(0.0, key=key, description=description)
+
+    def show(percent: float, description: str) -> None:
+        nonlocal artifact
+        shown, artifact = artifact, None  # one that has failed, or was deleted by a person, is not asked again
+        if shown is not None:
+            with not_vital("progress"):
+                update_progress_artifact(shown, percent, description)
+                artifact = shown
+
+    return show
 
 
 def training_progress(name: str) -> "Callable[[TrainingState, float], None]":
     """Shows how far a training is as an artifact; nowhere, where a worker runs it that Prefect does not watch."""
     if not TaskRunContext.get():
         return lambda state, done: None
-    artifact = create_progress_artifact(0.0, key=f"training-{slug(name)}", description=f"training {name}")
+    tell = progress_artifact(f"training-{slug(name)}", f"training {name}")
     started = time.monotonic()
 
     def show(state: "TrainingState", done: float) -> None:
@@ -35,6 +69,6 @@ def training_progress(name: str) -> "Callable[[TrainingState, float], None]":
             *(f"{measure} {last[measure]:.5g}" for measure in last if measure != "step"),
         ]
         left = f"{duration((time.monotonic() - started) * (1 - done) / done)} left" if 0 < done < 1 else ""
-        update_progress_artifact(artifact, round(100 * done, 1), ", ".join(filter(None, [*told, left])))
+        tell(round(100 * done, 1), ", ".join(filter(None, [*told, left])))
 
     return show

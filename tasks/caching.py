@@ -6,6 +6,7 @@ found under a key is only as good as the file it points at, so callers use :func
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prefect import Task
@@ -23,6 +24,16 @@ class Record(Protocol):
     """What a cached stage returns, as a dictionary: small, and able to tell whether the file it points at is good."""
 
     def exists(self) -> bool: ...
+
+
+def is_artifact(path: str, id: str) -> bool:
+    """Whether the codec ``id`` lies at ``path``."""
+    from compressor.artifact import identify
+
+    try:
+        return identify(Path(path).read_bytes()) == id
+    except OSError:
+        return False
 
 
 R = TypeVar("R", bound=Record)

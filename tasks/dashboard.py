@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
@@ -12,7 +12,7 @@ from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
 from compressor.pages import data_uri, markdown_table
 from compressor.wording import describe_archive, size
-from tasks.artifacts import slug
+from tasks.artifacts import archive_slug, not_vital
 from tasks.home import is_watched
 from tasks.retries import NOT_KEPT
 
@@ -26,7 +26,7 @@ def announce(event: str, archive_url: str, payload: dict[str, Any]) -> None:
         return
     emit_event(
         f"latentpack.{event}",
-        resource={"prefect.resource.id": f"latentpack.archive.{slug(archive_url)}", "archive": archive_url},
+        resource={"prefect.resource.id": f"latentpack.archive.{archive_slug(archive_url)}", "archive": archive_url},
         payload=payload,
     )
 
@@ -40,12 +40,10 @@ def publish_state(archive_url: str, price_per_tb: float, most_read: int = MOST_R
     """
     if not is_watched():
         return
-    try:
+    with not_vital("the archive's state"):
         archive = Archive.open(archive_url)
         text = state_markdown(archive, archive.info() if len(archive) <= most_read else None, price_per_tb)
-        create_markdown_artifact(text, key=f"archive-state-{slug(archive_url)}", description=archive.url)
-    except Exception as error:
-        get_run_logger().warning("the archive's state is not shown: %s: %s", type(error).__name__, error)
+        create_markdown_artifact(text, key=f"archive-state-{archive_slug(archive_url)}", description=archive.url)
 
 
 def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: float) -> str:

@@ -20,9 +20,9 @@ from compressor.files import write_whole
 from compressor.shards import ShardRecord, content_of, load_shards
 from compressor.training import TrainingConfig, TrainingState
 from tasks.artifacts import training_progress
-from tasks.caching import stage_key
+from tasks.caching import is_artifact, stage_key
 from tasks.home import home
-from tasks.retries import NOT_KEPT
+from tasks.retries import NOT_KEPT, retry_unless_told
 
 TRAIN_VERSION = 4
 MEASURE_VERSION = 2
@@ -41,8 +41,8 @@ class CellRecord:
     training: dict[str, Any] | None
 
     def exists(self) -> bool:
-        """Whether the file is there."""
-        return Path(self.path).is_file()
+        """Whether the file is there, and whole."""
+        return is_artifact(self.path, self.id)
 
     def trained(self) -> Training | None:
         return Training(**self.training) if self.training else None
@@ -55,8 +55,11 @@ class MeasurementRecord:
     path: str
 
     def exists(self) -> bool:
-        """Whether the file is there."""
-        return Path(self.path).is_file()
+        """Whether the file is there, and whole."""
+        try:
+            return bool(self.values())
+        except (OSError, ValueError):
+            return False
 
     def values(self) -> dict[str, Any]:
         return dict(json.loads(Path(self.path).read_text(encoding="utf-8")))
@@ -76,6 +79,7 @@ def _train_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str
     task_run_name="train-{name}",
     retries=2,
     retry_delay_seconds=10,
+    retry_condition_fn=retry_unless_told,
     cache_key_fn=_train_key,
     tags={"latentpack-training"},
 )

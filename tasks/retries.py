@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from compressor.errors import causes
+from compressor.errors import LatentpackError, causes
 from compressor.retrying import is_transient
 
 
@@ -23,6 +23,23 @@ def retry_if_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) ->
     except Exception as error:
         return caused_by_storage(error)
     return False
+
+
+def retry_unless_told(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """A ``retry_condition_fn``: what a person is told to mend would fail again."""
+    try:
+        state.result()
+    except Exception as error:
+        return not isinstance(error, LatentpackError)
+    return False
+
+
+def is_of_prefect(error: BaseException | None) -> bool:
+    """Whether an error is Prefect's own, or comes from one: its server is gone, or did not let a task start."""
+    kinds = [kind for one in causes(error) for kind in type(one).__mro__]
+    return any(kind.__module__.startswith(("httpx", "httpcore", "prefect.concurrency")) for kind in kinds) or any(
+        str(one).startswith("Failed to reach API") for one in causes(error)
+    )
 
 
 # Options of ``task``, beside the number of ``retries``.

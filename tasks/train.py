@@ -19,9 +19,9 @@ from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
 from tasks.artifacts import training_progress
-from tasks.caching import stage_key
+from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
-from tasks.retries import NOT_KEPT
+from tasks.retries import NOT_KEPT, retry_unless_told
 from tasks.threads import cores, pin_threads
 
 VERSION = 4  # raise it when the same shards and configuration give another codec
@@ -43,8 +43,8 @@ class TrainingRecord:
     history: list[dict[str, float]]
 
     def exists(self) -> bool:
-        """Whether the file is there."""
-        return Path(self.path).is_file()
+        """Whether the file is there, and whole."""
+        return is_artifact(self.path, self.id)
 
 
 def codec_folder() -> Path:
@@ -71,6 +71,7 @@ def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
     task_run_name="train-{family}",
     retries=2,
     retry_delay_seconds=10,
+    retry_condition_fn=retry_unless_told,
     cache_key_fn=_key,
     tags={"latentpack-training"},
 )
@@ -136,6 +137,7 @@ def train(
     task_run_name="train-{family}",
     retries=2,
     retry_delay_seconds=10,
+    retry_condition_fn=retry_unless_told,
     **NOT_KEPT,
     tags={"latentpack-training"},
 )

@@ -157,6 +157,27 @@ def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture
     assert said(capsys, "verify", archive)[0] == 0
 
 
+def test_a_prefect_server_that_is_gone_is_told(
+    pictures: Path,
+    tmp_path: Path,
+    prefect_api: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import httpx
+
+    import flows.pipeline
+
+    def gone(*_: object) -> None:
+        raise httpx.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(flows.pipeline, "pipeline", gone)
+    code, _, err = said(capsys, "run", pictures, tmp_path / "archive")
+    assert (
+        code == 2 and "the Prefect server no longer answers, or refuses ([Errno 111]" in err and "internal" not in err
+    )
+
+
 def test_keys_are_taken_from_files(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from compressor.growth import Growth, by_run, growth
 from flows.parameters import MaintainParameters
-from tasks.artifacts import slug
+from tasks.artifacts import archive_slug
 from tasks.dashboard import publish_state, state_markdown
 from tasks.home import UNWATCHED
 from tests.test_flows import archive_it, write_pictures
@@ -37,7 +37,7 @@ def published(url: str) -> list[Any]:
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     with get_client(sync_client=True) as client:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"archive-state-{slug(url)}"]))
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"archive-state-{archive_slug(url)}"]))
         return client.read_artifacts(artifact_filter=wanted)
 
 
@@ -53,6 +53,21 @@ def test_the_state_has_the_archives_figures_and_plots(archive: Path) -> None:
     for image in images:
         shown = Image.open(io.BytesIO(base64.b64decode(image)))
         assert shown.width > 500 and len(set(shown.convert("L").tobytes())) > 10, "not blank"
+
+
+def test_archives_of_other_addresses_have_states_of_their_own() -> None:
+    urls = [
+        "s3://b/a-b",
+        "s3://b/a/b",
+        "/data/Photos",
+        "/data/photos",
+        "/写真/保存",
+        "/фото",
+        "/" + "x" * 300,
+        "/y" + "x" * 300,
+    ]
+    slugs = {archive_slug(url) for url in urls}
+    assert len(slugs) == len(urls) and all(re.fullmatch(r"[a-z0-9][a-z0-9-]{3,100}[a-z0-9]", slug) for slug in slugs)
 
 
 def test_growth_is_what_each_commit_led_to(archive: Path) -> None:
@@ -117,5 +132,10 @@ def test_what_automations_wait_for_is_announced(tmp_path: Path, monkeypatch: pyt
     part.write_bytes(data)
     with pytest.raises(ArchiveError):
         maintain(MaintainParameters(archive=str(archive)))
-    told = {"run.finished", "pictures.quarantined", "mirror.refused", "archive.damaged"}
+    (folder / "a.jpg_large").write_text("no picture")
+    archive_it(folder, tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    archive_it(tmp_path / "empty", tmp_path / "other")
+    told = {"run.finished", "pictures.quarantined", "mirror.refused", "archive.damaged", "source.empty"}
+    told.add("names.passed-over")
     assert {f"latentpack.{name}" for name in told} <= set(heard)

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+import tasks.train
 from compressor.archive import CRASHED, Archive
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
@@ -451,3 +452,84 @@ def test_a_scheduler_that_is_gone_is_told_and_no_picture_is_blamed(
 def test_an_address_that_is_none_is_told(tmp_path: Path, scheduler: str) -> None:
     with pytest.raises(LatentpackError, match=f"no Dask worker can be reached at {scheduler} .* tcp://"):
         archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=scheduler)
+
+
+def test_what_prefect_does_not_let_start_is_no_fault_of_a_picture(tmp_path: Path) -> None:
+    """An operator holds work by a limit of 0; a server that is gone ends in the same error."""
+    from prefect.client.orchestration import get_client
+
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit("latentpack-encode", 0)
+        try:
+            with pytest.raises(LatentpackError, match="does not let a batch start .*concurrency limits"):
+                archive_it(folder, archive)
+        finally:
+            client.delete_concurrency_limit_by_tag("latentpack-encode")
+    opened = Archive.open(str(archive))
+    assert not len(opened) and not list(opened.quarantined())
+    assert archive_it(folder, archive)["archived"] == 3
+
+
+@pytest.mark.parametrize("broken", ["create_progress_artifact", "update_progress_artifact"])
+def test_progress_that_cannot_be_shown_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A person may delete the artifact of a run that goes on."""
+
+    asked: list[str] = []
+
+    def gone(*_: Any, **__: Any) -> None:
+        asked.append(broken)
+        raise RuntimeError("404: Artifact not found")
+
+    monkeypatch.setattr(f"tasks.artifacts.{broken}", gone)
+    monkeypatch.setattr("flows.pipeline.ARTIFACT_EVERY_S", 0.0)
+    folder = write_pictures(tmp_path / "in", 4)
+    assert archive_it(folder, tmp_path / "archive", batch_size=1)["archived"] == 4
+    assert asked == [broken], "it is asked once, and not again"
+
+
+def test_a_summary_that_cannot_be_shown_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise RuntimeError("500")
+
+    monkeypatch.setattr("flows.pipeline.publish", gone)
+    assert archive_it(write_pictures(tmp_path / "in", 2), tmp_path / "archive")["archived"] == 2
+
+
+def test_a_runs_log_says_how_it_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_pictures(tmp_path / "in", 2)
+    (folder / "bad.png").write_text("no picture")
+    (folder / "b.jpg_large").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    with caplog.at_level("INFO", logger="prefect.flow_runs"):
+        archive_it(folder, tmp_path / "archive")
+        archive_it(tmp_path / "empty", tmp_path / "archive")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert ("INFO", "listed 3 pictures, archived 2, 1 quarantined") in told
+    warnings = [text for level, text in told if level == "WARNING"]
+    for words in ("1 picture quarantined; see with", "1 file not listed, for extensions such as '.jpg_large'"):
+        assert any(text.startswith(words) for text in warnings), words
+    assert any(text.startswith("there is no picture in ") for text in warnings)
+
+
+def test_a_training_that_a_person_has_to_mend_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.train import train_flow
+
+    tries: list[int] = []
+    real = tasks.train.load_shards
+
+    def counting(*arguments: Any) -> Any:
+        tries.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr("tasks.train.load_shards", counting)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no picture")
+    parameters = TrainParameters(source=str(tmp_path), family="v1", steps=1, out=str(tmp_path / "c"), workers=1)
+    with pytest.raises(SourceError, match="no picture to train on"):
+        train_flow(parameters)
+    assert len(tries) == 1

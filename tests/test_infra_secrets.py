@@ -14,7 +14,7 @@ from compressor.archive import Archive
 from compressor.errors import LatentpackError
 from compressor.images import encode_picture
 from compressor.sources import Source
-from flows import cli
+from flows import cli, parameters
 from flows.parameters import PipelineParameters
 
 KEY, SECRET, TOKEN, API = "AKIAKEYOFTESTS", "Secr3tKeyOf/Tests+1", "T0kenOfTests", "pnu_ApiKeyOfTests"
@@ -106,6 +106,43 @@ def test_prefect_can_refuse_such_a_parameter_before_it_stores_it():
     for name in good:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(good | {name: f"s3://key:{PASSWORD}@bucket/a"}, schema)
+
+
+def test_no_form_takes_a_password_anywhere():
+    """But as the name of a picture, which may be anything."""
+    import jsonschema
+
+    secret = f"s3://key:{PASSWORD}@bucket/a"
+    kinds = [
+        one for one in vars(parameters).values() if isinstance(one, type) and issubclass(one, parameters.Parameters)
+    ]
+    needed = {"source": "a", "archive": "b", "destination": "c"}
+    tried = 0
+    for kind in kinds:
+        base = {name: value for name, value in needed.items() if name in kind.model_fields}
+        schema = kind.model_json_schema()
+        for name in set(kind.model_fields) - {"key"}:
+            for value in (secret, [secret]):
+                with pytest.raises(ValueError):
+                    kind(**base | {name: value})
+                tried += 1
+                try:
+                    jsonschema.validate(base | {name: value}, schema)
+                except jsonschema.ValidationError:
+                    continue
+                assert "local path" in str(_refusal(kind, base | {name: value})), f"{kind.__name__}.{name} is stored"
+    assert tried > 100
+
+
+def _refusal(kind: type, given: dict[str, object]) -> Exception:
+    with pytest.raises(ValueError) as refused:
+        kind(**given)
+    return refused.value
+
+
+def test_names_of_runs_leave_queries_out():
+    assert PipelineParameters(source="https://host/a?sig=b", archive="c").subject == "https://host/a"
+    assert parameters.VerifyParameters(archive="s3://bucket/a").subject == "s3://bucket/a"
 
 
 @pytest.mark.parametrize(

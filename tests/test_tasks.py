@@ -1,12 +1,15 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from distributed import KilledWorker
 
 from compressor.archive import Archive
+from compressor.artifact import identify
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
@@ -18,7 +21,9 @@ from compressor.wording import size
 from tasks.caching import stage_key
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
-from tasks.retries import caused_by_storage
+from tasks.experiments import CellRecord, MeasurementRecord
+from tasks.retries import caused_by_storage, is_of_prefect
+from tasks.train import TrainingRecord
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 
 
@@ -112,6 +117,44 @@ def test_cache_keys_differ_in_all_that_a_result_depends_on() -> None:
     }
     assert len(keys) == 16
     assert stage_key("shard", 1, "a", {"x": 1, "y": 2}) == stage_key("shard", 1, "a", {"y": 2, "x": 1})
+
+
+def test_what_is_remembered_is_only_as_good_as_its_file(tmp_path: Path) -> None:
+    """A power cut, or a full disk, may have left half of it."""
+    data = tiny_artifact("v1")
+    codec, measured = tmp_path / "codec", tmp_path / "measured.json"
+    codec.write_bytes(data)
+    measured.write_text('{"rows": []}')
+    trained = TrainingRecord(str(codec), identify(data), "v1", 1, 1, 1.0, "cpu", {}, [])
+    cell, measurement = CellRecord(str(codec), identify(data), None), MeasurementRecord(str(measured))
+    assert trained.exists() and cell.exists() and measurement.exists()
+    codec.write_bytes(data[:1000])
+    measured.write_text('{"rows": [')
+    assert not trained.exists() and not cell.exists() and not measurement.exists()
+    codec.unlink()
+    measured.unlink()
+    assert not trained.exists() and not cell.exists() and not measurement.exists()
+
+
+def test_prefects_own_errors_are_told_from_those_of_pictures() -> None:
+    import httpx
+    from prefect.concurrency.v1.asyncio import ConcurrencySlotAcquisitionError
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    of_prefect = [
+        httpx.ConnectError("refused"),
+        ConcurrencySlotAcquisitionError("limits"),
+        PrefectHTTPStatusError("500", request=None, response=None),  # type: ignore[arg-type]
+        RuntimeError("Failed to reach API at http://127.0.0.1:4200/api/"),
+    ]
+    assert all(map(is_of_prefect, of_prefect))
+    for error in (
+        RuntimeError("a"),
+        KilledWorker("encode", SimpleNamespace(address="tcp://a:1"), 1),
+        ConnectionError("refused"),
+        CodecError("a"),
+    ):
+        assert not is_of_prefect(error)
 
 
 def shard_arguments(source: Source, folder: Path) -> dict[str, Any]:
