@@ -5,6 +5,7 @@ A file's end is one of three: a row above its floor, a row that keeps the origin
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import crc32c
@@ -110,6 +111,7 @@ def encode_batch(
     options: EncodeOptions,
     run: str,
     on_progress: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> BatchReport:
     """Encode ``files`` into parts of ``archive``, not yet visible.
 
@@ -119,6 +121,8 @@ def encode_batch(
         Name of the run, kept with quarantine entries.
     on_progress
         Told now and then how many of ``files`` are done.
+    threads
+        Pictures that fall back to a standard format at the same time.
 
     Returns
     -------
@@ -145,12 +149,13 @@ def encode_batch(
             waiting.append((file, content, picture))
             held += picture.pixels[:, :, 0].size
             held_bytes += len(content)
-            if held > PIXELS_AT_ONCE or held_bytes > BYTES_AT_ONCE:  # of long animations only one picture is decoded
-                writer.add(_encode_pictures(waiting, codec, options, clock))
+            # Enough for all threads, of which each takes one picture; of long animations only one is decoded.
+            if (held > PIXELS_AT_ONCE and len(waiting) >= threads) or held_bytes > BYTES_AT_ONCE:
+                writer.add(_encode_pictures(waiting, codec, options, clock, threads))
                 pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
                 if on_progress:
                     on_progress(sum(writer.codecs.values()) + len(quarantined))
-    writer.add(_encode_pictures(waiting, codec, options, clock))
+    writer.add(_encode_pictures(waiting, codec, options, clock, threads))
     writer.flush()
     measured = np.array(writer.psnr)
     return BatchReport(
@@ -211,7 +216,11 @@ def _prepare(content: bytes, options: EncodeOptions) -> Picture:
 
 
 def _encode_pictures(
-    pictures: Sequence[tuple[SourceFile, bytes, Picture]], codec: Codec, options: EncodeOptions, clock: Clock
+    pictures: Sequence[tuple[SourceFile, bytes, Picture]],
+    codec: Codec,
+    options: EncodeOptions,
+    clock: Clock,
+    threads: int,
 ) -> list[Row]:
     """Rows of pictures, in their order."""
     stored: dict[int, Stored] = {}
@@ -228,15 +237,19 @@ def _encode_pictures(
     target = options.target(codec)
     goal = target or floor or options.target_psnr or 0.0
     patient = options.effort > 0
-    rows = []
-    for index, (file, content, picture) in enumerate(pictures):
-        one = stored.get(index)
+
+    def settled(index: int) -> Stored | None:
+        picture, one = pictures[index][2], stored.get(index)
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
-            with clock("fallback"):
-                one = fall_back(picture, goal, patient)
-        elif one is not None and target is not None:
-            with clock("fallback"):
-                one = smallest(one, fall_back(picture, goal, patient) if is_costly(one, picture, goal) else None)
+            return fall_back(picture, goal, patient)
+        if one is not None and target is not None and is_costly(one, picture, goal):
+            return smallest(one, fall_back(picture, goal, patient))
+        return one
+
+    with clock("fallback"), ThreadPoolExecutor(threads) as pool:
+        chosen = list(pool.map(settled, range(len(pictures))))
+    rows = []
+    for (file, content, picture), one in zip(pictures, chosen, strict=True):
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
         unchanged = options.resize is None
         if one is None or (unchanged and len(one.encoded.payload) >= len(content)):

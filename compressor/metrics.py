@@ -78,9 +78,9 @@ def ssimulacra2(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def bd_rate(
     rate_a: Sequence[float] | np.ndarray,
-    distortion_a: Sequence[float] | np.ndarray,
+    quality_a: Sequence[float] | np.ndarray,
     rate_b: Sequence[float] | np.ndarray,
-    distortion_b: Sequence[float] | np.ndarray,
+    quality_b: Sequence[float] | np.ndarray,
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> float:
     """Bjontegaard's mean difference of rate: percent by which b's exceeds a's at equal quality.
@@ -90,7 +90,7 @@ def bd_rate(
     Parameters
     ----------
     rate_a, rate_b : positive rates in any one unit.
-    distortion_a, distortion_b : quality at these rates, more is better (PSNR, SSIM, ...), in any order.
+    quality_a, quality_b : quality at these rates, more is better (PSNR, SSIM, ...), in any order.
     within : range of quality that is compared, as far as both curves have points there.
 
     Raises
@@ -98,7 +98,7 @@ def bd_rate(
     ValueError
         If a curve has fewer than two usable points, or the curves share no range of quality.
     """
-    curve_a, curve_b = RateCurve(rate_a, distortion_a), RateCurve(rate_b, distortion_b)
+    curve_a, curve_b = RateCurve(rate_a, quality_a), RateCurve(rate_b, quality_b)
     low, high = max(curve_a.low, curve_b.low, within[0]), min(curve_a.high, curve_b.high, within[1])
     if not high > low:
         raise ValueError(
@@ -115,10 +115,10 @@ class RateCurve:
     Points that cost more and give no more quality than another are left out: nobody would choose them.
     """
 
-    def __init__(self, rate: Sequence[float] | np.ndarray, distortion: Sequence[float] | np.ndarray) -> None:
+    def __init__(self, rate: Sequence[float] | np.ndarray, quality: Sequence[float] | np.ndarray) -> None:
         from scipy.interpolate import PchipInterpolator
 
-        rates, qualities = np.asarray(rate, np.float64), np.asarray(distortion, np.float64)
+        rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
         usable = np.isfinite(qualities) & np.isfinite(rates) & (rates > 0)
         order = np.lexsort((-qualities[usable], rates[usable]))
         rates, qualities = rates[usable][order], qualities[usable][order]
@@ -129,9 +129,9 @@ class RateCurve:
         self.low, self.high = float(qualities[0]), float(qualities[-1])
         self._log_rate = PchipInterpolator(qualities, np.log(rates), extrapolate=False)
 
-    def rate_at(self, distortion: float) -> float | None:
+    def rate_at(self, quality: float) -> float | None:
         """Rate at this quality; None outside the measured range, where nothing is known."""
-        return float(np.exp(self._log_rate(distortion))) if self.low <= distortion <= self.high else None
+        return float(np.exp(self._log_rate(quality))) if self.low <= quality <= self.high else None
 
     def integral(self, low: float, high: float) -> float:
         """Integral of the log-rate over a range of quality."""

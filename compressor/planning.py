@@ -59,9 +59,10 @@ class Plan:
     """Counts of a listing and where the batches lie.
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
-    ``left`` (pending, but beyond the limit). ``skipped`` are names, with reasons, that cannot be keys at all,
-    ``ignored`` counts hidden ones and links to what is listed anyway; ``ignored_names`` are some of them; these three
-    are of the whole listing so far. ``more``: there is more of it, for another wave.
+    ``left`` (pending, but beyond the limit). ``bytes`` are those of the pending files, as far as they are known.
+    ``skipped`` are names, with reasons, that cannot be keys at all, ``ignored`` counts hidden ones and links to what is
+    listed anyway; ``ignored_names`` are some of them; these three are of the whole listing so far. ``more``: there is
+    more of it, for another wave.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Plan:
     already_there: int
     quarantined: int
     left: int
+    bytes: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
@@ -164,7 +166,7 @@ def plan(
         The listing fails.
     """
     states: Counter[str] = Counter()
-    pending = left = 0
+    pending = left = size = 0
     more = False
     source = listing.source
     listing.start_wave()
@@ -177,6 +179,7 @@ def plan(
                 left += max(0, len(wanted) - (limit - pending))
                 wanted = wanted[: max(0, limit - pending)]
             pending += len(wanted)
+            size += sum(max(0, file.size) for file, _ in wanted)
             if wanted:
                 writer.write_batch(_record_batch(wanted))
             if wave is not None and pending >= wave and not left:
@@ -190,6 +193,7 @@ def plan(
         already_there=states["same"],
         quarantined=states["quarantined"],
         left=left,
+        bytes=size,
         skipped=[(name, reason) for name, reason in source.skipped],
         ignored=source.ignored_count,
         ignored_names=[(name, reason) for name, reason in source.ignored],

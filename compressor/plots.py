@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from compressor.strips import Strip
 
 OURS = ("#D55E00", "#E69F00")  # vermilion, orange
-OTHERS = {"JPEG": "#6B7280", "WebP": "#009E73", "AVIF": "#0072B2", "JPEG XL": "#A34E86"}
-_SPARE = ("#56B4E9", "#3B3B3B", "#B8860B")
-_DASHES = {"JPEG": (0, (1, 1)), "WebP": (0, (4, 1.5)), "AVIF": "solid", "JPEG XL": (0, (5, 1, 1, 1))}
+OTHERS = {"JPEG": "#6B7280", "WebP": "#009E73", "AVIF": "#0072B2", "AVIF 4:4:4": "#56B4E9", "JPEG XL": "#A34E86"}
+_SPARE = ("#3B3B3B", "#B8860B")
+_DASHES = {
+    "JPEG": (0, (1, 1)), "WebP": (0, (4, 1.5)), "AVIF": "solid", "AVIF 4:4:4": (0, (7, 1.5)),
+    "JPEG XL": (0, (5, 1, 1, 1)),
+}  # fmt: skip
 _INK = "#1F2933"
 _BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
 STYLE: dict[Any, Any] = {
@@ -125,25 +128,23 @@ def quality(histogram: Mapping[str, int]) -> "Figure":
 
 
 def training(history: "Sequence[Mapping[str, float]]") -> "Figure":
-    """Loss in training and in validation (logarithmic) over steps, and under it PSNR in dB where it was measured."""
+    """Loss in training and in validation (logarithmic) over steps, and under them PSNR in dB where it was measured.
+
+    Each has a scale of its own: the two losses are taken at other quality steps.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     steps = [row["step"] for row in history]
     with_psnr = all("psnr" in row for row in history)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.2 if with_psnr else 2.6), layout="constrained")
-        losses, *rest = figure.subplots(1 + with_psnr, 1, sharex=True, squeeze=False)[:, 0]
-        losses.plot(
-            steps, [row["train_loss"] for row in history], color=OTHERS["JPEG"], linewidth=1.2, label="training"
-        )
-        losses.plot(steps, [row["loss"] for row in history], color=OURS[0], linewidth=2, label="validation")
-        losses.set_yscale("log")
-        losses.set_ylabel("loss (logarithmic)")
-        losses.legend(frameon=False)
-        for axes in rest:
-            axes.plot(steps, [row["psnr"] for row in history], color=OURS[0], linewidth=2)
-            axes.set_ylabel("validation PSNR, dB")
+        shown = [("train_loss", "training loss", OTHERS["JPEG"]), ("loss", "validation loss", OURS[0])]
+        shown += [("psnr", "validation PSNR, dB", OURS[0])] * with_psnr
+        figure = Figure(figsize=(7.5, 2.1 * len(shown)), layout="constrained")
+        for axes, (name, title, colour) in zip(figure.subplots(len(shown), 1, sharex=True), shown, strict=True):
+            axes.plot(steps, [row[name] for row in history], color=colour, linewidth=2)
+            axes.set_yscale("linear" if name == "psnr" else "log")
+            axes.set_ylabel(title)
         figure.axes[-1].set_xlabel("step")
     return figure
 

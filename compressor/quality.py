@@ -15,8 +15,8 @@ import numpy as np
 from compressor.codec import Codec, Encoded
 from compressor.metrics import psnr
 
-TOLERANCE = 0.4  # dB above the target at which a try is good enough
-AIM = 0.05  # dB above the target that the first two tries aim at, then twice as much each: for bytes and time together
+TOLERANCE = 0.35  # dB above the target at which a try is good enough
+AIM = 0.05  # dB above the target that tries aim at: for bytes and time together
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
 _DRAFTS = (45, 75)  # qualities of a standard format that its fastest setting is measured at, to start from
@@ -124,7 +124,7 @@ class _Search:
         # Above what is known to fail may lie nothing better: a codec's PSNR need not rise to its last quality.
         if self.tries >= (2 * _GUESSES if self.psnr_above is None else _GUESSES):
             return (self.below + self.above) // 2
-        aim = target + AIM * 2 ** max(0, self.tries - 1)
+        aim = target + AIM
         if self.psnr_above is not None and self.psnr_below is not None:
             slope = (self.psnr_above - self.psnr_below) / (self.above - self.below)
             wanted = self.below + math.ceil((aim - self.psnr_below) / max(slope, 1e-3))

@@ -6,7 +6,8 @@ With no argument, the archive that archive_a_folder.py made.
 import sys
 
 import duckdb
-from deltalake import DeltaTable
+
+from compressor.archive import Archive
 
 QUERY = """
     select codec, count(*) as pictures, round(avg(psnr), 2) as psnr,
@@ -17,7 +18,7 @@ QUERY = """
 
 def main(url: str = "example-archive") -> None:
     # The log says which files are live; DuckDB reads just the columns that the query names.
-    images = duckdb.read_parquet(DeltaTable(f"{url}/images").file_uris())
+    images = duckdb.read_parquet(Archive.open(url).files())
     print(images.query("images", QUERY))
 
 

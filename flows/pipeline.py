@@ -45,7 +45,9 @@ from tasks.report import TABLE_ROWS, publish
 from tasks.retries import caused_by_storage, is_of_prefect
 
 MOST_LOST = 64  # batches lost in a row: no picture is to blame any more
-SMALL = 400  # pictures for one process and one file: a second would add 10 bytes a picture of metadata
+# Pictures, and bytes of their files, for one process and one file: another would have started when these are done, and
+# would add 10 bytes a picture of metadata.
+SMALL, SMALL_BYTES = 400, 16 * 2**20
 ARTIFACT_EVERY_S = 5.0
 
 
@@ -219,7 +221,7 @@ class _Encoding:
 
     def _size(self, plan: Plan) -> int:
         """Pictures in a batch."""
-        if self._parameters.scheduler or plan.pending <= SMALL:
+        if self._parameters.scheduler or (plan.pending <= SMALL and plan.bytes <= SMALL_BYTES):
             return self._parameters.batch_size
         return plan.even_batches(self._workers, self._parameters.batch_size)
 
@@ -236,6 +238,8 @@ class _Encoding:
         def take() -> Batch | None:
             return again.popleft() if again else next(batches, None)
 
+        alone_here = isinstance(self._pool, ThisProcess)
+
         def arguments(batch: Batch) -> dict[str, Any]:
             return {
                 "name": batch.name,
@@ -244,9 +248,9 @@ class _Encoding:
                 "archive_url": self._archive.url,
                 "options": self._options,
                 "run": summary.run,
-                "threads": 1,
+                "threads": self._workers if alone_here else 1,
                 # In this process a batch can tell how far it is; from a worker only its end is heard of.
-                "on_progress": progress.within(summary) if isinstance(self._pool, ThisProcess) else None,
+                "on_progress": progress.within(summary) if alone_here else None,
             }
 
         def results() -> Iterator[tuple[Batch, Any, bool]]:

@@ -42,7 +42,7 @@ def encode(
 ) -> BatchReport:
     """Encode ``files`` into a part that is not visible yet."""
     pin_threads(threads)
-    return encode_batch(source, files, _archive(archive_url), options, run, on_progress)
+    return encode_batch(source, files, _archive(archive_url), options, run, on_progress, threads)
 
 
 # The name of the batch makes the commit idempotent: a retry whose first try did arrive changes nothing.

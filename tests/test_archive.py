@@ -1,5 +1,6 @@
 """The archive: what is committed is there once, whatever happens, and what is deleted is nowhere."""
 
+import hashlib
 import http.client
 import http.server
 import json
@@ -737,6 +738,39 @@ def test_others_read_the_table(archive):
     assert duckdb.sql("select count(distinct key), sum(octet_length(payload)) from images").fetchall() == [
         (100, archive.info().payload_bytes)
     ]
+
+
+def test_the_digest_of_a_state_is_what_the_format_says(archive):
+    """From the log's own text alone, as a reader in another language would have it."""
+    add(archive, [picture_row(name, seed) for seed, name in enumerate("abc")])
+    add(archive, [picture_row(name, seed) for seed, name in enumerate("bd")], replaced=["b"])
+    log = sorted(Path(archive.url, "images", "_delta_log").glob("*.json"))
+    entries = [json.loads(line) for path in log for line in path.read_text().splitlines()]
+    of_kind = {
+        kind: [one[kind] for one in entries if kind in one] for kind in ("add", "remove", "protocol", "metaData")
+    }
+    gone = {one["path"] for one in of_kind["remove"]}
+    [protocol], [about] = of_kind["protocol"], of_kind["metaData"]
+    columns = json.loads(about["schemaString"])["fields"]
+    hashed = [
+        (
+            sorted(about["configuration"].items()),
+            about["partitionColumns"],
+            [(one["name"], f'PrimitiveType("{one["type"]}")', one["nullable"]) for one in columns],
+            (protocol["minReaderVersion"], protocol["minWriterVersion"]),
+        )
+    ]
+    for one in of_kind["add"]:
+        if one["path"] not in gone:
+            stats = json.loads(one["stats"])
+            bounds = (stats["minValues"]["key"], stats["maxValues"]["key"])
+            hashed.append((one["path"], one["size"], stats["numRecords"], *bounds))
+    assert len(hashed) == 3, "two live files"
+    sums = (int.from_bytes(hashlib.blake2b(repr(one).encode(), digest_size=8).digest(), "little") for one in hashed)
+    stored = [
+        one["commitInfo"]["latentpack.state"] for one in entries if "latentpack.state" in one.get("commitInfo", {})
+    ]
+    assert stored[-1] == f"{sum(sums) % 2**64:016x}"
 
 
 @pytest.mark.parametrize("how", ["delete", "compact", "z_order"])

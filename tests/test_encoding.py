@@ -31,15 +31,17 @@ def archive_of(folder: Path, family: str = "v5") -> tuple[Archive, str]:
     return archive, codec
 
 
-def run(folder: Path, files: dict[str, bytes], family: str = "v5", **options) -> tuple[Archive, BatchReport]:
+def run(
+    folder: Path, files: dict[str, bytes], family: str = "v5", threads: int = 1, **options
+) -> tuple[Archive, BatchReport]:
     pictures = folder / "pictures"
-    pictures.mkdir()
+    pictures.mkdir(parents=True)
     for name, content in files.items():
         (pictures / name).write_bytes(content)
     archive, codec = archive_of(folder, family)
     source = Source.open(str(pictures))
     options = EncodeOptions(**({"codec": codec} | options))
-    report = encode_batch(source, list(source.files()), archive, options, "run")
+    report = encode_batch(source, list(source.files()), archive, options, "run", threads=threads)
     if report.parts:
         archive.commit(report.parts)
     return archive, report
@@ -190,6 +192,35 @@ def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
 
     with pytest.raises(CodecError, match="from 0 to 63"):
         run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, quality=99)
+
+
+def test_threads_change_nothing_but_the_time(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
+    files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate([*smooth_pictures(4, 24, 32), *noise])}
+    found = []
+    for threads in (1, 3):
+        archive, report = run(tmp_path / f"{threads}", files, threads=threads, target_psnr=38.0)
+        found.append(sorted((row.key, row.codec, row.payload, row.psnr) for [row] in archive.scan(batch_size=1)))
+        assert report.archived == 10
+    assert found[0] == found[1] and {codec for _, codec, *_ in found[0]} == {"av1-444"}, "all fall back"
+
+
+def test_large_pictures_are_taken_by_all_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor import encoding
+
+    together: list[int] = []
+    encode = encoding._encode_pictures
+
+    def noting(pictures, *arguments):
+        together.append(len(pictures))
+        return encode(pictures, *arguments)
+
+    monkeypatch.setattr(encoding, "_encode_pictures", noting)
+    monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", 1000)  # a picture has more
+    files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate(smooth_pictures(7, 40, 40))}
+    run(tmp_path / "one", files, codec="jpeg")
+    run(tmp_path / "three", files, codec="jpeg", threads=3)
+    assert together == [1, 1, 1, 1, 1, 1, 1, 0, 3, 3, 1]
 
 
 def test_a_batch_holds_few_bytes_of_files_whose_pictures_are_small(

@@ -128,6 +128,25 @@ def test_a_failure_of_everything_ends_the_run(tmp_path: Path, monkeypatch: pytes
         archive_it(folder, tmp_path / "archive")
 
 
+@pytest.mark.parametrize(("limit", "batches"), [(2**24, 1), (100, 2)])
+def test_few_pictures_of_many_bytes_are_work_for_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batches: int
+) -> None:
+    import flows.pipeline
+
+    asked: list[int] = []
+
+    def pool(scheduler: str | None, workers: int, batches: int, *rest: Any) -> Any:
+        asked.append(batches)
+        return real(scheduler, 1, 1)
+
+    real = flows.pipeline.pool
+    monkeypatch.setattr(flows.pipeline, "pool", pool)
+    monkeypatch.setattr(flows.pipeline, "SMALL_BYTES", limit)
+    assert archive_it(write_pictures(tmp_path / "in", 4), tmp_path / "archive", workers=2)["archived"] == 4
+    assert asked == [batches]
+
+
 def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.pipeline
 
