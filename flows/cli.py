@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from compressor.addresses import shown
-from compressor.errors import LatentpackError
+from compressor.errors import LatentpackError, is_shortage, told
 from flows.options import INTERRUPTED, UNUSABLE, build_parser
 
 
@@ -41,8 +41,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             where = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
-            told = problem["msg"].removeprefix("Value error, ")
-            _say(f"--{where.replace('_', '-')}: {told[:1].lower()}{told[1:]}, not {shown(repr(problem['input']))}")
+            text = problem["msg"].removeprefix("Value error, ")
+            _say(f"--{where.replace('_', '-')}: {text[:1].lower()}{text[1:]}, not {shown(repr(problem['input']))}")
         return UNUSABLE
     except LatentpackError as error:
         if options.debug:
@@ -54,6 +54,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        if is_shortage(error):
+            _say(f"not enough memory ({told(error)}): try fewer --workers, or more memory; what is done is kept")
+            return UNUSABLE
         _say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
         return UNUSABLE
 

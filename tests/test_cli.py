@@ -178,6 +178,18 @@ def test_a_prefect_server_that_is_gone_is_told(
     )
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_too_little_memory_is_told(
+    archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def short(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Archive, "info", short)
+    code, _, err = said(capsys, "info", archive)
+    assert code == 2 and err.startswith("latentpack: not enough memory (") and "internal" not in err
+
+
 def test_keys_are_taken_from_files(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
