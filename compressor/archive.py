@@ -21,7 +21,7 @@ from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError, 
 from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
 from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
 from compressor.known import KnownKeys, hash_keys
-from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, from_table, to_table
+from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
 from compressor.store import TEMPORARY_NAME, Store
 
 if TYPE_CHECKING:
@@ -296,6 +296,9 @@ class Archive:
         For many pictures: ``read_row`` reads a row group for each.
         """
         check_several(keys)
+        return self._found(keys)
+
+    def _found(self, keys: Collection[str]) -> Iterator[Row]:
         with self._reading():
             for found in self._images.find(keys, IMAGES.names):
                 yield from from_table(found, IMAGES)
@@ -345,9 +348,8 @@ class Archive:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
-        names = self._column_names(columns)
-        for part, group, _ in self.row_groups():
-            yield self.row_group(part, group, names)
+        names = self._column_names(columns)  # refused here, and not at the first row
+        return (self.row_group(part, group, names) for part, group, _ in self.row_groups())
 
     def keys(self) -> Iterator[str]:
         """All keys."""
@@ -397,10 +399,13 @@ class Archive:
         check_several(keys or ())
         return ArchiveDataset(self, keys, transform, target)
 
-    def row_groups(self) -> Iterator[tuple[Part, int, int]]:
-        """Every row group: its file, its number there, and how many rows it has; in order of keys as ``scan`` is."""
+    def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int]]:
+        """Row groups: the file, the number there, and how many rows it has; in order of keys as ``scan`` is.
+
+        Every one, or those that may hold keys of ``spans``.
+        """
         with self._reading():
-            for part, group in self._images.groups():
+            for part, group in self._images.groups(spans):
                 yield part, group, self._images.footer(part).row_group(group).num_rows
 
     def row_group(self, part: Part, group: int, columns: Sequence[str] | None = None) -> pa.Table:

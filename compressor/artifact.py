@@ -66,13 +66,19 @@ def identify(data: bytes) -> str:
 
 
 def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
-    """Artifact bytes; equal input gives equal bytes. ``weights`` in the metadata says that there are quantised ones."""
+    """Artifact bytes; equal input gives equal bytes. ``weights`` in the metadata says that there are quantised ones.
+
+    CodecError where the metadata is too long to be read again.
+    """
     from safetensors.numpy import save
 
     number = PARTED if QUALITY_PARTS in tensors else QUANTIZED if "weights" in metadata else PLAIN
     text = json.dumps({"format": number, **metadata}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    return save(contiguous, {_KEY: text})
+    data = save(contiguous, {_KEY: text})
+    if (length := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
+        raise CodecError(f"a codec's header has at most {_HEADER_LIMIT:,} bytes, not {length:,}: shorten its card")
+    return data
 
 
 def parse(data: bytes, expected_id: str | None = None) -> Artifact:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.errors import ArchiveError
-from compressor.parquet import IMAGES, Part, Row, from_table
+from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 
 if TYPE_CHECKING:
     from compressor.archive import Archive
@@ -48,9 +48,12 @@ class ArchiveDataset(Dataset[Any]):
         target: Callable[[Row], Any] | None = None,
     ) -> None:
         self._archive, self._transform, self._target = archive, transform, target
-        self._groups = list(archive.row_groups())
-        self._places = [np.arange(count) for _, _, count in self._groups]
-        if keys is not None:
+        self._groups: list[tuple[Part, int, int]] = []
+        self._places: list[np.ndarray] = []
+        if keys is None:
+            self._groups = list(archive.row_groups())
+            self._places = [np.arange(count) for _, _, count in self._groups]
+        else:
             self._choose(set(keys))
         self._starts = np.concatenate([[0], np.cumsum([len(places) for places in self._places])]).astype(int).tolist()
         self._kept: OrderedDict[int, list[Row]] = OrderedDict()
@@ -58,7 +61,8 @@ class ArchiveDataset(Dataset[Any]):
     def _choose(self, keys: set[str]) -> None:
         """Keep the places of ``keys`` alone. ArchiveError where one is not there."""
         chosen: list[tuple[tuple[Part, int, int], np.ndarray]] = []
-        for group in self._groups:
+        spans = Spans((key, key) for key in keys)
+        for group in self._archive.row_groups(spans):
             there = self._archive.row_group(*group[:2], ["key"])["key"].to_pylist()
             if places := [place for place, key in enumerate(there) if key in keys]:
                 chosen.append((group, np.array(places)))

@@ -24,6 +24,7 @@ from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
 PART_BYTES = 256 * 2**20
+MOST_PIXELS = 2**25  # that are decoded at once, so that all threads have work; one picture may have more
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
 FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
@@ -149,8 +150,10 @@ def encode_batch(
             waiting.append((file, content, picture))
             held += picture.pixels[:, :, 0].size
             held_bytes += len(content)
-            # Enough for all threads, of which each takes one picture; of long animations only one is decoded.
-            if (held > PIXELS_AT_ONCE and len(waiting) >= threads) or held_bytes > BYTES_AT_ONCE:
+            # Large ones are waited for until there is one for each thread, as far as memory goes. Of long animations
+            # only one picture is decoded.
+            enough = held > PIXELS_AT_ONCE and (len(waiting) >= threads or held > MOST_PIXELS)
+            if enough or held_bytes > BYTES_AT_ONCE:
                 writer.add(_encode_pictures(waiting, codec, options, clock, threads))
                 pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
                 if on_progress:

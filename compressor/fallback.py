@@ -14,7 +14,7 @@ SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
 PATIENT_AVIF_SPEED = 4  # where refinement takes as long
 COSTLY_BITS = 0.35  # a pixel; a learned codec that needs more, and more than
-COSTLY_SHARE = 0.4  # of a JPEG file as good, is tried against the fallback
+COSTLY_SHARE = 0.37  # of a JPEG file as good, is tried against the fallback
 JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
 
 

@@ -241,22 +241,23 @@ class KeyedTable:
 
         Reads no other row group than those that can hold one, by their smallest and largest key.
         """
-        ordered = sorted(set(keys))
+        ordered = sorted(_storable(keys))
         spans = Spans((key, key) for key in ordered)
-        for part in self.overlapping(ordered[0], ordered[-1]) if ordered else []:
-            for group in parquet.row_groups_with(self.footer(part), spans):
-                there = self.read(part, [group], ["key"])["key"]
-                first, last = (pc.min_max(there)[end].as_py() for end in ("min", "max"))
-                wanted = ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]
-                found = pc.is_in(there, pa.array(wanted, pa.string()))
-                if pc.any(found).as_py():
-                    yield self.read(part, [group], columns, salvage=True).filter(found)
+        for part, group in self.groups(spans):
+            there = self.read(part, [group], ["key"])["key"]
+            first, last = (pc.min_max(there)[end].as_py() for end in ("min", "max"))
+            wanted = ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]
+            found = pc.is_in(there, pa.array(wanted, pa.string()))
+            if pc.any(found).as_py():
+                yield self.read(part, [group], columns, salvage=True).filter(found)
 
-    def groups(self) -> Iterator[tuple[Part, int]]:
-        """Every row group, in order of keys where files do not overlap."""
+    def groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int]]:
+        """Row groups, all or those that may hold keys of ``spans``, in order of keys where files do not overlap."""
         for part in list(self.parts):
-            for group in range(self.footer(part).num_row_groups):
-                yield part, group
+            if spans is None:
+                yield from ((part, group) for group in range(self.footer(part).num_row_groups))
+            elif spans.meet(*part.key_range):
+                yield from ((part, group) for group in parquet.row_groups_with(self.footer(part), spans))
 
     def fingerprints(self) -> tuple[np.ndarray, np.ndarray]:
         """Key hashes and fingerprints of all rows: uint64 (N,) both."""
@@ -317,7 +318,7 @@ class KeyedTable:
     def delete(self, keys: Collection[str]) -> int:
         """Take the rows of ``keys`` out, in one commit. Returns how many there were."""
         removed = 0
-        keys = sorted(set(keys))
+        keys = sorted(_storable(keys))
 
         def plan() -> Change | None:
             nonlocal removed
@@ -488,6 +489,11 @@ class KeyedTable:
         past = [name for name in self.store.names(self._log) if name[:20].isdigit() and int(name[:20]) < version]
         self.store.delete([f"{self._log}/{name}" for name in past])
         self.refresh(anew=True)
+
+
+def _storable(keys: Collection[str]) -> set[str]:
+    """Without what no row can have: text that is not Unicode, such as a name in another encoding."""
+    return {key for key in keys if key.encode(errors="replace").decode() == key}
 
 
 def _part(action: dict[str, Any]) -> Part:

@@ -92,7 +92,9 @@ def learn(
         "validation": state.history[-1] if state.history else {},
     }
     if start:
-        full_card["start"] = {"id": start.id, "name": start.name, "card": start.metadata.get("card", {})}
+        before = dict(start.metadata.get("card", {}))
+        before.pop("start", None)  # it has its own in its own card
+        full_card["start"] = {"id": start.id, "name": start.name, "card": before}
     network = (trained.network if loss else trained).cpu().eval()
     calibration_NHWC = pictures_NHWC[spread(count, min(CALIBRATION, count))]
     data = freeze(family, network, calibration_NHWC, options, card=full_card)

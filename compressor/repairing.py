@@ -173,8 +173,8 @@ def _explanation(table: KeyedTable, missing: int) -> tuple[list[Part], list[Part
 def _part_of(table: KeyedTable, name: str) -> Part:
     """What the log should say of a file, from its content."""
     part = Part(name, table.store.size(f"{table.folder}/{name}"), 0, "")
-    keys = table.read(part, None, ["key"])["key"]
-    return Part(name, part.size, len(keys), parquet.statistics(len(keys), keys[0].as_py(), keys[-1].as_py()))
+    keys = table.read(part, None, ["key"])["key"].to_pylist()
+    return Part(name, part.size, len(keys), parquet.statistics(len(keys), min(keys), max(keys)))
 
 
 def _mend_codecs(archive: Archive, at_hand: Sequence[str], done: Repaired) -> None:

@@ -195,12 +195,12 @@ def write_file(destination: Path, name: str, data: bytes) -> None:
 def restore(
     archive: Archive,
     destination: Path,
-    keys: Collection[str] = (),
+    keys: Collection[str] | None = None,
     format: str = "png",
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Restored:
-    """Restore ``keys``, or all pictures, below ``destination``, which is created.
+    """Restore ``keys``, or all pictures where they are None, below ``destination``, which is created.
 
     What is damaged, or refused for good, is among the problems and keeps nothing else from being restored.
 
@@ -221,7 +221,7 @@ def restore(
         There is no such format, ``destination`` cannot be created, storage failed in a way that may pass, or another
         run has taken files away.
     """
-    check_several(keys)
+    check_several(keys or ())
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
     try:
@@ -235,7 +235,7 @@ def restore(
 def _restore(
     archive: Archive,
     destination: Path,
-    keys: Collection[str],
+    keys: Collection[str] | None,
     format: str,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
@@ -243,7 +243,7 @@ def _restore(
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
     shared = shared_paths(chosen.keys(), format)
-    total = chosen.count if keys else len(archive)
+    total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
     finished = 0
@@ -312,11 +312,11 @@ class _Chosen:
     What cannot be read, and keys that are not there, are put among the problems of ``done``.
     """
 
-    def __init__(self, archive: Archive, keys: Collection[str], format: str, done: Restored) -> None:
+    def __init__(self, archive: Archive, keys: Collection[str] | None, format: str, done: Restored) -> None:
         self._archive, self._done = archive, done
         self._images = archive.tables[0]
-        self._wanted = frozenset(keys)
-        self._spans = Spans(_rivals(key, format) for key in self._wanted) if keys else None
+        self._wanted = frozenset(keys or ())
+        self._spans = None if keys is None else Spans(_rivals(key, format) for key in self._wanted)
         self._groups: list[tuple[Part, int, int]] = []
 
     @property
@@ -327,9 +327,10 @@ class _Chosen:
     def keys(self) -> Iterator[str]:
         """Keys of what is to be restored, and all that may get the same paths."""
         missing = set(self._wanted)
+        doubtful: list[Part] = []
         with self._images.store.errors(READING):
             for part in list(self._images.parts):
-                if self._spans and not self._spans.meet(*part.key_range):
+                if self._spans is not None and not self._spans.meet(*part.key_range):
                     continue
                 found = Findings(part)
                 for group, count in row_groups(self._images, found, self._spans):
@@ -344,8 +345,15 @@ class _Chosen:
                     missing.difference_update(keys)
                     yield from keys
                 missing.difference_update(found.keys)
+                doubtful += [part] * bool(found.unreadable)
                 self._enter(found)
-        self._done.problems += [(key, f"{self._archive.url}: there is no picture {key!r}") for key in sorted(missing)]
+        self._done.problems += [(key, self._why_missing(key, doubtful)) for key in sorted(missing)]
+
+    def _why_missing(self, key: str, doubtful: Sequence[Part]) -> str:
+        for part in doubtful:
+            if part.key_range[0] <= key <= part.key_range[1]:
+                return f"{self._archive.url}: {key!r} may be in {part.path}, which cannot be read"
+        return f"{self._archive.url}: there is no picture {key!r}"
 
     def rows(self) -> Iterator[Row]:
         """Rows of those row groups of which :meth:`keys` has read the keys: of no other are the paths known."""
@@ -370,7 +378,7 @@ class _Chosen:
         self._images.refresh(anew=True)
         if found.part not in self._images.parts:
             raise ArchiveError(f"{self._images.store.url}: cannot {TAKEN_AWAY}")
-        others = set(found.bad) - self._wanted if self._spans else set()
+        others = set(found.bad) - self._wanted if self._spans is not None else set()
         advice = MORE_MEMORY if is_shortage(found.refused) else ""
         self._done.problems += [(one.key, one.reason + advice) for one in problems if one.key not in others]
 

@@ -5,6 +5,7 @@ A shard is named by what is in it and how it was made, so that it can be cached,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
 
 FORBIDDEN = "forbidden"  # the reason of a file that may not be read
+_END = b"ARROW1"  # of a whole Arrow file
 VERSION = 2  # raise it when the same files give other pictures
 
 
@@ -60,7 +62,12 @@ class ShardRecord:
 
     def exists(self) -> bool:
         """Whether the file is still there and whole: what the source did not give, it may give the next time."""
-        return Path(self.path).is_file() and not self.refused.get(UNREADABLE)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(-len(_END), os.SEEK_END)
+                return file.read() == _END and not self.refused.get(UNREADABLE)
+        except OSError:
+            return False
 
 
 def content_of(records: Sequence[ShardRecord], *ids: str) -> str:

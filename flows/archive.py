@@ -22,7 +22,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     return restore_pictures(
         parameters.archive,
         Path(parameters.destination),
-        named(parameters.key, parameters.keys_from),
+        named(parameters.key, parameters.keys_from) or None,
         parameters.format.value,
         parameters.workers or worker_count(),
         on_progress("restoring"),

@@ -16,7 +16,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """As :func:`flows.archive.restore`."""
     archive = Archive.open(parameters.archive)
     destination, workers = Path(parameters.destination), parameters.workers or worker_count()
-    keys = named(parameters.key, parameters.keys_from)
+    keys = named(parameters.key, parameters.keys_from) or None
     return restore_pictures(
         archive, destination, keys, parameters.format.value, workers, on_progress("restoring")
     ).to_dict()

@@ -19,9 +19,19 @@ fi
 prefect --no-prompt work-queue create writers --pool latentpack --limit 1 ||
     prefect --no-prompt work-queue set-concurrency-limit writers 1 --pool latentpack
 prefect --no-prompt deploy --all
-# Each by its name first, for a second import would make a second one of the same name.
+# Those that are missing: a second import would make a second one of the same name, and one made anew would forget the
+# heartbeats that it waits for.
 automations="$(dirname "$0")/automations.yaml"
+missing=$(mktemp)
 sed -n 's/^  - name: "\(.*\)"$/\1/p' "$automations" | while read -r name; do
-    prefect --no-prompt automation delete "$name" > /dev/null 2>&1 || true
-done
-prefect --no-prompt automation create --from-file "$automations"
+    prefect --no-prompt automation inspect "$name" > /dev/null 2>&1 || echo "$name"
+done > "$missing"
+if [ -s "$missing" ]; then
+    python -c "
+import sys, yaml
+given, names, chosen = yaml.safe_load(open(sys.argv[1])), open(sys.argv[2]).read().splitlines(), sys.argv[2] + '.yaml'
+wanted = [one for one in given['automations'] if one['name'] in names]
+yaml.safe_dump({'automations': wanted}, open(chosen, 'w'))" "$automations" "$missing"
+    prefect --no-prompt automation create --from-file "$missing.yaml"
+fi
+rm -f "$missing" "$missing.yaml"

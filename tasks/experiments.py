@@ -24,7 +24,7 @@ from tasks.caching import is_artifact, stage_key
 from tasks.home import home
 from tasks.retries import NOT_KEPT, retry_unless_told
 
-TRAIN_VERSION = 4
+TRAIN_VERSION = 5
 MEASURE_VERSION = 2
 QUANTIZE_VERSION = 1
 STRIPS = 4  # pictures shown side by side
@@ -58,7 +58,7 @@ class MeasurementRecord:
         """Whether the file is there, and whole."""
         try:
             return bool(self.values())
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return False
 
     def values(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tasks.retries import IF_TRANSIENT, NOT_KEPT
 def restore_pictures(
     archive_url: str,
     destination: Path,
-    keys: Sequence[str],
+    keys: Sequence[str] | None,
     format: str,
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,

@@ -26,11 +26,11 @@ def retry_if_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) ->
 
 
 def retry_unless_told(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """A ``retry_condition_fn``: what a person is told to mend would fail again."""
+    """A ``retry_condition_fn``: what a person is told to mend would fail again, but for storage that may recover."""
     try:
         state.result()
     except Exception as error:
-        return not isinstance(error, LatentpackError)
+        return caused_by_storage(error) or not isinstance(error, LatentpackError)
     return False
 
 

@@ -220,7 +220,9 @@ def test_large_pictures_are_taken_by_all_threads_at_once(tmp_path: Path, monkeyp
     files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate(smooth_pictures(7, 40, 40))}
     run(tmp_path / "one", files, codec="jpeg")
     run(tmp_path / "three", files, codec="jpeg", threads=3)
-    assert together == [1, 1, 1, 1, 1, 1, 1, 0, 3, 3, 1]
+    monkeypatch.setattr(encoding, "MOST_PIXELS", 3000)  # two pictures have more
+    run(tmp_path / "bounded", files, codec="jpeg", threads=3)
+    assert together == [1, 1, 1, 1, 1, 1, 1, 0, 3, 3, 1, 2, 2, 2, 1]
 
 
 def test_a_batch_holds_few_bytes_of_files_whose_pictures_are_small(

@@ -133,6 +133,11 @@ def test_arrays_that_hold_nothing_allow_nothing():
             load_codec(dump({"family": "v5", "network": options}, nothing | {"wide": np.zeros(300, np.int8)}))
 
 
+def test_no_codec_is_written_that_could_not_be_read_again():
+    with pytest.raises(CodecError, match="shorten its card"):
+        dump({"family": "v1", "card": {"note": "x" * 600_000}}, {})
+
+
 def test_weights_that_no_float_holds_are_refused():
     parsed = parse(tiny_artifact("v2"))
     name = next(name for name in parsed.tensors if name.startswith("network."))

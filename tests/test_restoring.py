@@ -122,6 +122,25 @@ def test_keys_that_are_not_there_are_told_and_keep_nothing_back(tmp_path: Path) 
     ]
 
 
+def test_no_keys_are_no_pictures_and_none_given_all(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png", "b.png")
+    assert restore(archive, tmp_path / "none", set()).written == 0 and not names(tmp_path / "none")
+    assert restore(archive, tmp_path / "all").written == 2
+
+
+def test_a_key_that_may_be_in_what_cannot_be_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png")
+    archive.commit([archive.write_part([picture_row(key) for key in ("x.png", "y.png")])])
+    [broken] = [path for path in archive.files() if "y.png" in Path(path).read_bytes().decode("latin-1")]
+    os.truncate(broken, 100)
+    done = restore(archive, tmp_path / "out", ["a.png", "nope.png", "x.png"])
+    told = dict(done.problems)
+    assert done.written == 1 and told.keys() == {Path(broken).name, "nope.png", "x.png"}
+    assert "there is no picture" in told["nope.png"] and "which cannot be read" in told["x.png"]
+    [row] = Archive.open(archive.url).read_rows(["a.png"])  # opens no other file
+    assert row.key == "a.png"
+
+
 def test_originals_come_back_byte_for_byte(tmp_path: Path) -> None:
     archive = archive_of(tmp_path, "a.jpg")
     archive.commit([archive.write_part([original_row("a.png", b"whatever it is", 9, 9)])])

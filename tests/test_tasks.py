@@ -1,5 +1,7 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import KilledWorker
+from prefect.states import Failed
 
 from compressor.archive import Archive
 from compressor.artifact import identify
@@ -15,6 +18,7 @@ from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan, plan
 from compressor.samples import write_samples
+from compressor.shards import FORBIDDEN, ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source, SourceFile
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import size
@@ -22,7 +26,8 @@ from tasks.caching import stage_key
 from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
 from tasks.experiments import CellRecord, MeasurementRecord
-from tasks.retries import caused_by_storage, is_of_prefect
+from tasks.preprocess import prepare
+from tasks.retries import caused_by_storage, is_of_prefect, retry_unless_told
 from tasks.train import TrainingRecord
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 
@@ -129,11 +134,23 @@ def test_what_is_remembered_is_only_as_good_as_its_file(tmp_path: Path) -> None:
     cell, measurement = CellRecord(str(codec), identify(data), None), MeasurementRecord(str(measured))
     assert trained.exists() and cell.exists() and measurement.exists()
     codec.write_bytes(data[:1000])
-    measured.write_text('{"rows": [')
+    for text in ("[1]", '{"rows": ['):
+        measured.write_text(text)
+        assert not measurement.exists()
     assert not trained.exists() and not cell.exists() and not measurement.exists()
     codec.unlink()
     measured.unlink()
     assert not trained.exists() and not cell.exists() and not measurement.exists()
+
+
+def test_a_training_is_tried_again_unless_a_person_has_to_mend_something() -> None:
+    def tried(error: Exception, cause: Exception | None = None) -> bool:
+        error.__cause__ = cause
+        return retry_unless_told(prepare, None, Failed(data=error))  # type: ignore[arg-type]
+
+    assert tried(RuntimeError("the device was lost")) and tried(MemoryError())
+    assert tried(SourceError("cannot be listed"), ConnectionResetError(errno.ECONNRESET, "reset"))
+    assert not tried(SourceError("there is no picture")) and not tried(CodecError("no such family"))
 
 
 def test_prefects_own_errors_are_told_from_those_of_pictures() -> None:
@@ -158,16 +175,13 @@ def test_prefects_own_errors_are_told_from_those_of_pictures() -> None:
 
 
 def shard_arguments(source: Source, folder: Path) -> dict[str, Any]:
-    from compressor.shards import ShardConfig
 
     batch = Batch(0, tuple(source.files()), frozenset())
     return {"source": source, "batch": batch, "config": ShardConfig(side=32), "folder": folder, "threads": 1}
 
 
 def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: str) -> None:
-    from compressor.shards import ShardRecord, load_shards
     from tasks.caching import fresh
-    from tasks.preprocess import prepare
 
     source = folder_of(tmp_path / "in", 4)
     arguments = shard_arguments(source, tmp_path / "shards")
@@ -181,8 +195,17 @@ def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: st
     assert fresh(prepare, ShardRecord, **shard_arguments(source, tmp_path / "shards")).count == 3
 
 
+def test_half_a_shard_is_made_again(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", 2)
+    record = prepare_shard(source, list(source.files()), ShardConfig(side=32), tmp_path / "shards")
+    assert record.exists()
+    os.truncate(record.path, Path(record.path).stat().st_size // 2)
+    assert not record.exists()
+    os.truncate(record.path, 2)
+    assert not record.exists()
+
+
 def test_pictures_are_drawn_from_all_of_a_listing_and_stay_in_order() -> None:
-    from compressor.shards import drawn
 
     files = [SourceFile(f"{number:04d}", f"{number:04d}", 1, b"") for number in range(1000)]
     assert drawn(iter(files), 1000, 1) == files
@@ -194,7 +217,6 @@ def test_pictures_are_drawn_from_all_of_a_listing_and_stay_in_order() -> None:
 
 
 def test_chosen_pictures_of_shards_are_loaded_alone(tmp_path: Path) -> None:
-    from compressor.shards import ShardConfig, load_shards, prepare_shard
 
     source = folder_of(tmp_path / "in", 5)
     files = list(source.files())
@@ -208,10 +230,8 @@ def test_chosen_pictures_of_shards_are_loaded_alone(tmp_path: Path) -> None:
 
 
 def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp_path: Path, prefect_api: str) -> None:
-    from compressor.shards import ShardRecord
     from compressor.training import TrainingConfig
     from tasks.caching import fresh
-    from tasks.preprocess import prepare
     from tasks.train import training_key
 
     arguments = shard_arguments(folder_of(tmp_path / "in", 4), tmp_path / "shards")
@@ -229,7 +249,6 @@ def test_a_file_that_may_not_be_read_is_not_asked_for_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from compressor import sources
-    from compressor.shards import FORBIDDEN, ShardConfig, prepare_shard
 
     source = folder_of(tmp_path / "in", 3)
     read = sources._read_local

@@ -29,6 +29,7 @@ class WithLoss(nn.Module):
             raise ValueError(f"there is no loss {loss!r}: choose one of {', '.join(LOSSES)}")
         self.network = network
         self.loss = loss
+        self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # of latents, by that of a picture
         layers: list[Any] = [*network.narrow.values(), network.down[-1]]
         widths = [layer.out_channels for layer in layers]
         self.location = nn.ParameterList(nn.Parameter(torch.zeros(width, 1, 1)) for width in widths)
@@ -39,7 +40,10 @@ class WithLoss(nn.Module):
         """Noise for each latent, where rate is part of the loss."""
         if self.loss == STRUCTURE:
             return ()
-        shapes = [latent.shape[1:] for latent in self.network.encode(x_BCHW[:1])]
+        size = tuple(x_BCHW.shape[1:])
+        if size not in self._shapes:
+            self._shapes[size] = [tuple(latent.shape[1:]) for latent in self.network.encode(x_BCHW[:1])]
+        shapes = self._shapes[size]
         return tuple(
             torch.rand(len(x_BCHW), *shape, generator=generator, device=x_BCHW.device) - 0.5 for shape in shapes
         )
