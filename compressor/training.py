@@ -1,8 +1,8 @@
 """Training of every family: seeded, resumable after a kill, with EMA, early stopping and a history.
 
 Pictures stay on the device as uint8; there is no loader. A network brings its own loss (``training_loss``) and its
-own measure (``validation``), so nothing here knows what is being trained. Freezing the result into an artifact is
-``compressor.artifact``'s part.
+own measure (``validation``), so nothing here knows what is being trained. Freezing the result into an artifact is the
+family's part.
 """
 
 import copy
