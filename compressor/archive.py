@@ -6,7 +6,7 @@ What a row is lies in ``parquet.py``, commits in ``keyed_table.py``. Nothing her
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -307,7 +307,7 @@ class Archive:
         """One picture's pixels: uint8 (H, W, 3). ArchiveError where there is none, CodecError where it is damaged."""
         return self.decode([self.read_row(key)])[0]
 
-    def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    def decode(self, rows: Iterable[Row]) -> list[np.ndarray]:
         """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call.
 
         CodecError where a payload is damaged; ArchiveError where rows were read without a column that it takes:
@@ -315,6 +315,7 @@ class Archive:
         """
         from compressor.quality import grey_planes
 
+        rows = list(rows)
         pixels: dict[int, np.ndarray] = {}
         by_codec: dict[str, list[int]] = {}
         for index, row in enumerate(rows):

@@ -31,7 +31,7 @@ class ArchiveDataset(Dataset[Any]):
         Read as it is now; what others commit later is not seen, and what they erase or vacuum ends the reading with
         ArchiveError.
     keys
-        Pictures to take; None: all.
+        Pictures to take, in the archive's order whatever theirs, each once; None: all.
     transform
         Applied to each picture.
     target
@@ -113,6 +113,8 @@ class ArchiveDataset(Dataset[Any]):
         With several ``ranks``, as in distributed training, every one of them gets its share of that order, as many as
         each other; a few of the first are given twice where they cannot be shared evenly.
         """
+        if ranks < 1:
+            raise ValueError(f"ranks must be at least 1, not {ranks}")
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be from 0 to {ranks - 1}, not {rank}")
         return _GroupSampler(self._starts, seed, rank, ranks)

@@ -6,8 +6,10 @@ A bounded window of batches is under way at any time, so that neither futures no
 import json
 import os
 import queue
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -174,9 +176,11 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": cluster}
     if scheduler:
         listener().stage(f"waiting for a worker of {scheduler}")
-    with dask.config.set(settings), DaskTaskRunner(**options) as runner:
+    with dask.config.set(settings), ExitStack() as stack:
         try:
-            client = runner.client
+            with _deaf_to_interrupts():
+                runner = stack.enter_context(DaskTaskRunner(**options))
+                client = runner.client  # starts the cluster
             # Work that waits, unlike waiting for a worker, has an adaptive cluster start one.
             client.submit(int, pure=False).result(timeout=FIRST_WORKER_S)
         except (OSError, TimeoutError, ValueError) as error:  # the last of an address that is none
@@ -192,6 +196,20 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
             )
         tracked = not scheduler or _is_local(scheduler) or not _is_local(get_current_settings().api.url or "")
         yield DaskPool(runner, None if scheduler else workers, tracked, resources)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Threads and processes that start within never hear Ctrl-C: a terminal tells all, this process ends the others."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let the signal through again where it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def declared(client: Any, resources: dict[str, float]) -> bool:

@@ -55,6 +55,8 @@ def test_ranks_share_an_order_and_have_as_many_each(archive: Archive) -> None:
     assert set(given) == set(range(40)) and len(given) - len(set(given)) == 2
     with pytest.raises(ValueError, match="rank must be from 0 to 1"):
         dataset.sampler(3, 2, 2)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        dataset.sampler(3, 0, 0)
     assert list(archive.dataset([]).sampler(3)) == []
 
 

@@ -147,6 +147,19 @@ def test_few_pictures_of_many_bytes_are_work_for_several_processes(
     assert asked == [batches]
 
 
+def held_signals() -> set[int]:
+    return {int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+
+
+def test_processes_leave_ctrl_c_to_the_command_that_started_them() -> None:
+    """A terminal sends it to all, and theirs would end in tracebacks."""
+    from flows.dispatch import dask_pool
+
+    with dask_pool(None, 1) as pool:
+        assert signal.SIGINT in pool._runner.client.submit(held_signals, pure=False).result()
+        assert signal.SIGINT not in held_signals()
+
+
 def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.pipeline
 

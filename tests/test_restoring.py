@@ -173,6 +173,7 @@ def test_many_keys_read_each_row_group_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(KeyedTable, "read", counting)
     keys = [f"{number:03d}.png" for number in (7, 5, 6, 30)]
     assert [row.key for row in archive.read_rows(keys)] == sorted(keys) and asked == [1, 7]
+    assert len(archive.decode(archive.read_rows(keys))) == 4
     asked.clear()
     assert restore(archive, tmp_path / "out", keys).written == 4 and asked == [1, 7]
 
