@@ -5,8 +5,9 @@ A file's end is one of three: a row above its floor, a row that keeps the origin
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Event
 
 import crc32c
 import numpy as np
@@ -240,17 +241,26 @@ def _encode_pictures(
     target = options.target(codec)
     goal = target or floor or options.target_psnr or 0.0
     patient = options.effort > 0
+    stopped = Event()
+
+    def unless_stopped(_: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
 
     def settled(index: int) -> Stored | None:
         picture, one = pictures[index][2], stored.get(index)
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
-            return fall_back(picture, goal, patient)
+            return fall_back(picture, goal, patient, unless_stopped)
         if one is not None and target is not None and is_costly(one, picture, goal):
-            return smallest(one, fall_back(picture, goal, patient))
+            return smallest(one, fall_back(picture, goal, patient, unless_stopped))
         return one
 
     with clock("fallback"), ThreadPoolExecutor(threads) as pool:
-        chosen = list(pool.map(settled, range(len(pictures))))
+        try:
+            chosen = list(pool.map(settled, range(len(pictures))))
+        except BaseException:  # Ctrl-C must not wait for the searches of large pictures, which take seconds a try
+            stopped.set()
+            raise
     rows = []
     for (file, content, picture), one in zip(pictures, chosen, strict=True):
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.

@@ -1,5 +1,6 @@
 """When a standard format takes the learned codec's place, and which (see ``quality.py`` for the search)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,14 +27,17 @@ def is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
     return size > COSTLY_SHARE * _jpeg_size(picture, goal)
 
 
-def fall_back(picture: Picture, goal: float, patient: bool = False) -> Stored | None:
+def fall_back(
+    picture: Picture, goal: float, patient: bool = False, on_tries: Callable[[int], None] | None = None
+) -> Stored | None:
     """What a standard format needs to reach ``goal`` dB: the smallest, as far as a look at JPEG's size tells.
 
     Without loss where none reaches it. None where no format takes a picture of this size. ``patient``: take the time
-    that refinement takes.
+    that refinement takes. ``on_tries`` as in :func:`compressor.quality.encode_to_target`.
     """
     pixels = picture.pixels
-    one = _reaching(StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if patient else AVIF_SPEED), pixels, goal)
+    avif = StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if patient else AVIF_SPEED)
+    one = _reaching(avif, pixels, goal, on_tries)
     if one is None:
         one = _reaching(STANDARD[LOSSLESS], pixels, goal)
     else:
@@ -44,10 +48,12 @@ def fall_back(picture: Picture, goal: float, patient: bool = False) -> Stored | 
     return as_grey(one, pixels) if one is not None and picture.channels == 1 else one
 
 
-def _reaching(codec: Codec, pixels: np.ndarray, goal: float) -> Stored | None:
+def _reaching(
+    codec: Codec, pixels: np.ndarray, goal: float, on_tries: Callable[[int], None] | None = None
+) -> Stored | None:
     """A picture by one codec at ``goal`` dB; None where it does not reach that, or is longer than the format's side."""
     try:
-        (stored,) = encode_to_target(codec, [pixels], goal)
+        (stored,) = encode_to_target(codec, [pixels], goal, on_tries=on_tries)
     except CodecError:
         return None
     return stored

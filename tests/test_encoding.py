@@ -1,6 +1,9 @@
 """One batch: every file ends as a row that reads back or as a named quarantine entry, and the counts add up."""
 
 import io
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +206,26 @@ def test_threads_change_nothing_but_the_time(tmp_path: Path) -> None:
         found.append(sorted((row.key, row.codec, row.payload, row.psnr) for [row] in archive.scan(batch_size=1)))
         assert report.archived == 10
     assert found[0] == found[1] and {codec for _, codec, *_ in found[0]} == {"av1-444"}, "all fall back"
+
+
+def test_an_interrupt_waits_for_no_search_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor import encoding
+
+    tried: list[int] = []
+
+    def searching(*arguments: Any) -> None:
+        for number in range(1000):
+            tried.append(number)
+            if len(tried) == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            arguments[-1](number)
+
+    monkeypatch.setattr(encoding, "fall_back", searching)
+    files = {f"{number}.png": file_of(pixels) for number, pixels in enumerate(smooth_pictures(4, 24, 32))}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, files, threads=2, target_psnr=60.0)
+    assert len(tried) < 200
 
 
 def test_large_pictures_are_taken_by_all_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
