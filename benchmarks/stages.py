@@ -138,7 +138,7 @@ def stages(source: Source, codec: HyperpriorCodec, options: argparse.Namespace) 
 
     def synthesise() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            return network.synthesis.patches(y, quality_B)
+            return network.synthesis(y, quality_B)
 
     with torch.inference_mode():
         y, z = analyse()

@@ -19,11 +19,11 @@ from compressor.networks.hyperprior import (
     SCALE_LEVELS,
     SCALE_MAX,
     SCALE_MIN,
-    STEPS,
     Hyperprior,
     evening,
     quality_to_lambda,
 )
+from compressor.networks.steps import STEPS
 
 _QUALITY = 44.0  # where losses are looked at: high enough that most of them are what the transform does not carry
 _CODED = 1e-5  # share of nonzero residuals from which on a latent counts as coded
@@ -110,12 +110,15 @@ def _looked_at(network: Hyperprior, pictures_NCHW: Tensor) -> tuple[Tensor, Tens
         x_BCHW = part_BCHW.float() / 255
         quality_B = torch.full((len(x_BCHW),), _QUALITY)
         _, r, _, y = network.quantize(network.first_features(x_BCHW, False), quality_B, False)
-        wanted = F.pixel_unshuffle(x_BCHW, 8)
-        error = wanted - network.synthesis.patches(y, quality_B)
         used.append((r != 0).float().mean(dim=(0, 2, 3)))
-        patches.append(F.pixel_unshuffle(wanted - 0.5, 2).permute(0, 2, 3, 1).flatten(0, 2))
-        lost.append(F.pixel_unshuffle(error, 2).permute(0, 2, 3, 1).flatten(0, 2))
+        patches.append(_patches(x_BCHW - 0.5))
+        lost.append(_patches(x_BCHW - network.synthesis(y, quality_B)))
     return torch.stack(used).mean(dim=0) > _CODED, torch.cat(patches), torch.cat(lost)
+
+
+def _patches(x_BCHW: Tensor) -> Tensor:
+    """(N, 768), in the order of the shortcuts' weights."""
+    return F.pixel_unshuffle(F.pixel_unshuffle(x_BCHW, 8), 2).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _arranged(coded_M: Tensor, latents: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,13 +26,12 @@ from compressor.networks.hyperprior import (
     RESIDUAL_MAX,
     SCALE_LEVELS,
     SKIP_LEVEL,
-    STEPS,
     FirstFeatures,
     Hyperprior,
     level_to_scale,
     residual_probability,
-    step_masks,
 )
+from compressor.networks.steps import STEPS, step_masks
 from compressor.refining import REFINED_PIXELS, expected_gain, refine
 from compressor.tensors import (
     cropped,
@@ -217,7 +216,7 @@ class HyperpriorCodec:
         for step, index in enumerate(_step_indices(r_shape)):
             known = torch.from_numpy(r_BN).to(self.device, torch.float32).view(-1, *r_shape)
             levels = self._network.scales(step, features, known, quality_B)
-            level_BN = _integers_at(levels, index)
+            level_BN = levels.to(torch.int32).flatten(1).cpu().numpy()
             for row, (coder, level_N) in enumerate(zip(coders, level_BN, strict=True)):
                 coded = level_N >= SKIP_LEVEL
                 r_BN[row, index[coded]] = coder.pull(level_N[coded], self._residual_tables)

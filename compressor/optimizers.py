@@ -29,7 +29,7 @@ class Muon:
 
     def __init__(self, network: nn.Module, rate: float, decay: float) -> None:
         # Not depthwise ones, which have no matrix, and not integer ones, whose rounding AdamW serves better.
-        self.convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        self.convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] > 1]
         self.matrices = [nn.Parameter(_as_matrix(p.data)) for p in self.convolutions]
         chosen = {id(p) for p in self.convolutions}
         self.rest = _adamw((p for p in network.parameters() if id(p) not in chosen), rate, decay)

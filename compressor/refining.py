@@ -71,9 +71,8 @@ def refine(
 
     def errors(latents: Tensor) -> Tensor:
         with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            patches = network.synthesis.patches(latents, quality_B)
-        shown = F.pixel_shuffle(patches, 8)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
-        if not patches.requires_grad:
+            shown = network.synthesis(latents, quality_B)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
+        if not shown.requires_grad:
             shown = (shown * 255).round().clamp(0, 255) / 255
         return F.mse_loss(shown, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import CodecError
+from compressor.networks.blocks import UnshuffledConv
 from compressor.networks.integer import WEIGHT_MAX, WEIGHT_STEPS, IntegerConv
 from compressor.tensors import to_network
 
@@ -78,7 +79,7 @@ def quantize_weights(
                 assert int(integers.abs().max()) <= WEIGHT_MAX
                 stored, repeat = integers.to(torch.int8), None
             elif name in layers:
-                depthwise = getattr(module, "groups", 1) > 1  # nine weights an output: few, and each one counts
+                depthwise = module.weight.shape[1] == 1  # nine weights an output: few, and each one counts
                 stored, scale, repeat = _quantize_layer(module, moments.get(name), 8 if depthwise else bits)
             else:
                 continue
@@ -220,6 +221,8 @@ def _columns(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         after = before + int(module.output_padding[0])
         x, stride, padding = F.pad(spread, (before, after, before, after)), 1, 0
     else:
+        if isinstance(module, UnshuffledConv):
+            x = F.pixel_unshuffle(F.pixel_unshuffle(x, module.side), module.outer)
         stride, padding, kernel = module.stride[0], int(module.padding[0]), module.kernel_size[0]
     patches_BNP = F.unfold(x, kernel, padding=padding, stride=stride)
     columns = patches_BNP.movedim(0, 1).flatten(1)

@@ -11,7 +11,7 @@ on any machine picks the same tables (Ballé, Johnston and Minnen, 2019).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from torch.func import functional_call
 from compressor.networks.blocks import (
     QualityCurve,
     ResidualBlock,
+    ShuffledConv,
+    UnshuffledConv,
     floor_ste,
     full_precision,
     in_full_precision,
@@ -29,6 +31,7 @@ from compressor.networks.blocks import (
     to_bytes,
 )
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
+from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
 
 QUALITY_STEPS = 64
 LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.8  # bits per pixel that one unit of squared error (0..255) is worth
@@ -46,9 +49,6 @@ WIDTH_LEVELS = 40
 WIDTHS_PER_UNIT = 8  # of the logarithm of a logistic's width
 WIDTH_ZERO = 24  # the level whose widths start at 1
 PLACES = 8  # to which a logistic's place is told, of the distance between two integers
-
-STEPS = 4
-_PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # diagonal first: after two steps a checkerboard is known
 
 
 def quality_to_lambda(quality: Tensor) -> Tensor:
@@ -73,22 +73,6 @@ def level_to_scale(level: Tensor) -> Tensor:
     return SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (level / (SCALE_LEVELS - 1))
 
 
-def step_masks(shape: Sequence[int], device: torch.device, steps: int = STEPS) -> Tensor:
-    """Which latents of shape (C, H, W) each step codes, bool (steps, C, H, W): a quarter of C at each of four phases.
-
-    All of them where there is one step.
-    """
-    if steps == 1:
-        return torch.ones(1, *shape, dtype=torch.bool, device=device)
-    channels, height, width = shape
-    phase = torch.zeros(height, width, dtype=torch.long, device=device)
-    for index, (row, column) in enumerate(_PHASES):
-        phase[row::2, column::2] = index
-    group = torch.arange(channels, device=device) * STEPS // channels
-    step = phase[None] ^ group[:, None, None]
-    return step[None] == torch.arange(STEPS, device=device)[:, None, None, None]
-
-
 Block = Callable[[int], nn.Module]
 
 
@@ -106,21 +90,21 @@ class Analysis(nn.Module):
         self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block, shortcut: bool
     ) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(3 * 64, trunk, 1)
+        self.enter = UnshuffledConv(3, trunk, 8)
         self.first = ResidualBlock(trunk)
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
         self.rest = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks - 1)))
-        self.down = nn.Conv2d(4 * trunk, deep, 1)
+        self.down = UnshuffledConv(trunk, deep, 2)
         self.deep = deep_block(deep)  # apart from those behind it, as in artifacts that have one alone
         self.deeper = nn.Sequential(*(deep_block(deep) for _ in range(deep_blocks - 1)))
         self.leave = nn.Conv2d(deep, latents, 1)
-        self.shortcut = nn.Conv2d(3 * 256, latents, 1, bias=False) if shortcut else None
+        self.shortcut = UnshuffledConv(3, latents, 8, 2, bias=False) if shortcut else None
 
     def first_features(self, x_BCHW: Tensor) -> FirstFeatures:
         """What is the same for every quality."""
-        patches = F.pixel_unshuffle(x_BCHW - 0.5, 8)
-        trunk = self.first(self.enter(patches))
-        direct = self.shortcut(F.pixel_unshuffle(patches, 2)) if self.shortcut else trunk[:, :0, ::2, ::2]
+        x_BCHW = x_BCHW - 0.5
+        trunk = self.first(self.enter(x_BCHW))
+        direct = self.shortcut(x_BCHW) if self.shortcut else trunk[:, :0, ::2, ::2]
         return FirstFeatures(trunk, direct)
 
     def forward(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
@@ -129,12 +113,12 @@ class Analysis(nn.Module):
     def latents(self, first: FirstFeatures, quality_B: Tensor) -> Tensor:
         """Latents from what :meth:`first_features` gave."""
         x = self.rest(self.gain.scaled(first.trunk, quality_B))
-        y = self.leave(self.deeper(self.deep(self.down(F.pixel_unshuffle(x, 2)))))
+        y = self.leave(self.deeper(self.deep(self.down(x))))
         return y + first.direct if self.shortcut else y
 
 
 class Synthesis(nn.Module):
-    """Latents (B, M, H/16, W/16) -> picture (B, 3, H, W), nominally in [0, 1]."""
+    """Latents (B, M, H/16, W/16) -> picture (B, 3, H, W), float32, nominally in [0, 1]."""
 
     def __init__(
         self, trunk: int, deep: int, latents: int, deep_blocks: int, blocks: int, deep_block: Block, shortcut: bool
@@ -145,16 +129,15 @@ class Synthesis(nn.Module):
         self.up = nn.Conv2d(deep, 4 * trunk, 1)
         self.gain = QualityCurve(trunk, QUALITY_STEPS)
         self.blocks = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks)))
-        self.leave = nn.Conv2d(trunk, 3 * 64, 1)
-        self.shortcut = nn.Conv2d(latents, 3 * 256, 1, bias=False) if shortcut else None
+        self.leave = ShuffledConv(trunk, 3, 8)
+        self.shortcut = ShuffledConv(latents, 3, 8, 2, bias=False) if shortcut else None
 
-    def patches(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """The picture before 8x8 values of each colour are put in their places: float32 (B, 3 * 64, H/8, W/8)."""
+    def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         x = self.up(self.deep(self.enter(y_BCHW)))
         x = self.gain.scaled(F.pixel_shuffle(x, 2), quality_B)
         # In bfloat16 a sum above 0.5 would have steps of 1/256, as coarse as a pixel's.
-        patches = self.leave(self.blocks(x)).float() + 0.5
-        return patches + F.pixel_shuffle(self.shortcut(y_BCHW), 2) if self.shortcut else patches
+        picture = self.leave(self.blocks(x)).float() + 0.5
+        return picture + self.shortcut(y_BCHW) if self.shortcut else picture
 
 
 class HyperAnalysis(nn.Module):
@@ -165,11 +148,10 @@ class HyperAnalysis(nn.Module):
         self.enter = nn.Conv2d(latents, features, 1)
         self.gain = QualityCurve(features, QUALITY_STEPS, -0.7, 0.7)
         self.block = ResidualBlock(features)
-        self.leave = nn.Conv2d(4 * features, hyper, 1)
+        self.leave = UnshuffledConv(features, hyper, 2)
 
     def forward(self, y_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        x = self.block(self.gain.scaled(self.enter(y_BCHW), quality_B))
-        return self.leave(F.pixel_unshuffle(x, 2))
+        return self.leave(self.block(self.gain.scaled(self.enter(y_BCHW), quality_B)))
 
 
 class MeanNetwork(nn.Module):
@@ -187,7 +169,7 @@ class MeanNetwork(nn.Module):
             nn.Sequential(
                 nn.Conv2d(features + (latents if step else 0), features, 1),
                 *(ResidualBlock(features) for _ in range(step_blocks)),
-                nn.Conv2d(features, latents, 1),
+                nn.Conv2d(STEPS * features, latents, 1, groups=STEPS),
             )
             for step in range(STEPS)
         )
@@ -197,9 +179,12 @@ class MeanNetwork(nn.Module):
         return self.fine(F.pixel_shuffle(self.up(x), 2))
 
     def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
-        """Means (B, M, H, W) for one step; ``known_BCHW`` holds the latents decoded so far and 0 elsewhere."""
+        """Means (B, M, H/2, W/2) of one step's latents; ``known_BCHW`` holds those decoded so far and 0 elsewhere."""
         x = torch.cat((features_BCHW, known_BCHW), dim=1) if step else features_BCHW
-        return self.steps[step](x)
+        *layers, leave = self.steps[step].children()
+        for layer in layers:
+            x = layer(x)
+        return leave(beside_step(x, step))
 
 
 class ScaleNetwork(nn.Module):
@@ -212,7 +197,9 @@ class ScaleNetwork(nn.Module):
         self.up = IntegerConv(features, 4 * features, 1, ACTIVATION_MAX)
         self.hyper = nn.ModuleList(IntegerConv(features, features, 1, ACTIVATION_MAX) for _ in range(STEPS))
         self.context = nn.ModuleList(IntegerConv(latents, features, 3, CONTEXT_MAX) for _ in range(STEPS - 1))
-        self.leave = nn.ModuleList(IntegerConv(features, latents, 1, ACTIVATION_MAX) for _ in range(STEPS))
+        self.leave = nn.ModuleList(
+            IntegerConv(STEPS * features, latents, 1, ACTIVATION_MAX, groups=STEPS) for _ in range(STEPS)
+        )
         self.level = QualityCurve(latents, QUALITY_STEPS, 1.0, 4.0)
 
     def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
@@ -223,13 +210,17 @@ class ScaleNetwork(nn.Module):
         return activate(F.pixel_shuffle(self.up(x), 2), OVER_ACTIVATIONS).to(z_BCHW.dtype)
 
     def forward(self, step: int, features_BCHW: Tensor, known_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """Levels 0..63 (B, M, H, W) as integers in a float tensor; ``known_BCHW`` are residuals decoded so far."""
+        """Levels 0..63 of one step's residuals (B, M, H/2, W/2), integers in a float tensor.
+
+        ``known_BCHW`` holds those decoded so far and 0 elsewhere.
+        """
         accumulator = self.hyper[step](features_BCHW)
         if step:
             magnitude = known_BCHW.abs().clamp(max=CONTEXT_MAX)
             context = self.context[step - 1](magnitude)
             accumulator = accumulator + context * (OVER_ACTIVATIONS // OVER_INTEGERS)
-        accumulator = self.leave[step](activate(accumulator, OVER_ACTIVATIONS).to(features_BCHW.dtype))
+        activations = activate(accumulator, OVER_ACTIVATIONS).to(features_BCHW.dtype)
+        accumulator = self.leave[step](beside_step(activations, step))
         bias = self.level.integers(quality_B, OVER_ACTIVATIONS).to(accumulator.dtype)
         level = floor_ste((accumulator + bias) * (LEVELS_PER_UNIT / OVER_ACTIVATIONS))
         return level.clamp(0, SCALE_LEVELS - 1).to(features_BCHW.dtype)
@@ -379,7 +370,7 @@ class Hyperprior(nn.Module):
     trunk, deep
         Channels of the trunk at 1/8 and at 1/16 of the picture's resolution.
     latents, hyper
-        Channels of y (1/16) and of z (1/32).
+        Channels of y (1/16), a multiple of four, and of z (1/32).
     features, scale_features
         Channels inside the mean network and inside the integer scale network.
     deep_blocks, blocks
@@ -421,6 +412,8 @@ class Hyperprior(nn.Module):
         deep_block: Block = ResidualBlock,
     ) -> None:
         super().__init__()
+        if latents % STEPS:
+            raise ValueError(f"{latents} latents cannot be coded in {STEPS} steps: it takes a multiple of {STEPS}")
         self.latents, self.hyper = latents, hyper
         self.analysis = Analysis(trunk, deep, latents, analysis_deep_blocks, analysis_blocks, deep_block, shortcut)
         self.synthesis = Synthesis(trunk, deep, latents, deep_blocks, blocks, deep_block, shortcut)
@@ -469,8 +462,8 @@ class Hyperprior(nn.Module):
         otherwise (what the entropy coder will spend).
         """
         y_hat, bits_B = self.coded(x_BCHW, quality_B, noise)
-        patches, wanted = self.synthesis.patches(y_hat, quality_B), F.pixel_unshuffle(x_BCHW, 8)
-        return F.mse_loss(patches, wanted, reduction="none").mean(dim=(1, 2, 3)) * 255**2, bits_B
+        error = F.mse_loss(self.synthesis(y_hat, quality_B), x_BCHW, reduction="none")
+        return error.mean(dim=(1, 2, 3)) * 255**2, bits_B
 
     def coded(
         self, x_BCHW: Tensor, quality_B: Tensor, noise: tuple[Tensor, Tensor] | None = None
@@ -489,22 +482,21 @@ class Hyperprior(nn.Module):
             z_bits = self._hyper_bits(z + noise[0], z_hat, quality_B) + learned - learned.detach()
         mean_features = self.means.features(z_hat, quality_B)
         scale_features = self._integers(self.scales.features, z_hat, quality_B)
-        masks = step_masks(y.shape[1:], y.device)
-        y_hat, r_hat, y_bits = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
-        for step, mask in enumerate(masks):
+        y_hat, r_hat, bits_B = torch.zeros_like(y), torch.zeros_like(y), z_bits.sum(dim=(1, 2, 3))
+        for step in range(STEPS):
             mean = self.means(step, mean_features, y_hat).float()
             level = self._integers(self.scales, step, scale_features, r_hat, quality_B)
-            residual = (y - mean) * gain
+            residual = (of_step(y, step) - mean) * gain
             coded = level >= SKIP_LEVEL
             rounded = round_ste(residual.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)) * coded
-            noisy = rounded if noise is None else residual + noise[1]
+            noisy = rounded if noise is None else residual + of_step(noise[1], step)
             symbol_bits = bits(residual_probability(noisy, level_to_scale(level)))
             if noise is None:
                 symbol_bits = symbol_bits * coded
-            y_bits = torch.where(mask, symbol_bits, y_bits)
-            r_hat = torch.where(mask, rounded, r_hat)
-            y_hat = torch.where(mask, mean + rounded / gain, y_hat)
-        return y_hat, z_bits.sum(dim=(1, 2, 3)) + y_bits.sum(dim=(1, 2, 3))
+            bits_B = bits_B + symbol_bits.sum(dim=(1, 2, 3))
+            r_hat = with_step(r_hat, rounded, step)
+            y_hat = with_step(y_hat, mean + rounded / gain, step)
+        return y_hat, bits_B
 
     def first_features(self, x_BCHW: Tensor, low_precision: bool) -> FirstFeatures:
         """What :meth:`quantize` starts from, the same for every quality."""
@@ -535,13 +527,14 @@ class Hyperprior(nn.Module):
         mean_features = self.means.features(z, quality_B)
         scale_features = self.scales.features(z, quality_B)
         y_hat, r_hat, levels = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
-        for step, mask in enumerate(step_masks(y.shape[1:], y.device)):
+        for step in range(STEPS):
             mean = self.means(step, mean_features, y_hat)
             level = self.scales(step, scale_features, r_hat, quality_B)
-            rounded = ((y - mean) * gain).clamp(-RESIDUAL_MAX, RESIDUAL_MAX).round() * (level >= SKIP_LEVEL)
-            r_hat = torch.where(mask, rounded, r_hat)
-            levels = torch.where(mask, level, levels)
-            y_hat = torch.where(mask, mean + rounded / gain, y_hat)
+            residual = ((of_step(y, step) - mean) * gain).clamp(-RESIDUAL_MAX, RESIDUAL_MAX)
+            rounded = residual.round() * (level >= SKIP_LEVEL)
+            r_hat = with_step(r_hat, rounded, step)
+            levels = with_step(levels, level, step)
+            y_hat = with_step(y_hat, mean + rounded / gain, step)
         return z, r_hat, levels, y_hat
 
     @in_full_precision
@@ -550,16 +543,15 @@ class Hyperprior(nn.Module):
         gain = self.gain(quality_B).exp()
         mean_features = self.means.features(z_BCHW, quality_B)
         y_hat = torch.zeros_like(r_BCHW)
-        for step, mask in enumerate(step_masks(r_BCHW.shape[1:], r_BCHW.device)):
+        for step in range(STEPS):
             mean = self.means(step, mean_features, y_hat)
-            y_hat = torch.where(mask, mean + r_BCHW / gain, y_hat)
+            y_hat = with_step(y_hat, mean + of_step(r_BCHW, step) / gain, step)
         return y_hat
 
     def reconstruct(self, y_BCHW: Tensor, quality_B: Tensor, low_precision: bool) -> Tensor:
         """Pictures from latents, uint8 (B, 3, H, W)."""
         with torch.autocast(y_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            patches = self.synthesis.patches(y_BCHW, quality_B)
-        return F.pixel_shuffle(to_bytes(patches), 8)
+            return to_bytes(self.synthesis(y_BCHW, quality_B))
 
     def _hyper_bits(self, value_BCHW: Tensor, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """What hyperlatents with noise cost: a gradient for them alone.

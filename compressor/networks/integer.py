@@ -9,6 +9,7 @@ Fixed point: an activation counts sixteenths, a weight sixty-fourths.
 """
 
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -36,22 +37,26 @@ class IntegerConv(nn.Module):
         Largest magnitude of an input, 127 or less. Where no sum of products can pass 2^24 with it, whatever the
         weights, float32 holds every partial sum and the products are taken in it, three times as fast as in float64.
         A processor with products of eight bits takes those: four times as fast as float32, and integers to begin with.
+    groups
+        As of ``Conv2d``; of a 1x1 convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, input_max: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, input_max: int, groups: int = 1) -> None:
         super().__init__()
-        self.kernel = kernel
-        largest = in_channels * kernel**2 * WEIGHT_MAX * input_max
+        self.kernel, self.groups = kernel, groups
+        inputs = in_channels // groups
+        largest = inputs * kernel**2 * WEIGHT_MAX * input_max
         self.fits_float32, self.fits_int32 = largest <= FLOAT32_INTEGERS, largest < 2**31
-        bound = (in_channels * kernel * kernel) ** -0.5
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
+        bound = (inputs * kernel * kernel) ** -0.5
+        self.weight = nn.Parameter(torch.empty(out_channels, inputs, kernel, kernel).uniform_(-bound, bound))
 
     def integer_weight(self) -> Tensor:
         return round_ste((self.weight * WEIGHT_STEPS).clamp(-WEIGHT_MAX, WEIGHT_MAX))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
-            return F.conv2d(x_BCHW, self.integer_weight().to(x_BCHW.dtype), padding=self.kernel // 2)
+            weight = self.integer_weight().to(x_BCHW.dtype)
+            return F.conv2d(x_BCHW, weight, padding=self.kernel // 2, groups=self.groups)
         if x_BCHW.device.type != "cpu":
             return self._by_matrix(x_BCHW, self._floats)
         if self.fits_int32 and has_exact_bytes():
@@ -68,18 +73,22 @@ class IntegerConv(nn.Module):
 
         These are not exact. The factors have seven bits, so that even bfloat16 products with float32 sums are.
         """
-        height, width = x_BCHW.shape[-2:]
-        margin = self.kernel // 2
-        work = self._floats
-        weight = self.integer_weight().to(work)
+        work, kernel, margin = self._floats, self.kernel, self.kernel // 2
         x_BCHW = x_BCHW.to(work, memory_format=torch.channels_last)
-        padded = F.pad(x_BCHW, (margin, margin, margin, margin))
-        total: Tensor | float = 0.0
-        for row in range(self.kernel):
-            for column in range(self.kernel):
-                patch = padded[:, :, row : row + height, column : column + width]
-                total = total + F.conv2d(patch, weight[:, :, row : row + 1, column : column + 1])
-        return torch.as_tensor(total, dtype=torch.float64)
+        weight = self.integer_weight().to(work)
+        if kernel == 1:
+            return F.conv2d(x_BCHW, weight, groups=self.groups).double()
+        height, width = x_BCHW.shape[-2:]
+        # All taps at once, at every position: their outputs are then moved to where they belong, and added up.
+        taps = F.conv2d(x_BCHW, weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1], 1, 1))
+        taps = taps.unflatten(1, (kernel, kernel, -1))
+        total = taps[:, margin, margin]
+        down, right = ([_moved(tap - margin, side) for tap in range(kernel)] for side in (height, width))
+        for row, column in product(range(kernel), repeat=2):
+            if (row, column) != (margin, margin):
+                (to_row, from_row), (to_column, from_column) = down[row], right[column]
+                total[:, :, to_row, to_column] += taps[:, row, column, :, from_row, from_column]
+        return total.double()
 
     @in_full_precision
     def _by_matrix(self, x_BCHW: Tensor, work: torch.dtype) -> Tensor:
@@ -87,15 +96,23 @@ class IntegerConv(nn.Module):
 
         A GPU's library may take an FFT for any convolution, and for a product of matrices none.
         """
-        weight = self.integer_weight().detach().permute(2, 3, 1, 0).flatten(0, 2).to(work)  # (k * k * in, out)
+        multiply = torch._int_mm if work == torch.int8 else torch.matmul
         batch, channels, height, width = x_BCHW.shape
         margin = self.kernel // 2
         x_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1).to(work), (0, 0, margin, margin, margin, margin))
-        places = [(row, column) for row in range(self.kernel) for column in range(self.kernel)]
+        places = list(product(range(self.kernel), repeat=2))
         patches = [x_BHWC[:, row : row + height, column : column + width] for row, column in places]
         columns = torch.cat(patches, dim=3).view(-1, len(places) * channels)
-        total = torch._int_mm(columns, weight.contiguous()) if work == torch.int8 else columns @ weight
+        weights = self.integer_weight().detach().to(work).chunk(self.groups)  # (out, in, k, k) of each group
+        factors = [weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous() for weight in weights]  # (k * k * in, out)
+        parts = zip(columns.chunk(self.groups, dim=1), factors, strict=True)
+        total = torch.cat([multiply(part.contiguous(), factor) for part, factor in parts], dim=1)
         return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
+
+
+def _moved(by: int, size: int) -> tuple[slice, slice]:
+    """Where positions of a side lie that have a neighbour at distance ``by``, and these neighbours."""
+    return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
 
 
 @cache

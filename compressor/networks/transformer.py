@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.networks.blocks import faint
+from compressor.networks.blocks import added, faint
 from compressor.networks.hyperprior import Hyperprior
 
 WINDOW = 8
@@ -43,8 +43,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normal = self.normalise(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = x + self.leave(self._attend(self.enter(normal)))
-        return x + self.contract(F.leaky_relu(self.expand(x), 0.1))
+        x = added(x, self.leave(self._attend(self.enter(normal))))
+        return added(x, self.contract(F.leaky_relu(self.expand(x), 0.1, inplace=True)))
 
     def _attend(self, qkv_BCHW: Tensor) -> Tensor:
         """Queries, keys and values (B, 3C, H, W) -> attended values (B, C, H, W)."""

@@ -1,0 +1,77 @@
+"""Shorter ways to what a plain layer or a mask gives."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compressor.networks.blocks import ShuffledConv, UnshuffledConv
+from compressor.networks.hyperprior import Hyperprior
+from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def unshuffled(x_BCHW: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    for side in sides:
+        x_BCHW = F.pixel_unshuffle(x_BCHW, side)
+    return x_BCHW
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
+@torch.no_grad()
+def test_patches_are_convolved_as_if_unshuffled(sides: tuple[int, ...], layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x_BCHW = torch.randn(2, 3, 32, 48).contiguous(memory_format=layout)
+    layer = UnshuffledConv(3, 5, *sides)
+    expected = F.conv2d(unshuffled(x_BCHW, sides), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x_BCHW), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
+@torch.no_grad()
+def test_patches_are_put_in_place_as_if_shuffled(sides: tuple[int, ...], layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x_BCHW = torch.randn(2, 5, 4, 6).contiguous(memory_format=layout)
+    layer = ShuffledConv(5, 3, *sides)
+    torch.testing.assert_close(unshuffled(layer(x_BCHW), sides), F.conv2d(x_BCHW, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (8, 8), (6, 10)])
+def test_steps_hold_what_their_masks_show(height: int, width: int, layout: torch.memory_format) -> None:
+    x_BCHW = torch.randn(3, 8, height, width).contiguous(memory_format=layout)
+    built = torch.zeros_like(x_BCHW)
+    for step, mask in enumerate(step_masks(x_BCHW.shape[1:], x_BCHW.device)):
+        part = of_step(x_BCHW, step)
+        # By channel, row and column: the order in which a stream holds them.
+        assert torch.equal(part.flatten(1), x_BCHW[:, mask])
+        assert torch.equal(with_step(x_BCHW, torch.zeros_like(part), step), torch.where(mask, 0.0, x_BCHW))
+        built = with_step(built, part, step)
+    assert torch.equal(built, x_BCHW)
+
+
+@torch.no_grad()
+def test_features_beside_a_step_give_its_outputs_alone() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(STEPS * 5, 12, 1, groups=STEPS)
+    x_BCHW = torch.randn(2, 5, 6, 4).contiguous(memory_format=torch.channels_last)
+    for step in range(STEPS):
+        whole = F.conv2d(x_BCHW, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(beside_step(x_BCHW, step)), of_step(whole, step))
+
+
+def test_places_found_while_encoding_serve_training() -> None:
+    with torch.inference_mode():
+        of_step(torch.randn(1, 4, 14, 14), 0)
+    x_BCHW = torch.randn(1, 4, 14, 14, requires_grad=True)
+    with_step(x_BCHW, of_step(x_BCHW, 0) * 2, 0).sum().backward()
+    assert x_BCHW.grad is not None
+
+
+def test_latents_that_four_steps_cannot_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="10 latents"):
+        Hyperprior(latents=10)
