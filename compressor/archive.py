@@ -1,6 +1,6 @@
 """An archive of pictures: open, append, read, query, delete.
 
-What a row is lies in ``parquet.py``, commits in ``keyed_table.py``. Nothing here encodes pictures.
+What a row is lies in ``parquet.py``, commits in ``keyed_table.py``, rows to pixels in ``decoding.py``.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from compressor import maintenance, verifying
+from compressor import decoding, maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
-from compressor.codec import ORIGINAL, Codec, Encoded, load_codec, padded_pixels
-from compressor.errors import UNREADABLE, ArchiveError, CodecError, ImageError, enough_memory
-from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
+from compressor.codec import Codec, load_codec
+from compressor.decoding import DECODED
+from compressor.errors import UNREADABLE, ArchiveError, enough_memory
 from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from compressor.dataset import ArchiveDataset
 
-__all__ = ["Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
+__all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
 
 FORMAT = 1
 MARKER = "latentpack.json"
@@ -43,12 +43,8 @@ OWN_NAMES = {
     "quarantine": _TABLE_NAME,
 }
 CODECS_KEPT = 8
-DECODED = ("key", "width", "height", "channels", "codec", "quality", "packer", "payload", "crc32c")  # columns
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
-MOST_LEARNED_PIXELS = 2**24  # padded, of a row by a network: four times what a run gives it, and 2 GB of memory
-LEARNED_BYTES = 128  # of memory for a pixel of such a row
-MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -313,24 +309,7 @@ class Archive:
         CodecError where a payload is damaged; ArchiveError where rows were read without a column that it takes:
         ``DECODED`` names them.
         """
-        from compressor.quality import grey_planes
-
-        rows = list(rows)
-        pixels: dict[int, np.ndarray] = {}
-        by_codec: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            if unread := [name for name in DECODED if getattr(row, name) is None]:
-                raise ArchiveError(f"{row.key}: to decode a row takes its {', '.join(unread)} too: scan those columns")
-            verifying.check_crc(row)
-            by_codec.setdefault(row.codec, []).append(index)
-        for codec, indices in by_codec.items():
-            if codec == ORIGINAL:
-                decoded = [_decode_original(rows[index]) for index in indices]
-            else:
-                decoded = _decode(self.codec(codec), [rows[index] for index in indices])
-            for index, picture in zip(indices, decoded, strict=True):
-                pixels[index] = grey_planes(picture) if rows[index].channels == 1 else picture
-        return [pixels[index] for index in range(len(rows))]
+        return decoding.decode(rows, self.codec)
 
     def scan(self, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[list[Row]]:
         """All rows in batches, in order of keys where the archive is compacted.
@@ -527,32 +506,3 @@ def _reading_ended(error: Exception) -> str:
     if isinstance(error, verifying.DAMAGE) and not verifying.is_refusal(error):
         return f"{READING}, for it is damaged; see 'latentpack verify' and 'latentpack repair'"
     return READING
-
-
-def _encoded(row: Row) -> Encoded:
-    return Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
-
-
-def _decode(codec: Codec, rows: Sequence[Row]) -> list[np.ndarray]:
-    """By a codec, whatever the rows say: a crafted one may ask for any size and hold any bytes."""
-    for row in rows:
-        most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # standard formats tell their size before they decode
-        if not (row.width > 0 and row.height > 0 and padded_pixels(row.height, row.width) <= most):
-            raise CodecError(f"{row.key}: the row is damaged: {row.width} x {row.height} pixels")
-    pixels = min(sum(row.width * row.height for row in rows), MOST_ORIGINAL_PIXELS)  # they may lie
-    try:
-        with memory_for(pixels, LEARNED_BYTES if codec.packers else DECODING_BYTES):
-            return codec.decode([_encoded(row) for row in rows])
-    except (CodecError, MemoryError):
-        raise
-    except Exception as error:  # networks and libraries raise anything on what no encoder wrote
-        raise CodecError(f"{rows[0].key}: the payload does not decode: {type(error).__name__}: {error}") from error
-
-
-def _decode_original(row: Row) -> np.ndarray:
-    # Whatever limits it was archived under, and no more than the row says: a crafted one may hold anything.
-    limits = Limits(len(row.payload), min(row.width * row.height, MOST_ORIGINAL_PIXELS))
-    try:
-        return decode_picture(row.payload, limits).pixels
-    except (ImageError, ImportError) as error:
-        raise CodecError(f"{row.key}: the original's bytes do not decode: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from compressor.codec import Codec, Encoded
+from compressor.decoding import grey_planes
 from compressor.metrics import psnr
 
 TOLERANCE = 0.35  # dB above the target at which a try is good enough
@@ -228,9 +229,3 @@ def as_grey(stored: Stored, pixels: np.ndarray) -> Stored:
     """The same encoding read as a grey picture: three planes become their mean, which is measured again."""
     grey = grey_planes(stored.pixels)
     return replace(stored, encoded=replace(stored.encoded, channels=1), pixels=grey, psnr=psnr(pixels, grey))
-
-
-def grey_planes(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) with three equal planes, the rounded mean of what came in."""
-    mean = (pixels.astype(np.uint16).sum(axis=2) * 2 + 3) // 6
-    return np.repeat(mean[:, :, None].astype(np.uint8), 3, axis=2)

@@ -17,20 +17,13 @@ import numpy as np
 from compressor.archive import READING, TAKEN_AWAY, Archive, check_several
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
+from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
 from compressor.images import encode_picture
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.retrying import is_transient
-from compressor.verifying import (
-    DAMAGE,
-    Findings,
-    check_crc,
-    decoded_apart,
-    decoded_together,
-    row_groups,
-    unreadable,
-)
+from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 
 MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
@@ -153,7 +146,7 @@ def _why(error: Exception) -> str:
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
     """The bytes of each row's file, or why there are none."""
-    decoded = decoded_apart(archive, [row for row in rows if row.codec != ORIGINAL])
+    decoded = decoded_apart([row for row in rows if row.codec != ORIGINAL], archive.codec)
     for row in rows:
         try:
             if row.codec == ORIGINAL:

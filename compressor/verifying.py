@@ -11,9 +11,8 @@ import pyarrow as pa
 
 from compressor import integrity
 from compressor.artifact import identify
-from compressor.chunks import bounded_chunks
-from compressor.codec import padded_pixels
-from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
+from compressor.decoding import decoded_apart, decoded_together
+from compressor.errors import ArchiveError, causes, is_shortage, s3_status, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table, row_groups_with
@@ -24,7 +23,6 @@ from compressor.wording import number
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
-DECODED_ROWS, DECODED_PIXELS = 64, 2**22  # that are decoded together
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 # What reading a damaged file raises, and a sound one where it is refused
 DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
@@ -82,18 +80,6 @@ class Findings:
         if self.mismatch and not found:
             found.append(Problem(self.part.path, self.mismatch))
         return found
-
-
-def check_crc(row: Row) -> None:
-    """CodecError where a payload is not what was written."""
-    computed = crc32c.crc32c(row.payload)
-    if computed != row.crc32c:
-        raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
-
-
-def decoded_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows in order, as many together as may be in memory once they are decoded."""
-    return bounded_chunks(rows, lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS)
 
 
 def verify(
@@ -279,25 +265,8 @@ def unreadable(images: KeyedTable, group: int, count: int, error: Exception, fou
     found.bad.update(dict.fromkeys(keys, reason))
 
 
-def decoded_apart(archive: "Archive", rows: Sequence[Row]) -> Iterator[np.ndarray | Exception]:
-    """Pixels of each row, uint8 (H, W, 3): decoded together, or one by one if something is not sound, or too much."""
-    try:
-        decoded = archive.decode(rows)
-    except Exception as error:
-        if not isinstance(error, (CodecError, ArchiveError)) and not is_shortage(error):
-            raise
-        if len(rows) == 1:
-            yield error
-            return
-    else:
-        yield from decoded
-        return
-    for row in rows:  # out here, where the error no longer holds what was decoded before it
-        yield from decoded_apart(archive, [row])
-
-
 def _decode(archive: "Archive", images: KeyedTable, rows: Sequence[Row], found: Findings) -> None:
-    for row, pixels in zip(rows, decoded_apart(archive, rows), strict=True):
+    for row, pixels in zip(rows, decoded_apart(rows, archive.codec), strict=True):
         if isinstance(pixels, Exception):
             found.bad[row.key] = told(pixels)
             found.refused = found.refused or refusal(images.store, repr(row.key), pixels)  # the codec, or memory

@@ -26,6 +26,7 @@ from s3fs import S3FileSystem
 from compressor import maintenance
 from compressor.archive import CRASHED, Archive
 from compressor.codec import ORIGINAL
+from compressor.decoding import decoded_together
 from compressor.errors import UNREADABLE, ArchiveError, CodecError, SourceError
 from compressor.images import Limits, decode_picture, encode_picture
 from compressor.keyed_table import KeyedTable
@@ -33,7 +34,6 @@ from compressor.parquet import QuarantineRow, Row
 from compressor.repairing import repair
 from compressor.sources import Source, SourceFile
 from compressor.store import Store
-from compressor.verifying import decoded_together
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import (
     at_first_commit,
@@ -376,7 +376,7 @@ def test_a_batch_and_what_is_decoded_together_are_bounded(archive, monkeypatch):
     assert [len(batch) for batch in batches][0] == 3
     assert all(sum(len(row.payload) for row in batch) <= size for batch in batches)
     assert max(len(batch) for batch in archive.scan(["key"], batch_size=5)) == 5
-    monkeypatch.setattr("compressor.verifying.DECODED_PIXELS", 32 * 32 * 3)
+    monkeypatch.setattr("compressor.decoding.DECODED_PIXELS", 32 * 32 * 3)
     assert [len(chunk) for chunk in decoded_together(rows)] == [3, 2, 1], "as a network pads them"
 
 
