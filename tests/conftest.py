@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: real servers, started once a session."""
+"""Fixtures that several test modules share: an empty archive, and real servers, started once a session."""
 
 import os
 import random
@@ -6,11 +6,16 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.prefect_api import prefect_api as prefect_api
+
+if TYPE_CHECKING:
+    from compressor.archive import Archive
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with a test process for each core, more threads only wait
 settings.register_profile("latentpack", deadline=None)  # a busy machine is no failure
@@ -21,6 +26,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> "Archive":
+    """An empty archive on disk."""
+    from compressor.archive import Archive
+
+    return Archive.create(str(tmp_path / "archive"))
 
 
 @pytest.fixture(scope="session")

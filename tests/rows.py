@@ -1,10 +1,16 @@
-"""Rows to put in archives: JPEGs of small pictures, or random bytes of the size that a learned codec writes."""
+"""Rows to put in archives: JPEGs of small pictures, or random bytes of the size that a learned codec writes.
+
+And what tests of several modules do with an archive.
+"""
 
 import errno
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import crc32c
@@ -15,6 +21,7 @@ from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
 from compressor.parquet import Row
+from compressor.sources import SourceFile
 
 
 def picture_row(key: str, seed: int = 0, height: int = 24, width: int = 32) -> Row:
@@ -89,6 +96,34 @@ def face_rows(count: int, start: int = 0, seed: int = 0) -> list[Row]:
             )
         )
     return rows
+
+
+def source_file(row: Row, **changes: Any) -> SourceFile:
+    """The file that a row was made from."""
+    return replace(SourceFile(row.key, row.key, row.source_bytes, row.fingerprint), **changes)
+
+
+def add(archive: Archive, rows: list[Row], **how: Any) -> None:
+    """Commit rows as one part."""
+    archive.commit([archive.write_part(rows)], **how)
+
+
+def contents(archive: Archive) -> dict[str, Row]:
+    """All rows by key, read afresh; fails where a key is there twice."""
+    rows = [row for batch in Archive.open(archive.url).scan() for row in batch]
+    assert len({row.key for row in rows}) == len(rows)
+    return {row.key: row for row in rows}
+
+
+def files_of(archive: Archive, folder: str = "images") -> set[str]:
+    """Names of its Parquet files, live or not."""
+    return {name for name in os.listdir(f"{archive.url}/{folder}") if name.endswith(".parquet")}
+
+
+def age(archive: Archive, seconds: float = 3700) -> None:
+    """Have all its local files be written a while ago."""
+    for path in Path(archive.url).rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 def commit_many(url: str, worker: int) -> None:

@@ -23,11 +23,6 @@ from tests.codecs import smooth_pictures, tiny_artifact
 from tests.rows import original_row, picture_row
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive.create(str(tmp_path / "archive"))
-
-
 def learned_row(archive: Archive, family: str = "v5", packer: str = "gzip"):
     codec = load_codec(tiny_artifact(family))
     archive.put_codec(codec.id, tiny_artifact(family))

@@ -16,14 +16,7 @@ from compressor.errors import CodecError
 from compressor.fallback import fall_back
 from compressor.images import Picture
 from compressor.metrics import psnr
-from compressor.quality import (
-    TOLERANCE,
-    Drafted,
-    Searchable,
-    encode_measured,
-    encode_to_target,
-    grey_planes,
-)
+from compressor.quality import TOLERANCE, Drafted, Searchable, encode_measured, encode_to_target
 from tests.codecs import smooth_pictures, tiny_codec
 
 
@@ -194,11 +187,6 @@ def test_the_fallback_holds_the_floor_whatever_the_picture(floor: float) -> None
     assert stored is not None
     assert stored.psnr >= floor
     assert psnr(noise, STANDARD[stored.encoded.codec].decode([stored.encoded])[0]) == stored.psnr
-
-
-def test_grey_is_the_rounded_mean_of_three_planes() -> None:
-    pixels = np.array([[[0, 0, 1], [0, 1, 1], [255, 255, 255]]], np.uint8)
-    assert grey_planes(pixels)[0].tolist() == [[0, 0, 0], [1, 1, 1], [255, 255, 255]]
 
 
 def test_what_a_reader_of_other_arithmetic_loses_is_aimed_above() -> None:

@@ -1,0 +1,205 @@
+"""What is committed is there once, whatever happens: runs at once, kills, answers that are lost, power cuts."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.archive import Archive
+from compressor.errors import ArchiveError
+from compressor.store import Store
+from tests.rows import (
+    add,
+    age,
+    at_first_commit,
+    commit_forever,
+    commit_many,
+    contents,
+    face_key,
+    files_of,
+    lose_the_answer,
+    picture_row,
+)
+
+spawn = multiprocessing.get_context("spawn")
+
+
+def test_a_commit_that_cannot_be_written_says_so(archive):
+    part = archive.write_part([picture_row("a")])
+    os.rename(f"{archive.url}/images/_delta_log", f"{archive.url}/images/elsewhere")
+    with pytest.raises(ArchiveError):
+        archive.commit([part])
+
+
+def test_a_changed_picture_takes_the_place_of_the_old_one(archive):
+    add(archive, [picture_row(key, 1) for key in "abcdef"])
+    version = archive.version
+    add(archive, [picture_row(key, 2) for key in "bx"], replaced=["b"])
+    assert archive.version == version + 1  # one transaction: no instant without the row, or with two
+    rows = contents(archive)
+    assert {key: row.fingerprint[0] for key, row in rows.items()} == dict(a=1, b=2, c=1, d=1, e=1, f=1, x=2)
+
+
+def test_a_key_that_is_there_stays_unless_it_is_to_be_replaced(archive):
+    add(archive, [picture_row("a", 1), picture_row("b", 1)])
+    add(archive, [picture_row("b", 2), picture_row("c", 2)])
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b=1, c=2)
+
+
+def test_replaced_keys_without_a_new_row_are_left_alone(archive):
+    add(archive, [picture_row("a", 1), picture_row("b", 1)])
+    add(archive, [picture_row("b", 2)], replaced=["a", "b", "never"])
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b=2)
+
+
+def test_a_commit_repeated_does_nothing(archive):
+    part = archive.write_part([picture_row("a")])
+    archive.commit([part], batch_id="run/1")
+    version = archive.version
+    archive.commit([part], batch_id="run/1")
+    archive.commit([part])
+    Archive.open(archive.url).commit([archive.write_part([picture_row("z")])], batch_id="run/1")
+    assert archive.version == version
+    assert list(contents(archive)) == ["a"]
+
+
+def test_parts_of_one_commit_may_hold_the_same_key(archive):
+    parts = [archive.write_part([picture_row("a", seed), picture_row(f"b{seed}", seed)]) for seed in (1, 2)]
+    archive.commit(parts)
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b1=1, b2=2)
+
+
+def test_a_part_that_has_vanished_is_not_committed(archive):
+    part = archive.write_part([picture_row("a")])
+    os.unlink(f"{archive.url}/images/{part.path}")
+    with pytest.raises(ArchiveError, match="gone or incomplete"):
+        archive.commit([part])
+    assert contents(archive) == {}
+
+
+def test_whatever_is_done_the_table_is_as_a_dict_would_be(archive):
+    """A random history against the plainest model there is."""
+    chance = random.Random(5)
+    model: dict[str, int] = {}
+    names = [face_key(number) for number in range(40)]
+    for step in range(40):
+        keys = chance.sample(names, chance.randint(1, 12))
+        action = chance.choice(["commit", "commit", "commit", "delete", "compact"])
+        if action == "commit":
+            replaced = [key for key in keys if chance.random() < 0.5]
+            add(archive, [picture_row(key, step) for key in keys], replaced=replaced)
+            model.update({key: step for key in keys if key not in model or key in replaced})
+        elif action == "delete":
+            assert archive.delete(keys) == sum(model.pop(key, None) is not None for key in keys)
+        else:
+            archive.compact()
+        assert len(archive) == len(model)
+    assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == model
+
+
+def test_several_runs_at_once_lose_nothing_and_double_nothing(archive):
+    workers = [spawn.Process(target=commit_many, args=(archive.url, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    keys = set(contents(archive))
+    assert {key for key in keys if key.startswith("own")} == {
+        f"own-{worker}-{step}-{number}" for worker in range(3) for step in range(6) for number in range(4)
+    }
+    assert {key for key in keys if key.startswith("shared")} == {f"shared-{number}" for number in range(9)}
+
+
+def test_killed_at_any_instant_the_archive_is_whole(archive):
+    for attempt in range(3):
+        run = spawn.Process(target=commit_forever, args=(archive.url,))
+        run.start()
+        deadline = time.monotonic() + 30
+        while len(Archive.open(archive.url)) < 60 * (attempt + 1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        run.join()
+        rows = contents(archive)
+        assert sorted(rows) == [face_key(number) for number in range(len(rows))]
+    age(archive)
+    archive.vacuum(0)
+    assert files_of(archive) == {part.path for part in Archive.open(archive.url)._images.parts}
+    assert len(contents(archive)) == len(rows)
+
+
+def test_readers_see_the_old_row_or_the_new_one(archive):
+    add(archive, [picture_row(key, 0) for key in "abc"])
+    seen, stop = [], threading.Event()
+
+    def read():
+        reader = Archive.open(archive.url)
+        while not stop.is_set():
+            reader.refresh()
+            seen.append((len(reader), reader.read_row("b").fingerprint[0]))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for seed in range(1, 20):
+        add(archive, [picture_row("b", seed)], replaced=["b"])
+    stop.set()
+    thread.join()
+    assert {count for count, _ in seen} == {3}
+    assert [seed for _, seed in seen] == sorted(seed for _, seed in seen)
+
+
+def test_a_commit_whose_answer_is_lost_costs_nothing_though_others_went_on_from_it(archive):
+    add(archive, [picture_row(f"a{number}") for number in range(5)])
+    add(archive, [picture_row(f"b{number}") for number in range(5)])
+
+    def go_on() -> None:
+        add(Archive.open(archive.url), [picture_row("a2", 2)], replaced=["a2"])
+        lose_the_answer()
+
+    part = archive.write_part([picture_row("a1", 1), picture_row("b1", 1)])
+    with at_first_commit(after=go_on):
+        archive.commit([part], replaced=["a1", "b1"], batch_id="x")
+    expected = {row.key: row for letter in "ab" for row in (picture_row(f"{letter}{number}") for number in range(5))}
+    assert contents(archive) == expected | {
+        "a1": picture_row("a1", 1),
+        "b1": picture_row("b1", 1),
+        "a2": picture_row("a2", 2),
+    }
+    archive.vacuum(0)
+    assert Archive.open(archive.url).verify() == []
+
+
+def test_what_is_committed_outlives_a_power_cut(tmp_path, monkeypatch):
+    """All files and folders were synced after they last changed: at each commit, and before the log behind is cut."""
+    synced: dict[int, int] = {}
+    fsync, delete = os.fsync, Store.delete
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = time.time_ns()
+
+    def unsynced() -> list[str]:
+        paths = [archive.url, *(str(path) for path in Path(archive.url).rglob("*"))]
+        found = [os.stat(path) for path in paths]
+        return [path for path, stat in zip(paths, found, strict=True) if synced.get(stat.st_ino, 0) < stat.st_mtime_ns]
+
+    def delete_what_is_replaced(store: Store, names: list[str]) -> None:
+        if any("_delta_log" in name for name in names):
+            assert [path for path in unsynced() if "_delta_log" in path] == []
+        delete(store, names)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(Store, "delete", delete_what_is_replaced)
+    archive = Archive.create(str(tmp_path / "new" / "archive"))
+    assert unsynced() == []
+    for number in range(21):  # beyond a checkpoint
+        add(archive, [picture_row(f"{number}")])
+        assert unsynced() == []
+    assert any("checkpoint.parquet" in name for name in os.listdir(f"{archive.url}/images/_delta_log"))
+    archive.delete(["7"])
+    assert len(os.listdir(f"{archive.url}/images/_delta_log")) < 5
