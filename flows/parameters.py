@@ -93,6 +93,14 @@ SourceUrl = Annotated[
 ]
 ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
+CodecAddress = Annotated[Address, Field(description="codec by name, path of an artifact, or id in the archive")]
+TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
+Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
+Resize = Annotated[
+    int | None, Field(ge=1, le=16_384, description="crop and resize every picture to this side in pixels")
+]
+MaxBytes = Annotated[int, Field(ge=1, description="largest file that is read, in bytes")]
+MaxPixels = Annotated[int, Field(ge=1, description="largest picture that is decoded, in pixels")]
 Workers = Annotated[
     int | None,
     Field(ge=1, le=4096, description="processes to work with (default: one for each core and GiB of memory)"),
@@ -103,8 +111,6 @@ Scheduler = Annotated[
 ]
 BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit of a run")]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
-
-
 Price = Annotated[float, Field(ge=0, description="USD for a terabyte stored a month, to tell what is saved")]
 
 
@@ -150,10 +156,10 @@ class PipelineParameters(Parameters):
 
     source: SourceUrl
     archive: ArchiveUrl
-    codec: Address = Field("faces", description="codec by name, path of an artifact, or id in the archive")
+    codec: CodecAddress = "faces"
     train: Family | None = Field(None, description="first train a codec of this family on the source, and use it")
-    target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
-    quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
+    target_psnr: TargetPsnr = 34.0
+    quality: Quality = None
     min_psnr: float | None = Field(
         None,
         ge=0,
@@ -167,9 +173,7 @@ class PipelineParameters(Parameters):
         0, ge=0, le=100, description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time"
     )
     latents: Latents = Field(Latents.INT8, description="type of stored latents, families v1 to v4")
-    resize: int | None = Field(
-        None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"
-    )
+    resize: Resize = None
     batch_size: BatchSize = 1000
     scheduler: Scheduler = None
     workers: Workers = None
@@ -190,8 +194,8 @@ class PipelineParameters(Parameters):
     wave: int = Field(
         1_000_000, ge=1, description="pictures to list before they are archived; a larger source goes in several waves"
     )
-    max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
-    max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
+    max_bytes: MaxBytes = 256 * 2**20
+    max_pixels: MaxPixels = 100_000_000
     price_per_tb: Price = 23.0
     training: TrainingParameters = Field(TrainingParameters(), description="for --train")
 
@@ -298,14 +302,12 @@ class RepairParameters(Parameters):
     source: Address | None = Field(
         None, min_length=1, description="where the pictures came from; they are encoded again"
     )
-    codec: Address = Field("faces", description="codec by name, path of an artifact, or id in the archive")
-    target_psnr: float = Field(34.0, ge=10, le=60, description="dB of PSNR that every picture reaches")
-    quality: int | None = Field(None, ge=0, le=100, description="fixed quality step instead of a target")
-    resize: int | None = Field(
-        None, ge=1, le=16_384, description="crop and resize every picture to this side in pixels"
-    )
-    max_bytes: int = Field(256 * 2**20, ge=1, description="largest file that is read, in bytes")
-    max_pixels: int = Field(100_000_000, ge=1, description="largest picture that is decoded, in pixels")
+    codec: CodecAddress = "faces"
+    target_psnr: TargetPsnr = 34.0
+    quality: Quality = None
+    resize: Resize = None
+    max_bytes: MaxBytes = 256 * 2**20
+    max_pixels: MaxPixels = 100_000_000
     drop: bool = Field(False, description="take out bad rows that the source does not have, too")
 
 
