@@ -299,6 +299,16 @@ class Archive:
             for found in self._images.find(keys, IMAGES.names):
                 yield from from_table(found, IMAGES)
 
+    @_reopens
+    def missing(self, keys: Collection[str]) -> list[str]:
+        """Those of ``keys`` that are neither archived nor quarantined, in their order."""
+        check_several(keys)
+        there: set[str] = set()
+        for table in self.tables:
+            for found in table.find(keys, ["key"]):
+                there.update(found["key"].to_pylist())
+        return [key for key in keys if key not in there]
+
     def read(self, key: str) -> np.ndarray:
         """One picture's pixels: uint8 (H, W, 3). ArchiveError where there is none, CodecError where it is damaged."""
         return self.decode([self.read_row(key)])[0]

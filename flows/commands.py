@@ -218,13 +218,17 @@ def delete(options: argparse.Namespace) -> int:
     keys = named(options.key, options.keys_from)
     if not keys:
         raise LatentpackError("name the pictures to erase with --key, or a file that lists them with --keys-from")
-    erased = Archive.open(options.archive).delete(keys)
-    missing = len(keys) - erased
+    archive = Archive.open(options.archive)
+    problems = [(key, f"{archive.url}: there is no picture {key!r}") for key in archive.missing(keys)]
+    erased = archive.delete(keys)
+    missing = len(keys) - erased  # those that were only quarantined too, which is no problem
+    for key, reason in problems:
+        warn(f"{key}: {reason}")
     if options.json:
-        print_json({"erased": erased, "missing": missing})
+        print_json({"erased": erased, "missing": missing, "problems": problems})
     else:
         print(f"{number(erased, 'picture')} erased" + (f", {number(missing, 'key')} not archived" if missing else ""))
-    return DONE
+    return UNWELL if problems else DONE
 
 
 def quarantine(options: argparse.Namespace) -> int:

@@ -121,7 +121,7 @@ def test_a_read_only_archive_reads_but_does_not_write(archive):
 def test_one_key_is_not_taken_for_its_letters(archive):
     add(archive, [picture_row(key) for key in ("1", "2", "12")])
     calls = (archive.remove, archive.delete, archive.clear_quarantine, archive.scan, archive.dataset, archive.read_rows)
-    for call in calls:
+    for call in (*calls, archive.missing):
         with pytest.raises(TypeError, match="a list is needed"):
             call("12")
     with pytest.raises(TypeError, match="a list is needed"):

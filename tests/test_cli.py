@@ -150,11 +150,28 @@ def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture
     _, out, _ = said(capsys, "info", archive, "--json")
     assert json.loads(out)["pictures"] == 3
     assert "ratio" in said(capsys, "info", archive)[1]
-    assert "1 picture erased, 1 key not" in said(capsys, "delete", archive, "--key", "a.png", "nothing.png")[1]
+    assert said(capsys, "delete", archive, "--key", "a.png") == (0, "1 picture erased\n", "")
     assert json.loads(said(capsys, "info", archive, "--json")[1])["pictures"] == 2
     assert said(capsys, "compact", archive)[0] == 0
     assert said(capsys, "vacuum", archive, "--older-than", "0")[0] == 0
     assert said(capsys, "verify", archive)[0] == 0
+
+
+def test_keys_to_erase_that_are_not_there_are_named(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As restore names them: somebody believes that these pictures are erased now."""
+    (pictures / "bad.png").write_text("text")
+    assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
+    code, out, err = said(capsys, "delete", archive, "--key", "none.png", "a.png", "nor.png")
+    assert code == 1 and out == "1 picture erased, 2 keys not archived\n"
+    assert [line.split(":")[0] for line in err.splitlines()] == ["none.png", "nor.png"]
+    code, out, _ = said(capsys, "delete", archive, "--key", "a.png", "sub/b.jpg", "--json")
+    done = json.loads(out)
+    assert (code, done["erased"], [key for key, _ in done["problems"]]) == (1, 1, ["a.png"])
+    code, _, err = said(capsys, "delete", archive, "--key", "bad.png")
+    assert (code, err) == (0, ""), "it was quarantined"
+    assert said(capsys, "quarantine", "list", archive)[1] == ""
 
 
 def test_a_prefect_server_that_is_gone_is_told(
