@@ -59,6 +59,15 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
+def ratio(before: int, after: int) -> str:
+    """How many times fewer bytes.
+
+    >>> ratio(14_951, 1000), ratio(0, 0)
+    ('15.0 to 1', '0.0 to 1')
+    """
+    return f"{before / max(1, after):.1f} to 1"
+
+
 def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
     reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
@@ -80,7 +89,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("bytes in", size(run["source_bytes"])),
             ("bytes stored", f"{size(run['stored_bytes'])}, {each:,.0f} bytes a picture with all columns"),
-            ("ratio", f"{run['ratio']:.1f} to 1"),
+            ("ratio", ratio(run["source_bytes"], run["stored_bytes"])),
         ]
     if run["psnr_mean"] is not None:
         rows.append(("PSNR", f"mean {run['psnr_mean']:.2f} dB, lowest {run['psnr_min']:.2f} dB"))
@@ -148,12 +157,10 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     ]
     if info.pictures:
         each = info.table_bytes / info.pictures
+        carrying = ratio(info.source_bytes, info.table_bytes + info.codec_bytes)
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
-            (
-                "ratio",
-                f"{info.source_bytes / info.table_bytes:.1f} to 1, {info.ratio:.1f} to 1 with the codecs it carries",
-            ),
+            ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, {carrying} with the codecs it carries"),
             ("codecs", _counts(info.codecs)[2:]),
             ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
             ("exact", number(info.exact, "picture")),

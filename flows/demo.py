@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.samples import write_samples
-from compressor.wording import number, size
+from compressor.wording import number, ratio, size
 from flows.archive import restore, verify
 from flows.benchmark import benchmark
 from flows.parameters import (
@@ -44,7 +44,7 @@ def demo(parameters: DemoParameters) -> dict[str, Any]:
     shown = [
         ("pictures", f"{count:,} tiles and photographs, {size(info.source_bytes)}: {source}"),
         ("archive", f"{size(info.table_bytes)}, {each:,.0f} bytes a picture: {archive}"),
-        ("ratio", f"{info.source_bytes / max(1, info.table_bytes):.1f} to 1, without the decoder"),
+        ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, without the decoder"),
         ("decoder", f"{size(info.codec_bytes)}, once in every archive"),
         ("quality", f"PSNR {info.psnr_mean:.2f} dB on average, {info.psnr_min:.2f} dB at the lowest"),
         ("archived", f"{first['archived']:,} in the first run, {second['archived']:,} in the second: nothing was new"),

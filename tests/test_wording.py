@@ -1,7 +1,11 @@
 """Runs and archives in words: what is said has a meaning, and is the same wherever it is said."""
 
+from dataclasses import replace
+from pathlib import Path
+
+from compressor.archive import Archive
 from compressor.summary import RunSummary
-from compressor.wording import describe
+from compressor.wording import describe, describe_archive
 
 
 def summary(**figures: int) -> RunSummary:
@@ -13,3 +17,12 @@ def test_only_a_run_that_archived_has_a_speed() -> None:
     archived = dict(describe(summary(listed=4, archived=4, source_bytes=9, stored_bytes=3).to_dict()))
     assert archived["speed"].startswith("2.0 pictures/s")
     assert "speed" not in dict(describe(summary(listed=5, already_there=4, quarantined=1).to_dict()))
+
+
+def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:
+    """It lies where rounding twice gives another figure than rounding once."""
+    empty = Archive.create(str(tmp_path / "archive")).info()
+    run = summary(listed=1, archived=1, source_bytes=14_951, stored_bytes=1000)
+    info = replace(empty, pictures=1, source_bytes=14_951, table_bytes=1000, codec_bytes=2000)
+    assert dict(describe(run.to_dict()))["ratio"] == "15.0 to 1"
+    assert dict(describe_archive(info))["ratio"] == "15.0 to 1, 5.0 to 1 with the codecs it carries"
