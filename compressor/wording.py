@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
     """A time for people, as exact as an estimate deserves.
 
     >>> duration(42.3), duration(750), duration(9000), duration(500_000)
-    ('42 s', '13 min', '2 h 30 min', '5 d 19 h')
+    ('42 s', '12 min', '2 h 30 min', '5 d 18 h')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,8 +1,10 @@
 """Runs and archives in words: what is said has a meaning, and is the same wherever it is said."""
 
+import doctest
 from dataclasses import replace
 from pathlib import Path
 
+from compressor import wording
 from compressor.archive import Archive
 from compressor.summary import RunSummary
 from compressor.wording import describe, describe_archive
@@ -26,3 +28,7 @@ def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:
     info = replace(empty, pictures=1, source_bytes=14_951, table_bytes=1000, codec_bytes=2000)
     assert dict(describe(run.to_dict()))["ratio"] == "15.0 to 1"
     assert dict(describe_archive(info))["ratio"] == "15.0 to 1, 5.0 to 1 with the codecs it carries"
+
+
+def test_what_the_words_give_as_examples_holds() -> None:
+    assert not doctest.testmod(wording).failed
