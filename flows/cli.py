@@ -10,11 +10,13 @@ from typing import NoReturn
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, is_shortage, told
-from flows.options import INTERRUPTED, UNUSABLE, build_parser
+from flows.interrupts import INTERRUPTED, TOLD, interrupt_once, interrupted
+from flows.options import UNUSABLE, build_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``latentpack``."""
+    interrupt_once()
     sys.exit(run(arguments))
 
 
@@ -36,8 +38,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(getattr(commands, options.command.replace("-", "_"))(options))
     except KeyboardInterrupt:
-        print("\ninterrupted; what is done is kept: repeat the command to go on from there", file=sys.stderr)
-        return INTERRUPTED
+        return _end_interrupted()
     except ValidationError as error:
         for problem in error.errors():
             where = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
@@ -54,11 +55,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        if interrupted():
+            return _end_interrupted()
         if is_shortage(error):
             _say(f"not enough memory ({told(error)}): try fewer --workers, or more memory; what is done is kept")
             return UNUSABLE
         _say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
         return UNUSABLE
+
+
+def _end_interrupted() -> int:
+    print(TOLD, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _say(text: str) -> None:

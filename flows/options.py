@@ -19,7 +19,7 @@ from flows.parameters import (
     VerifyParameters,
 )
 
-DONE, UNWELL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+DONE, UNWELL, UNUSABLE = 0, 1, 2
 MOST_HOURS = 87_600  # ten years, which every date can be counted back by
 
 

@@ -1,0 +1,40 @@
+"""Ctrl-C: once, it has a command end in order. The next would break that off, in tracebacks of what was ending."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+PATIENCE_S = 10.0  # for which a command may end in order, whoever goes on pressing
+INTERRUPTED = 130  # the exit code
+TOLD = "\ninterrupted; what is done is kept: repeat the command to go on from there"
+
+_heard: list[float] = []  # when
+
+
+def interrupt_once() -> None:
+    """Have Ctrl-C do so in this process, unless it is ignored, as a shell has jobs in the background do."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupted() -> bool:
+    """Whether there was one: some libraries, such as pydantic, raise an error of their own in its place."""
+    return bool(_heard)
+
+
+def _interrupt(*_: object) -> None:
+    _heard.append(time.monotonic())
+    if len(_heard) == 1:
+        raise KeyboardInterrupt
+    if _heard[-1] - _heard[0] > PATIENCE_S:  # the end hangs, and a kill loses nothing but the batch in flight
+        _say(TOLD)
+        os._exit(INTERRUPTED)
+    if len(_heard) == 2:
+        _say(f"\nending; should that hang, Ctrl-C after {PATIENCE_S:g} seconds ends it at once")
+
+
+def _say(text: str) -> None:
+    """On stderr, past its buffer, which the signal may have come in the midst of."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())

@@ -1,0 +1,74 @@
+"""Ctrl-C, as often as it is pressed: a command ends in order, with one line and no traceback, and never hangs."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+COMMAND = """
+import sys, time
+from flows import cli, commands, interrupts
+
+def info(options):
+    try:
+        print("at work", flush=True)
+        time.sleep(float(sys.argv[1]))
+    except KeyboardInterrupt:
+        if sys.argv[4:]:
+            raise RuntimeError("as pydantic does") from None
+        raise
+    finally:
+        time.sleep(float(sys.argv[2]))
+        print("in order", flush=True)
+    return 0
+
+commands.info, interrupts.PATIENCE_S = info, float(sys.argv[3])
+cli.main(["info", "archive"])
+"""
+
+
+@contextmanager
+def at_work(*arguments: Any, action: Any = signal.SIG_DFL) -> Iterator[subprocess.Popen[str]]:
+    """A command that works and ends for so many seconds, where a terminal leaves Ctrl-C at ``action``."""
+    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
+    heard = partial(signal.signal, signal.SIGINT, action)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, preexec_fn=heard, **pipes) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "at work\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("wrapped", [[], ["wrapped"]])
+def test_however_often_it_is_pressed_a_command_ends_in_order(wrapped: list[str]) -> None:
+    with at_work(60, 1, 30, *wrapped) as process:
+        for _ in range(4):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "in order\n")
+    assert "Traceback" not in err and err.endswith("repeat the command to go on from there\n")
+
+
+def test_an_end_that_hangs_is_ended() -> None:
+    with at_work(60, 60, 0.2) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err and "repeat the command" in err
+
+
+def test_where_it_is_ignored_it_stays_so() -> None:
+    with at_work(0.5, 0, 30, action=signal.SIG_IGN) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("in order\n", "") and process.returncode == 0
