@@ -290,7 +290,8 @@ class _Encoding:
 
 def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
     """Raise what ends the run. What remains is a lost worker, or a picture that no code foresaw."""
-    if isinstance(error, LatentpackError) or caused_by_storage(error):
+    # A library that is missing is no picture's fault, and would be missing again.
+    if isinstance(error, (LatentpackError, ModuleNotFoundError)) or caused_by_storage(error):
         raise error
     if is_of_prefect(error):
         raise LatentpackError(

@@ -128,6 +128,18 @@ def test_a_failure_of_everything_ends_the_run(tmp_path: Path, monkeypatch: pytes
         archive_it(folder, tmp_path / "archive")
 
 
+def test_a_library_that_is_missing_is_no_picture_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.encode
+
+    def fails(*_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'simplejpeg'")
+
+    monkeypatch.setattr(tasks.encode, "encode_batch", fails)
+    with pytest.raises(ModuleNotFoundError, match="simplejpeg"):
+        archive_it(write_pictures(tmp_path / "in", 3), tmp_path / "archive")
+    assert not list(Archive.open(str(tmp_path / "archive")).quarantined())
+
+
 @pytest.mark.parametrize(("limit", "batches"), [(2**24, 1), (100, 2)])
 def test_few_pictures_of_many_bytes_are_work_for_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batches: int
