@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, is_shortage, told
-from flows.interrupts import INTERRUPTED, TOLD, interrupt_once, interrupted
-from flows.options import UNUSABLE, build_parser
+from flows.exit_codes import INTERRUPTED, UNUSABLE
+from flows.interrupts import TOLD, interrupt_once, interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -27,18 +27,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
             named = argument.encode(errors="backslashreplace").decode()
             _say(f"{named}: the name is not valid UTF-8, and neither archives nor Prefect can hold it: rename it")
             return UNUSABLE
+    debug = False
     try:
-        options = build_parser().parse_args(arguments)
-    except SystemExit as usage:  # argparse has said what is wrong
-        return int(usage.code or 0)
-    from pydantic import ValidationError
+        from pydantic import ValidationError
 
-    from flows import commands
+        from flows.options import build_parser
 
-    try:
+        try:
+            options = build_parser().parse_args(arguments)
+        except SystemExit as usage:  # argparse has said what is wrong
+            return int(usage.code or 0)
+        debug = options.debug
+        from flows import commands
+
         return int(getattr(commands, options.command.replace("-", "_"))(options))
     except KeyboardInterrupt:
         return _end_interrupted()
+    except ImportError as error:
+        if debug:
+            raise
+        _say(
+            f"a library is missing, or does not load: {told(error)}; install latentpack anew, with all that it needs: "
+            "'make setup' or 'pip install .' in its folder (--debug shows where)"
+        )
+        return UNUSABLE
     except ValidationError as error:
         for problem in error.errors():
             where = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
@@ -46,14 +58,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
             _say(f"--{where.replace('_', '-')}: {text[:1].lower()}{text[1:]}, not {shown(repr(problem['input']))}")
         return UNUSABLE
     except LatentpackError as error:
-        if options.debug:
+        if debug:
             raise
         _say(str(error))
         return UNUSABLE
     except BrokenPipeError:
         return UNUSABLE
     except Exception as error:
-        if options.debug:
+        if debug:
             raise
         if interrupted():
             return _end_interrupted()

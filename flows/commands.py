@@ -11,8 +11,9 @@ from compressor.addresses import shown
 from compressor.errors import LatentpackError, RunStopped, told
 from compressor.wording import number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
+from flows.exit_codes import DONE, UNWELL
 from flows.keys import named
-from flows.options import DONE, UNWELL, parameters_of, print_json
+from flows.options import parameters_of, print_json
 from flows.parameters import (
     BenchmarkParameters,
     DemoParameters,

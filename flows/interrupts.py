@@ -5,8 +5,9 @@ import signal
 import time
 from contextlib import suppress
 
+from flows.exit_codes import INTERRUPTED
+
 PATIENCE_S = 10.0  # for which a command may end in order, whoever goes on pressing
-INTERRUPTED = 130  # the exit code
 TOLD = "\ninterrupted; what is done is kept: repeat the command to go on from there"
 
 _heard: list[float] = []  # when

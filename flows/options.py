@@ -1,4 +1,4 @@
-"""The command line's words: commands and options made from the parameter models, exit codes, JSON output."""
+"""The command line's words: commands and options made from the parameter models, JSON output."""
 
 import argparse
 import json
@@ -19,7 +19,6 @@ from flows.parameters import (
     VerifyParameters,
 )
 
-DONE, UNWELL, UNUSABLE = 0, 1, 2
 MOST_HOURS = 87_600  # ten years, which every date can be counted back by
 
 

@@ -256,6 +256,20 @@ def test_an_internal_error_is_told_in_a_line(
         run(["info", "anything", "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [("pydantic", "info {0}"), ("pyarrow", "info {0}"), ("prefect", "run {0} {0}-archive"), ("torch", "codecs")],
+)
+def test_a_library_that_is_missing_is_told(library: str, command: str, tmp_path: Path) -> None:
+    tmp_path.joinpath("a.png").write_bytes(encode_picture(smooth_pictures(1)[0], 3))
+    code = f"import sys; sys.modules[{library!r}] = None; from flows.cli import main; main()"
+    environment = os.environ | {"LATENTPACK_HOME": f"{tmp_path}-home"}
+    arguments = [sys.executable, "-c", code, *command.format(tmp_path).split()]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+    told = f"latentpack: a library is missing, or does not load: [^\n]*{library}[^\n]* 'make setup' [^\n]*\n"
+    assert ended.returncode == 2 and re.fullmatch(told, ended.stderr), ended.stderr
+
+
 def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path) -> None:
     """The command as a user has it: its own server, Ctrl-C in the middle, the same command again."""
     folder, archive = tmp_path / "in", tmp_path / "archive"
