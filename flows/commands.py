@@ -96,6 +96,14 @@ def _run_flow(options: argparse.Namespace, module: str, name: str, parameters: A
     return result
 
 
+def _answer(options: argparse.Namespace, values: dict[str, Any], *lines: str) -> None:
+    """What a command found or did: one JSON object where that is asked for, else lines for people."""
+    if options.json:
+        print_json(values)
+    else:
+        print(*lines, sep="\n")
+
+
 def _check_source(url: str) -> None:
     """SourceError at once, and not after Prefect has started."""
     from compressor.sources import Source
@@ -136,11 +144,8 @@ def restore(options: argparse.Namespace) -> int:
     result = _read_back(options, "restore", parameters)
     for key, reason in result["problems"]:
         warn(f"{key}: {reason}")
-    if options.json:
-        print_json(result)
-    else:
-        renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""
-        print(f"{number(result['written'], 'picture')} written to {parameters.destination}{renamed}")
+    renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""
+    _answer(options, result, f"{number(result['written'], 'picture')} written to {parameters.destination}{renamed}")
     return UNWELL if result["problems"] else DONE
 
 
@@ -225,10 +230,9 @@ def delete(options: argparse.Namespace) -> int:
     missing = len(keys) - erased  # those that were only quarantined too, which is no problem
     for key, reason in problems:
         warn(f"{key}: {reason}")
-    if options.json:
-        print_json({"erased": erased, "missing": missing, "problems": problems})
-    else:
-        print(f"{number(erased, 'picture')} erased" + (f", {number(missing, 'key')} not archived" if missing else ""))
+    others = f", {number(missing, 'key')} not archived" if missing else ""
+    values = {"erased": erased, "missing": missing, "problems": problems}
+    _answer(options, values, f"{number(erased, 'picture')} erased{others}")
     return UNWELL if problems else DONE
 
 
@@ -241,10 +245,7 @@ def quarantine(options: argparse.Namespace) -> int:
     rows = [row for row in archive.quarantined() if not keys or row.key in keys]
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
-        if options.json:
-            print_json({"cleared": cleared})
-        else:
-            print(f"{number(cleared, 'picture')} will be tried again by the next run")
+        _answer(options, {"cleared": cleared}, f"{number(cleared, 'picture')} will be tried again by the next run")
         return DONE
     if options.json:
         print_json({"quarantined": [row.to_dict() for row in rows]})
@@ -259,10 +260,7 @@ def compact(options: argparse.Namespace) -> int:
     from compressor.archive import Archive
 
     fewer = Archive.open(options.archive).compact()
-    if options.json:
-        print_json({"files_fewer": fewer})
-    else:
-        print(f"{number(fewer, 'file')} fewer")
+    _answer(options, {"files_fewer": fewer}, f"{number(fewer, 'file')} fewer")
     return DONE
 
 
@@ -271,10 +269,7 @@ def vacuum(options: argparse.Namespace) -> int:
     from compressor.archive import Archive
 
     deleted = Archive.open(options.archive).vacuum(options.older_than)
-    if options.json:
-        print_json({"deleted": deleted})
-    else:
-        print(f"{number(deleted, 'file')} deleted")
+    _answer(options, {"deleted": deleted}, f"{number(deleted, 'file')} deleted")
     return DONE
 
 
@@ -319,11 +314,7 @@ def benchmark(options: argparse.Namespace) -> int:
     parameters = parameters_of(BenchmarkParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "benchmark", "benchmark", parameters)
-    if options.json:
-        print_json(result)
-    else:
-        print(result["headline"])
-        print(f"report: {result['html']}")
+    _answer(options, result, result["headline"], f"report: {result['html']}")
     return DONE
 
 
@@ -332,11 +323,7 @@ def experiments(options: argparse.Namespace) -> int:
     parameters = parameters_of(ExperimentsParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "experiments", "experiments", parameters)
-    if options.json:
-        print_json(result)
-    else:
-        print(result["table"])
-        print(f"report: {result['report']}")
+    _answer(options, result, result["table"], f"report: {result['report']}")
     return DONE
 
 
