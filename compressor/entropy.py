@@ -74,14 +74,18 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def push(self, values: np.ndarray, index: np.ndarray, tables: Tables) -> None:
-        """Code ``values`` (any integers, n) each under its table ``index`` (int, n); grouped by table for speed."""
-        order, runs = _runs(index)
+    def push(self, values: np.ndarray, index: np.ndarray, tables: Tables, turns: np.ndarray | int = 0) -> None:
+        """Code ``values`` (any integers, n) each under its table ``index`` (int, n); grouped by table for speed.
+
+        A reader can only pull at once what has one number in ``turns`` (int32, n): lower ones come first.
+        """
+        order, runs = _runs(index + len(tables.models) * turns)
         self._push_runs(values[order].astype(np.int32) - tables.first, runs, tables)
 
     def _push_runs(self, symbols: np.ndarray, runs: list[tuple[int, int, int]], tables: Tables) -> None:
         numbers = symbols.tolist()
-        for table, start, stop in runs:
+        for turned, start, stop in runs:
+            table = turned % len(tables.models)
             # The library takes a number four times as fast as an array of one.
             run = numbers[start] if stop == start + 1 else symbols[start:stop]
             self._coder.encode(run, tables.models[table])

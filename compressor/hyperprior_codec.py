@@ -272,13 +272,11 @@ class HyperpriorCodec:
             coder = Encoder()
             if self._part_tables:
                 coder.push(np.array([part]), np.zeros(1, np.int32), self._part_tables)
-            z_N = z.ravel() - offset_N
-            for index in _step_indices(z.shape, self._network.hyper_prior.steps):
-                coder.push(z_N[index], table_N[index], self._hyper_tables)
-            r_N, level_N = r.ravel(), level.ravel()
-            for index in _step_indices(r.shape):
-                coded = index[level_N[index] >= SKIP_LEVEL]
-                coder.push(r_N[coded], level_N[coded], self._residual_tables)
+            z_steps = _step_of_each(z.shape, self._network.hyper_prior.steps)
+            coder.push(z.ravel() - offset_N, table_N, self._hyper_tables, z_steps)
+            coded = level.ravel() >= SKIP_LEVEL
+            r_N, level_N, step_N = r.ravel()[coded], level.ravel()[coded], _step_of_each(r.shape)[coded]
+            coder.push(r_N, level_N, self._residual_tables, step_N)
             candidates.append((coder.finish(), ENTROPY))
         if packer != ENTROPY:
             data = bytes([part] if self.parts > 1 else []) + z.tobytes() + r.tobytes()
@@ -475,6 +473,12 @@ def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:
     """int32 (B, len(index)): what stands at those places of flattened pictures."""
     chosen = values_BCHW.to(torch.int32).flatten(1)[:, torch.from_numpy(index).to(values_BCHW.device)]
     return chosen.cpu().numpy()
+
+
+@lru_cache(maxsize=8)
+def _step_of_each(shape: tuple[int, ...], steps: int = STEPS) -> np.ndarray:
+    """Step that codes each position of a flattened (C, H, W) array, int32."""
+    return step_masks(shape, torch.device("cpu"), steps).flatten(1).int().argmax(dim=0).to(torch.int32).numpy()
 
 
 @lru_cache(maxsize=8)
