@@ -542,6 +542,7 @@ class Hyperprior(nn.Module):
         """The latents that :meth:`quantize` gave, from its integers."""
         gain = self.gain(quality_B).exp()
         mean_features = self.means.features(z_BCHW, quality_B)
+        r_BCHW = r_BCHW.contiguous(memory_format=torch.channels_last)  # in which steps are found fast
         y_hat = torch.zeros_like(r_BCHW)
         for step in range(STEPS):
             mean = self.means(step, mean_features, y_hat)
