@@ -6,6 +6,8 @@ import re
 PASSWORD = r"://[^/@\s:]*:(?!\d+/)[^@\s]*@"
 _SECRETS = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^@\s]*|[^/@\s]*)@|\?\S*=\S*")
 
+_PASSWORDS = re.compile(r"(?<=://)([^/@\s:]*):(?!\d+/)[^@\s]*(?=@)|\?\S*=\S*")
+
 ADVICE = (
     "an address holds no password, since addresses are stored and shown: give it by the environment "
     "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, FSSPEC_FTP_PASSWORD and the like for others)"
@@ -15,6 +17,11 @@ ADVICE = (
 def shown(text: str) -> str:
     """``text`` with users, passwords and queries of the addresses in it left out."""
     return _SECRETS.sub("", text)
+
+
+def without_secrets(url: str) -> str:
+    """``url`` without passwords and queries, but with its user, who may tell one place from another."""
+    return _PASSWORDS.sub(r"\1", url)
 
 
 def has_password(url: str) -> bool:

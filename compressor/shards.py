@@ -24,7 +24,7 @@ from compressor.sources import Source, SourceFile
 
 FORBIDDEN = "forbidden"  # the reason of a file that may not be read
 _END = b"ARROW1"  # of a whole Arrow file
-VERSION = 2  # raise it when the same files give other pictures
+VERSION = 3  # raise it when the same files give other pictures
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class ShardConfig:
     side: int = 128
     limits: Limits = Limits()
 
-    def digest(self, files: Sequence[SourceFile]) -> str:
-        """Name of the shard of these files: 32 hexadecimal digits over keys, sizes, fingerprints and configuration."""
-        content = hashlib.blake2b(json.dumps([VERSION, asdict(self)], sort_keys=True).encode(), digest_size=16)
+    def digest(self, source: Source, files: Sequence[SourceFile]) -> str:
+        """Name of the shard of these files: 32 hexadecimal digits over all that tells it from others.
+
+        Which are the source's address, the files' keys, sizes and fingerprints, and the configuration. The address,
+        since copies of two folders, as an archive unpacks them, may have names, sizes and times in common.
+        """
+        told = json.dumps([VERSION, asdict(self), source.address], sort_keys=True)  # ASCII, whatever a path holds
+        content = hashlib.blake2b(told.encode(), digest_size=16)
         for file in files:
             content.update(f"\0{file.key}\0{file.size}\0".encode("utf-8", "surrogateescape") + file.fingerprint)
         return content.hexdigest()
@@ -81,7 +86,7 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
 
     Pictures that cannot be read, need more than 8-bit RGB or are refused are counted by reason and left out.
     """
-    digest = config.digest(files)
+    digest = config.digest(source, files)
     path = folder / f"{digest}.arrow"
     pictures: list[np.ndarray] = []
     refused: dict[str, int] = {}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from compressor.addresses import ADVICE, has_password, shown
+from compressor.addresses import ADVICE, has_password, shown, without_secrets
 from compressor.errors import SourceError, told
 from compressor.listing import (
     HIDDEN,
@@ -146,6 +146,20 @@ class Source:
         return shown(self.url)
 
     @property
+    def address(self) -> str:
+        """Where it is, however that was written, with no password in it: for keys of what is remembered of it.
+
+        A local path is absolute and follows links, which may lead elsewhere the next time. A bucket is the same at
+        every endpoint: its ETags tell contents apart.
+        """
+        if self._is_local:
+            return "file://" + os.path.realpath(self._local_path)
+        *outer, last = map(without_secrets, self.url.split("::"))
+        if "://" not in last or last.startswith(("file://", "local://")):  # what zip:// and the like are read from
+            last = Source(last).address
+        return "::".join([*outer, re.sub("^s3a://", "s3://", last).rstrip("/")])
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is a folder or prefix with all that is below, and not a file or some of the names."""
         return not (self._place.single or self._place.pattern)
@@ -224,8 +238,12 @@ class Source:
     def _place(self) -> _Place:
         return self._local_place() if self._is_local else self._remote_place()
 
+    @property
+    def _local_path(self) -> str:
+        return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", self.url)))
+
     def _local_place(self) -> _Place:
-        path = os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", self.url)))
+        path = self._local_path
         if problem := _name_problem(path):
             raise SourceError(f"cannot open {_printable(path)}: {problem}; rename it")
         try:

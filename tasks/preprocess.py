@@ -18,7 +18,7 @@ VERSION = 1  # raise it when the same files and configuration give another shard
 
 def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
     config: ShardConfig = arguments["config"]
-    return stage_key("shard", VERSION, config.digest(arguments["batch"].files), {})
+    return stage_key("shard", VERSION, config.digest(arguments["source"], arguments["batch"].files), {})
 
 
 @task(

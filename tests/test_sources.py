@@ -49,6 +49,26 @@ def bucket(s3_server):
     return client
 
 
+def test_an_address_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    def addresses(*urls):
+        return {Source(url).address for url in urls}
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["in", "in/", "./in", "~/in", "link", f"{tmp_path}/in", "file://in", f"file://{tmp_path}/in/"]
+    assert addresses(*ways) == {f"file://{tmp_path}/in"}
+    assert addresses("zip://a::b.zip", f"zip://a::{tmp_path}/b.zip") == {f"zip://a::file://{tmp_path}/b.zip"}
+    assert addresses("s3://bucket/in", "s3://bucket/in/", "s3a://bucket/in") == {"s3://bucket/in"}
+    with_passwords = ["ftp://me:secret@host/in", "ftp://me:other@host/in/", "ftp://me@host/in?token=secret"]
+    assert addresses(*with_passwords) == {"ftp://me@host/in"}
+    chained = ["simplecache::sftp://me:secret@host/in", "simplecache::sftp://me@host/in"]
+    assert addresses(*chained) == {"simplecache::sftp://me@host/in"}
+    others = ["in", "other", "s3://in", "gs://in", "abfs://in@account/a", "abfs://out@account/a", "sftp://host:22/in"]
+    assert len(addresses(*others, "sftp://host/in")) == len(others) + 1
+
+
 @pytest.fixture(params=["local", "file", "s3", "memory", "zip", "tar"])
 def anywhere(request, tmp_path):
     """The same files in every kind of storage, as a URL without a slash at its end."""

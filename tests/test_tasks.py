@@ -195,6 +195,38 @@ def test_a_shard_that_has_vanished_is_made_again(tmp_path: Path, prefect_api: st
     assert fresh(prepare, ShardRecord, **shard_arguments(source, tmp_path / "shards")).count == 3
 
 
+def test_another_source_with_the_same_names_sizes_and_times_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_api: str
+) -> None:
+    """As two zips leave them, or tar with --mtime."""
+    from compressor.experiments.cells import Cell
+    from compressor.training import TrainingConfig
+    from tasks.caching import fresh
+    from tasks.experiments import _train_key
+    from tasks.train import training_key
+
+    for seed, name in enumerate(["one", "other"]):
+        (tmp_path / name).mkdir()
+        for number, pixels in enumerate(smooth_pictures(3, seed=seed)):
+            path = tmp_path / name / f"{number}.bmp"
+            path.write_bytes(encode_picture(pixels, 3, "bmp"))
+            os.utime(path, (0, 0))
+    one, other = (
+        fresh(prepare, ShardRecord, **shard_arguments(Source.open(str(tmp_path / name)), tmp_path / "shards"))
+        for name in ["one", "other"]
+    )
+    assert not np.array_equal(load_shards([one]), load_shards([other]))
+    config = TrainingConfig()
+    assert training_key("v3", [one], config) != training_key("v3", [other], config)
+    keys = {_train_key(None, {"cell": Cell("v3"), "config": config, "shards": [shard]}) for shard in (one, other)}
+    assert len(keys) == 2
+    monkeypatch.chdir(tmp_path)
+    for same in ("one/", "./one", "other/../one", f"file://{tmp_path}/one"):
+        assert prepare_shard(Source.open(same), list(Source.open(same).files()), ShardConfig(side=32), tmp_path) == (
+            ShardRecord(str(tmp_path / Path(one.path).name), one.digest, 3, {})
+        )
+
+
 def test_half_a_shard_is_made_again(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 2)
     record = prepare_shard(source, list(source.files()), ShardConfig(side=32), tmp_path / "shards")
