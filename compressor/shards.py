@@ -6,6 +6,7 @@ A shard is named by what is in it and how it was made, so that it can be cached,
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from compressor.files import replacing
 from compressor.images import Limits, decode_picture, resize_picture
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
+from compressor.wording import by_reason
 
 FORBIDDEN = "forbidden"  # the reason of a file that may not be read
 _END = b"ARROW1"  # of a whole Arrow file
@@ -81,6 +83,14 @@ def content_of(records: Sequence[ShardRecord], *ids: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def refused_of(records: Iterable[ShardRecord]) -> dict[str, int]:
+    """How many files the shards lack, by reason, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.refused)
+    return dict(counts.most_common())
+
+
 def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConfig, folder: Path) -> ShardRecord:
     """Decode, crop and resize ``files`` into one shard under ``folder``.
 
@@ -133,7 +143,9 @@ def load_shards(records: Sequence[ShardRecord], chosen_N: np.ndarray | None = No
     """
     total = sum(record.count for record in records)
     if not total:
-        raise SourceError("there is no picture to train on: the source is empty, or every file in it was refused")
+        refused = refused_of(records)
+        why = f" among {by_reason(refused)} (it takes plain 8-bit ones)" if refused else ": the source is empty"
+        raise SourceError(f"there is no picture to train on{why}")
     chosen_N = np.ones(total, bool) if chosen_N is None else chosen_N
     pictures_NHWC, start, filled = np.empty(0, np.uint8), 0, 0
     for record in records:

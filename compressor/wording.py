@@ -68,6 +68,16 @@ def ratio(before: int, after: int) -> str:
     return f"{before / max(1, after):.1f} to 1"
 
 
+def by_reason(counts: dict[str, int]) -> str:
+    """Files that could not be taken, and why.
+
+    >>> by_reason({"alpha": 1600, "truncated": 1})
+    '1,601 files: 1,600 alpha, 1 truncated'
+    """
+    told = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f"{number(sum(counts.values()), 'file')}: {told}"
+
+
 def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
     reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())

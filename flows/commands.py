@@ -292,6 +292,8 @@ def codecs(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """``latentpack train``"""
+    from compressor.wording import by_reason
+
     parameters = parameters_of(TrainParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "train", "train_flow", parameters)
@@ -303,6 +305,7 @@ def train(options: argparse.Namespace) -> int:
             ("codec", result["path"]),
             ("id", result["id"]),
             ("trained on", f"{pictures}, {steps}, {result['seconds']:,.0f} s"),
+            *([("left out", by_reason(result["refused"]))] if result["refused"] else []),
             *((name, f"{value:.5g}") for name, value in result["validation"].items()),
         ]
         print_rows("trained", rows)

@@ -18,10 +18,12 @@ from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
+from compressor.wording import by_reason
 from flows.dispatch import UndeclaredError, dask_pool
 from flows.machine import worker_count
 from flows.parameters import Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
+from flows.terminal import SAID_ELSEWHERE
 from tasks.caching import cached, fresh
 from tasks.home import home
 from tasks.preprocess import prepare
@@ -86,6 +88,21 @@ def train_codec(
     With a scheduler a worker of that cluster with a GPU does all of it, and remembers nothing but its checkpoint. Where
     there is none, a run that was to archive too trains here, and one that was only to train ends with UndeclaredError.
     """
+    record = _trained(source, family, training, work, start)
+    if record.refused:
+        # `train` has it in its table, where people look; a run that was to archive too has no place for it.
+        said = {SAID_ELSEWHERE: True} if isinstance(work, TrainParameters) else {}
+        get_run_logger().warning("training left out %s", by_reason(record.refused), extra=said)
+    return record
+
+
+def _trained(
+    source: Source,
+    family: str,
+    training: TrainingParameters,
+    work: TrainParameters | PipelineParameters,
+    start: bytes | None,
+) -> TrainingRecord:
     if work.scheduler:
         try:
             return _train_there(work.scheduler, source, family, training, work, start)

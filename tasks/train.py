@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from prefect.context import TaskRunContext
 from compressor.devices import pick_device
 from compressor.files import write_whole
 from compressor.pages import data_uri, markdown_table
-from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_shards, prepare_shard
+from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_shards, prepare_shard, refused_of
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
+from compressor.wording import by_reason
 from tasks.artifacts import training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
@@ -30,7 +31,10 @@ VALIDATION = 512  # pictures at most that training is validated on
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A trained codec: where its file lies, its id, and how training went. JSON both ways."""
+    """A trained codec: where its file lies, its id, and how training went. JSON both ways.
+
+    ``refused`` counts the files that it could not learn from, by reason.
+    """
 
     path: str
     id: str
@@ -41,6 +45,7 @@ class TrainingRecord:
     device: str
     validation: dict[str, float]
     history: list[dict[str, float]]
+    refused: dict[str, int] = field(default_factory=dict)
 
     def exists(self) -> bool:
         """Whether the file is there, and whole."""
@@ -107,13 +112,13 @@ def train(
     trained = learn(
         family, learned, load_shards(records, held), config, None, origin, card, checkpoint=checkpoint, on_progress=tell
     )
-    data, state = trained.data, trained.state
+    data, state, refused = trained.data, trained.state, refused_of(records)
     path = codec_folder() / f"{key}.safetensors"
     write_whole(path, data)
     checkpoint.unlink(missing_ok=True)
     if TaskRunContext.get():
         create_markdown_artifact(
-            _history(family, state), key=f"training-history-{family}", description="validation by step"
+            _history(family, state, refused), key=f"training-history-{family}", description="validation by step"
         )
     return asdict(
         TrainingRecord(
@@ -126,6 +131,7 @@ def train(
             device=trained.device,
             validation=state.history[-1] if state.history else {},
             history=state.history,
+            refused=refused,
         )
     )
 
@@ -161,8 +167,8 @@ def train_there(
     return trained, Path(trained["path"]).read_bytes()
 
 
-def _history(family: str, state: TrainingState) -> str:
-    """The validation history as Markdown: curves, and a table."""
+def _history(family: str, state: TrainingState, refused: dict[str, int]) -> str:
+    """The validation history as Markdown: curves, and a table; what could not be learned from."""
     rows = state.history
     names = list(rows[0]) if rows else []
     lines = [f"# Training {family}", ""]
@@ -171,4 +177,6 @@ def _history(family: str, state: TrainingState) -> str:
 
         lines += [f"![loss and PSNR by step]({data_uri(plots.png(plots.training(rows)), 'png')})", ""]
     lines.append(markdown_table(names, [[f"{float(row[name]):.5g}" for name in names] for row in rows]))
+    if refused:
+        lines += ["", f"Left out: {by_reason(refused)}"]
     return "\n".join([*lines, "", f"`{json.dumps({'steps': state.step, 'seconds': round(state.seconds, 1)})}`"])

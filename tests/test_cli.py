@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from compressor.archive import CRASHED, Archive
 from compressor.images import decode_picture, encode_picture
@@ -485,6 +486,27 @@ def test_a_picture_that_memory_did_not_suffice_for_is_tried_again(
     assert listed == f"a.png\t{CRASHED}\tMemoryError: not enough memory to decode it\n"
     code, out, _ = said(capsys, *command, "--workers", "1", "--json")
     assert code == 0 and json.loads(out)["archived"] == 1
+
+
+def test_a_training_says_what_it_left_out(tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    transparent, plain = tmp_path / "transparent", tmp_path / "plain"
+    for folder in (transparent, plain):
+        folder.mkdir()
+        for number in range(3):
+            Image.new("RGBA", (40, 40), (0, 0, number, 128)).save(folder / f"a{number}.png")
+        (folder / "cut.png").write_bytes((folder / "a0.png").read_bytes()[:60])
+    for number, pixels in enumerate(smooth_pictures(4)):
+        (plain / f"b{number}.png").write_bytes(encode_picture(pixels, 3))
+    short = ["--family", "v2", "--steps", 1, "--batch", 2, "--side", 32, "--workers", 1, "--out", tmp_path / "codec"]
+    code, out, _ = said(capsys, "train", plain, *short)
+    assert code == 0 and re.search(r"^left out +4 files: 3 alpha, 1 truncated *$", out, re.MULTILINE)
+    result = json.loads(said(capsys, "train", plain, *short, "--json")[1])
+    assert (result["pictures"], result["refused"]) == (3, {"alpha": 3, "truncated": 1})
+    code, _, err = said(capsys, "train", transparent, *short)
+    assert code == 2 and "no picture to train on among 4 files: 3 alpha, 1 truncated" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = said(capsys, "train", tmp_path / "empty", *short)
+    assert code == 2 and "no picture to train on: the source is empty" in err
 
 
 def flip_middle_of(archive: Path, key: str) -> None:

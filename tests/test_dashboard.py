@@ -105,14 +105,15 @@ def test_training_shows_curves_where_there_are_some(monkeypatch: pytest.MonkeyPa
     from tasks.train import _history
 
     rows = [{"step": s, "train_loss": 1 / s, "loss": 1.1 / s, "psnr": 20.0 + s} for s in (1, 2, 3)]
-    assert "data:" not in _history("v3", TrainingState(history=rows)), "nobody watches"
+    assert "data:" not in _history("v3", TrainingState(history=rows), {}), "nobody watches"
     monkeypatch.delenv(UNWATCHED)
-    assert "data:" not in _history("v3", TrainingState(history=rows[:1]))
-    text = _history("v3", TrainingState(history=rows))
+    assert "data:" not in _history("v3", TrainingState(history=rows[:1]), {})
+    text = _history("v3", TrainingState(history=rows), {})
     (image,) = re.findall(r"base64,([^)]+)\)", text)
     assert Image.open(io.BytesIO(base64.b64decode(image))).format == "PNG" and "| 3 | " in text
     without = [{name: value for name, value in row.items() if name != "psnr"} for row in rows]
-    assert "data:image/png" in _history("v3", TrainingState(history=without))
+    assert "data:image/png" in _history("v3", TrainingState(history=without), {})
+    assert "Left out: 17 files: 16 alpha, 1 truncated" in _history("v3", TrainingState(), {"alpha": 16, "truncated": 1})
 
 
 def test_what_automations_wait_for_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
