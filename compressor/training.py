@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.files import replacing
+from compressor.interrupting import interrupt_held
 from compressor.optimizers import OPTIMIZERS
+
+CHECKPOINT_S = 60.0  # between validations, which may be an hour apart
 
 
 class Trainable(Protocol):
@@ -117,8 +120,8 @@ def fit(
     pictures_NCHW, validation_NCHW
         uint8 pictures, disjoint sets, all of one size.
     checkpoint
-        File that is written at every validation and resumed from if it exists. A checkpoint made with another
-        configuration or network is refused with ``ValueError``.
+        File that is written at every validation, each minute between them and at Ctrl-C, and resumed from if it
+        exists. A checkpoint made with another configuration or network is refused with ``ValueError``.
     on_progress
         Called after every validation with the state and the share of the run that is done, 0 to 1.
     trained
@@ -155,46 +158,64 @@ def fit(
     skipped = torch.zeros((), dtype=torch.long, device=device)
     impatient = 0 < config.patience <= state.stale  # where it ended before, by what a checkpoint says
     done = 1.0 if impatient else _share(state, config)
-    while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(state.step, done, config)
-        batch = _draw(pictures, config, generator)
-        drawn = draw(batch, generator)
-        with precision:
-            loss = loss_of(batch, *drawn)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        # Nothing in a step waits for the device, and an `if` would: where the norm is not finite, clipping left nothing
-        # but zeros and NaN.
-        skipped += ~torch.isfinite(nn.utils.clip_grad_norm_(parameters, config.clip))
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(0.0)
-        optimizer.step()
-        state.step += 1
-        state.pictures += len(batch)
-        _update_average(average, network, min(config.ema, (1 + state.step) / (10 + state.step)))
-        state.seconds = time.monotonic() - started
-        done = _share(state, config)
-        if state.step % config.validate_every and done < 1:
-            continue
+    kept_at, kept_step = time.monotonic(), state.step
 
+    def count_skipped() -> None:  # reads from the device, and so waits for it
         state.skipped += int(skipped)
         skipped.zero_()
-        row = validate(average, held_out, config.batch)
-        state.history.append(
-            {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()} | row
-        )
-        if row["loss"] < state.best:
-            state.best, state.stale, best = row["loss"], 0, copy.deepcopy(average.state_dict())
-        else:
-            state.stale += 1
-            if config.patience and state.stale >= config.patience:
-                done = 1.0
+
+    def keep() -> None:
+        nonlocal kept_at, kept_step
         if checkpoint:
+            count_skipped()
             _save(checkpoint, fingerprint, state, network, average, best, optimizer, generator)
-        if on_progress:
-            on_progress(state, done)
+        kept_at, kept_step = time.monotonic(), state.step
+
+    # Whole steps alone are kept, for half of one cannot be gone on from.
+    with interrupt_held() as interrupt:
+        while done < 1 and not interrupt.heard:
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(state.step, done, config)
+            batch = _draw(pictures, config, generator)
+            drawn = draw(batch, generator)
+            with precision:
+                loss = loss_of(batch, *drawn)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # Nothing in a step waits for the device, and an `if` would: where the norm is not finite, clipping left
+            # nothing but zeros and NaN.
+            skipped += ~torch.isfinite(nn.utils.clip_grad_norm_(parameters, config.clip))
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0)
+            optimizer.step()
+            state.step += 1
+            state.pictures += len(batch)
+            _update_average(average, network, min(config.ema, (1 + state.step) / (10 + state.step)))
+            state.seconds = time.monotonic() - started
+            done = _share(state, config)
+            if state.step % config.validate_every and done < 1:
+                if time.monotonic() - kept_at >= CHECKPOINT_S:
+                    keep()
+                continue
+
+            count_skipped()
+            row = validate(average, held_out, config.batch)
+            state.history.append(
+                {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()}
+                | row
+            )
+            if row["loss"] < state.best:
+                state.best, state.stale, best = row["loss"], 0, copy.deepcopy(average.state_dict())
+            else:
+                state.stale += 1
+                if config.patience and state.stale >= config.patience:
+                    done = 1.0
+            keep()
+            if on_progress:
+                on_progress(state, done)
+        if interrupt.heard and state.step != kept_step:
+            keep()
 
     average.load_state_dict(best)
     return average, state

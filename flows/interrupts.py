@@ -28,7 +28,7 @@ def _interrupt(*_: object) -> None:
     _heard.append(time.monotonic())
     if len(_heard) == 1:
         raise KeyboardInterrupt
-    if _heard[-1] - _heard[0] > PATIENCE_S:  # the end hangs, and a kill loses nothing but the batch in flight
+    if _heard[-1] - _heard[0] > PATIENCE_S:  # the end hangs; a kill loses a batch, or a minute of training
         _say(TOLD)
         os._exit(INTERRUPTED)
     if len(_heard) == 2:

@@ -1,5 +1,6 @@
 """Training: learns, repeats exactly from a seed, and goes on after a kill as if nothing had happened."""
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor import training
 from compressor.artifact import parse
 from compressor.devices import pick_device
 from compressor.errors import CodecError
@@ -97,6 +99,68 @@ def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path, optimizer:
     assert torch.allclose(weights(resumed), weights(whole), atol=1e-6)
 
 
+class Breaking(torch.nn.Module):
+    """A network that does something in one of its steps; the loss of others is now and then not a number."""
+
+    def __init__(self, step: int = 0, act: Callable[[], Any] = lambda: None, wrong: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.network, self.step, self.act, self.wrong = autoencoder(), step, act, wrong
+        self.validation, self.draw = self.network.validation, self.network.draw
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def training_loss(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.step:
+            self.act()
+        return self.network.training_loss(x_BCHW) * (float("nan") if self.calls in self.wrong else 1.0)
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def killed() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("end, lost", [(ctrl_c, 0), (killed, 1)])
+def test_a_training_that_ends_between_validations_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], lost: int, optimizer: str
+) -> None:
+    """Ctrl-C loses no step, and a kill no more than since the last checkpoint."""
+    config, wrong = replace(CONFIG, steps=24, validate_every=10, optimizer=optimizer), (3, 12, 13)
+    whole, expected = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config)
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0 if end is killed else 1e9)
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.raises((Killed, KeyboardInterrupt)):
+        fit(Breaking(14, end, wrong), gradients(16), gradients(4), config, checkpoint)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    kept = torch.load(checkpoint, weights_only=True)["state"]
+    assert (kept["step"], kept["skipped"]) == (14 - lost, 3)
+    resumed, state = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config, checkpoint)
+    assert torch.allclose(weights(resumed), weights(whole), atol=1e-6)
+    assert (state.step, state.skipped, state.stale) == (24, 3, expected.stale)
+    assert state.best == pytest.approx(expected.best)
+    without = [{name: value for name, value in row.items() if name != "seconds"} for row in expected.history]
+    for row, there in zip(state.history, without, strict=True):
+        assert {name: row[name] for name in there} == pytest.approx(there)
+
+
+def test_a_training_without_a_checkpoint_ends_at_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(Breaking(3, ctrl_c), gradients(16), gradients(4), CONFIG)
+
+    def pressed_twice() -> None:
+        ctrl_c()
+        ctrl_c()
+
+    network = Breaking(3, pressed_twice)
+    with pytest.raises(KeyboardInterrupt):
+        fit(network, gradients(16), gradients(4), CONFIG)
+    assert network.calls == 3
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "training.ckpt"
     fit(autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint)
@@ -161,7 +225,9 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(factor: float, op
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+def test_nothing_is_read_from_the_device_between_validations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
     reads: list[str] = []
 
     def watched(name: str) -> Callable[..., Any]:
@@ -181,7 +247,7 @@ def test_nothing_is_read_from_the_device_between_validations(monkeypatch: pytest
     for steps in (5, 15):
         reads.clear()
         config = replace(CONFIG, steps=steps, validate_every=99, optimizer=optimizer)
-        fit(Hyperprior(**TINY_HYPERPRIOR), gradients(16), gradients(4), config)
+        fit(Hyperprior(**TINY_HYPERPRIOR), gradients(16), gradients(4), config, tmp_path / f"{steps}.ckpt")
         counts.append(len(reads))
     assert counts[0] == counts[1]
 
