@@ -382,12 +382,13 @@ class Archive:
         keys: Collection[str] | None = None,
         transform: "Callable[[torch.Tensor], Any] | None" = None,
         target: Callable[[Row], Any] | None = None,
+        resize: int | None = None,
     ) -> "ArchiveDataset":
         """The pictures as a ``torch.utils.data.Dataset``; see :class:`compressor.dataset.ArchiveDataset`."""
         from compressor.dataset import ArchiveDataset
 
         check_several(keys or ())
-        return ArchiveDataset(self, keys, transform, target)
+        return ArchiveDataset(self, keys, transform, target, resize)
 
     def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int]]:
         """Row groups: the file, the number there, and how many rows it has; in order of keys as ``scan`` is.

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.errors import ArchiveError
+from compressor.images import resize_picture
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ class ArchiveDataset(Dataset[Any]):
     keys
         Pictures to take, in the archive's order whatever theirs, each once; None: all.
     transform
-        Applied to each picture.
+        Applied to each picture, after ``resize``.
     target
         Makes of a picture's row (its key, size, quality) what a model is to learn of it, such as a label.
+    resize
+        Side that the square in the middle of each picture is resized to, as ``run --resize`` does: a batch takes
+        pictures of one size. None: each has its own.
 
     >>> loader = DataLoader(dataset, batch_size=64, sampler=dataset.sampler(seed=0))  # doctest: +SKIP
     """
@@ -46,8 +50,11 @@ class ArchiveDataset(Dataset[Any]):
         keys: Collection[str] | None = None,
         transform: Callable[[torch.Tensor], Any] | None = None,
         target: Callable[[Row], Any] | None = None,
+        resize: int | None = None,
     ) -> None:
-        self._archive, self._transform, self._target = archive, transform, target
+        if resize is not None and resize < 1:
+            raise ValueError(f"resize must be at least 1, not {resize}")
+        self._archive, self._transform, self._target, self._resize = archive, transform, target, resize
         self._groups: list[tuple[Part, int, int]] = []
         self._places: list[np.ndarray] = []
         if keys is None:
@@ -84,9 +91,10 @@ class ArchiveDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many pictures, decoded together."""
         rows = [self.row(index) for index in indices]
-        pictures: list[Any] = [
-            torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in self._archive.decode(rows)
-        ]
+        decoded = self._archive.decode(rows)
+        if self._resize is not None:
+            decoded = [resize_picture(pixels, self._resize) for pixels in decoded]
+        pictures: list[Any] = [torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in decoded]
         if self._transform is not None:
             pictures = [self._transform(picture) for picture in pictures]
         if self._target is not None:

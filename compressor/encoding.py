@@ -52,7 +52,8 @@ class EncodeOptions:
     effort
         Rounds of refinement of each picture, for a codec that knows them. With any, fallbacks take their time too.
     resize
-        Side of a centre crop that pictures are resized to; None keeps every picture's own size.
+        Side of a centre crop that pictures are resized to, but for those that keep their bytes (see
+        :class:`~compressor.images.Picture`); None keeps every picture's own size.
     limits
         What is refused unread.
     """
@@ -85,7 +86,8 @@ class BatchReport:
     """What became of a batch, small whatever the batch.
 
     ``psnr_sum`` and ``psnr_min`` are in dB, over the pictures that have a PSNR, ``psnr_counts`` is how many of them are
-    in each of ``PSNR_BINS``; ``seconds`` are by stage.
+    in each of ``PSNR_BINS``; ``seconds`` are by stage. ``not_resized`` are archived pictures that keep their bytes, and
+    so another size than ``resize`` asks for.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -99,6 +101,7 @@ class BatchReport:
     psnr_min: float = np.inf
     psnr_counts: list[int] = field(default_factory=lambda: [0] * (len(PSNR_BINS) - 1))
     seconds: dict[str, float] = field(default_factory=dict)
+    not_resized: int = 0
 
     @property
     def errors(self) -> Counter[str]:
@@ -135,7 +138,7 @@ def encode_batch(
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
-    pixels = held = held_bytes = 0
+    pixels = held = held_bytes = not_resized = 0
     for chunk in read_together(files):
         with clock("read"):
             contents = read_contents(source, chunk, options.limits)
@@ -148,6 +151,7 @@ def encode_batch(
             except ImageError as error:
                 quarantined.append(QuarantineRow.now(file.key, file.fingerprint, error.reason, str(error), run))
                 continue
+            not_resized += options.resize is not None and picture.pixels.shape[:2] != (options.resize, options.resize)
             waiting.append((file, content, picture))
             held += picture.pixels[:, :, 0].size
             held_bytes += len(content)
@@ -174,6 +178,7 @@ def encode_batch(
         psnr_min=float(measured.min(initial=np.inf)),
         psnr_counts=[int(count) for count in np.histogram(measured, PSNR_BINS)[0]],
         seconds=dict(clock.seconds),
+        not_resized=not_resized,
     )
 
 

@@ -49,9 +49,10 @@ class RunSummary:
     ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
     ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the
     limit, and given up when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an
-    older row. ``deleted`` were gone from the source; ``not_mirrored`` says why none was deleted, where that was asked
-    for. ``unlisted`` counts files without a picture's extension, by theirs. Bytes: ``source_bytes`` of the archived
-    files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run.
+    older row, ``not_resized`` those that keep their bytes and size although others are resized. ``deleted`` were gone
+    from the source; ``not_mirrored`` says why none was deleted, where that was asked for. ``unlisted`` counts files
+    without a picture's extension, by theirs. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and
+    ``stored_bytes`` (Parquet, all columns) of this run.
     """
 
     run: str
@@ -88,6 +89,7 @@ class RunSummary:
     waves: int = 0
     deleted: int = 0
     not_mirrored: str | None = None
+    not_resized: int = 0
 
     def start(self, plan: Plan) -> None:
         """Take over what planning a wave counted."""
@@ -109,6 +111,7 @@ class RunSummary:
         self.payload_bytes += report.payload_bytes
         self.stored_bytes += sum(part.size for part in report.parts)
         self.pixels += report.pixels
+        self.not_resized += report.not_resized
         self.errors.update(report.errors)
         self.codecs.update(report.codecs)
         self.psnr_sum += report.psnr_sum

@@ -123,6 +123,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
     if run["ignored"]:
         name, reason = run["ignored_names"][0]
         told.append(f"{number(run['ignored'], 'name')} left out, such as {name!r}: {reason}")
+    if run["not_resized"]:
+        told.append(
+            f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
+            "transparency, keeps its own bytes and size"
+        )
     return told
 
 

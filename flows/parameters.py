@@ -97,7 +97,13 @@ CodecAddress = Annotated[Address, Field(description="codec by name, path of an a
 TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
 Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
 Resize = Annotated[
-    int | None, Field(ge=1, le=16_384, description="crop and resize every picture to this side in pixels")
+    int | None,
+    Field(
+        ge=1,
+        le=16_384,
+        description="crop and resize pictures to this side in pixels, but for those whose own bytes are kept (alpha, "
+        "16 bits, animations): they keep their size",
+    ),
 ]
 MaxBytes = Annotated[int, Field(ge=1, description="largest file that is read, in bytes")]
 MaxPixels = Annotated[int, Field(ge=1, description="largest picture that is decoded, in pixels")]

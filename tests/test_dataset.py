@@ -4,13 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from compressor import dataset as datasets
 from compressor.archive import Archive
 from compressor.errors import ArchiveError
-from tests.rows import picture_row
+from compressor.images import encode_picture
+from tests.rows import original_row, picture_row
 
 
 @pytest.fixture
@@ -45,6 +48,23 @@ def test_some_pictures_with_what_is_to_be_learned_of_them(archive: Archive) -> N
         archive.dataset(["000", "none"])
     with pytest.raises(TypeError, match="a list is needed"):
         archive.dataset("000")
+
+
+def test_pictures_of_several_sizes_come_in_batches(tmp_path: Path) -> None:
+    """A run with ``--resize`` leaves some too: what keeps its bytes keeps its size."""
+    archive = Archive.create(str(tmp_path / "archive"))
+    tall = np.zeros((50, 40, 3), np.uint8)
+    tall[:5] = tall[-5:] = 255
+    originals = [original_row("tall.png", encode_picture(tall, 3), 40, 50)]
+    archive.commit([archive.write_part([picture_row("a.png"), *originals])])
+    with pytest.raises(RuntimeError, match="equal size"):
+        list(DataLoader(archive.dataset(), batch_size=2))
+    dataset = archive.dataset(resize=16, transform=lambda picture: picture.float() / 255)
+    (batch,) = DataLoader(dataset, batch_size=2, sampler=dataset.sampler(seed=0))
+    assert batch.shape == (2, 3, 16, 16) and batch.dtype == torch.float32
+    assert not dataset[1].any(), "the square in the middle"
+    with pytest.raises(ValueError, match="resize must be at least 1, not 0"):
+        archive.dataset(resize=0)
 
 
 def test_ranks_share_an_order_and_have_as_many_each(archive: Archive) -> None:

@@ -190,6 +190,25 @@ def test_resizing_is_only_what_was_asked_for(tmp_path: Path) -> None:
     assert archive.read("a.png").shape == (32, 32, 3)
 
 
+def test_what_keeps_its_bytes_and_so_its_size_is_counted_where_others_are_resized(tmp_path: Path) -> None:
+    from compressor.summary import RunSummary
+    from compressor.wording import remarks
+
+    alpha = np.full((40, 40, 4), 90, np.uint8)
+    files = {"plain.png": file_of(smooth_pictures(1, 50, 70)[0]), "alpha.png": file_of(alpha)}
+    files["cut.png"] = files["plain.png"][:-40]
+    files["of that size.png"] = file_of(alpha[:32, :32])
+    counts = {}
+    for side in (32, 8, None):
+        archive, report = run(tmp_path / str(side), files, codec="jpeg", resize=side)
+        summary = RunSummary("run", "in", "archive", "jpeg", listed=4)
+        summary.add(report, 0)
+        counts[side] = summary.to_dict()["not_resized"]
+        assert archive.read("alpha.png").shape == (40, 40, 3)
+        assert any("1 picture not resized" in text for text in remarks(summary.to_dict())) is (side == 32)
+    assert counts == {32: 1, 8: 2, None: 0}
+
+
 def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
     from compressor.errors import CodecError
 
