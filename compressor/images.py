@@ -57,10 +57,11 @@ class Picture:
         One of :data:`FORMATS`.
     keep
         None if ``pixels`` are all there is to the picture. Otherwise why only its bytes are faithful: ``alpha``,
-        ``16-bit`` (any depth over 8), ``float``, ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut`` (colours that
-        sRGB does not have), ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a
-        preview: composed on white, rounded to 8 bits, the first frame. An alpha channel that is opaque
-        everywhere is dropped and no reason.
+        ``16-bit`` (any depth over 8), ``float``, ``signed`` and ``untyped`` (samples of a TIFF that are no unsigned
+        integers), ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut`` (colours that sRGB does not have, or by
+        primaries that a PNG gives as numbers), ``gamma`` (a PNG's, where it is not sRGB's), ``irregular`` (bytes in a
+        JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white, rounded to 8 bits, the
+        first frame. An alpha channel that is opaque everywhere is dropped and no reason.
     """
 
     pixels: np.ndarray
@@ -420,7 +421,7 @@ def _quiet(wanted: bool) -> Iterator[None]:
 
 
 def _check_tiff(picture: Any, data: bytes) -> str | None:
-    """Refuse strips or tiles beyond the file's end; tell a depth that Pillow rounds off."""
+    """Refuse strips or tiles beyond the file's end; tell samples that Pillow rounds off or takes for unsigned."""
     tags = picture.tag_v2
     for offsets, counts in ((273, 279), (324, 325)):
         ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
@@ -428,7 +429,12 @@ def _check_tiff(picture: Any, data: bytes) -> str | None:
             raise picture_files.truncated("its TIFF data do")
     if picture.mode == "F":
         return "float"
-    return "16-bit" if max(tags.get(258, (1,))) > 8 else None
+    if max(tags.get(258, (1,))) > 8:
+        return "16-bit"
+    return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
+
+
+_SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers
 
 
 def _plain_tiff(picture: Any, data: bytes) -> np.ndarray | None:

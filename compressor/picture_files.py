@@ -80,8 +80,8 @@ def read_png(data: bytes) -> Header:
         raise truncated("its PNG header does")
     width, height, depth = struct.unpack_from(">IIB", data, 16)
     keep = "16-bit" if depth == 16 else None
-    icc = exif = None
-    said_srgb = False
+    icc = exif = other = None
+    said_srgb = said_cicp = False
     at, kind = 8, b""
     while kind != b"IEND":
         if at + 12 > len(data):
@@ -102,8 +102,17 @@ def read_png(data: bytes) -> Header:
             said_srgb = True
         elif kind == b"iCCP":
             icc = _png_profile(bytes(content))
-        elif kind == b"cICP" and not _is_srgb_like(*content[:2]):
-            keep = keep or "wide-gamut"
+        elif kind == b"cICP":
+            said_cicp = True
+            keep = keep if _is_srgb_like(*content[:2]) else keep or "wide-gamut"
+        elif kind == b"gAMA" and length == 4 and not _is_srgb_gamma(*struct.unpack(">I", content)):
+            other = "gamma"
+        elif (
+            kind == b"cHRM" and length == 32 and data[25] & 2 and not _is_srgb_primaries(struct.unpack(">8I", content))
+        ):
+            other = other or "wide-gamut"  # of a grey picture primaries say nothing
+    if other and not (said_srgb or said_cicp or icc):  # which all come before it
+        keep = keep or other
     return Header("png", width, height, None if said_srgb else icc, exif, keep)
 
 
@@ -113,6 +122,20 @@ def _png_profile(content: bytes) -> bytes | None:
         return zlib.decompressobj().decompress(packed[1:], _LONGEST_PROFILE)
     except zlib.error:
         return None  # as browsers do: a broken profile is no profile
+
+
+def _is_srgb_gamma(gamma: int) -> bool:
+    """Near enough to 1/2.2 to move samples by one level of 255 at most, as is 0.45, which some write; 0 is no gamma."""
+    return not gamma or abs(gamma - _SRGB_GAMMA) <= 500
+
+
+def _is_srgb_primaries(points: tuple[int, ...]) -> bool:
+    """White, red, green and blue, x and y each, as sRGB's but for what writers round."""
+    return all(abs(here - there) <= 100 for here, there in zip(points, _SRGB_PRIMARIES, strict=True))
+
+
+_SRGB_GAMMA = 45_455  # hundred-thousandths, as all of these
+_SRGB_PRIMARIES = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
 
 
 def _is_srgb_like(primaries: int, transfer: int) -> bool:

@@ -172,6 +172,59 @@ def test_what_only_the_original_bytes_keep():
             assert close(picture.pixels, PIXELS), number
 
 
+GAMMA, PRIMARIES = struct.pack(">I", 45455), struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+ADOBE = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+SRGB_PROFILE = b"sRGB\0\0" + zlib.compress(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("chunks", "keep"),
+    [
+        ({b"gAMA": struct.pack(">I", 100_000)}, "gamma"),
+        ({b"gAMA": struct.pack(">I", 55_556)}, "gamma"),
+        ({b"gAMA": GAMMA}, None),
+        ({b"gAMA": struct.pack(">I", 45_000)}, None),  # 0.45, as some write it
+        ({b"gAMA": bytes(4)}, None),
+        ({b"gAMA": b"\1"}, None),
+        ({b"cHRM": ADOBE}, "wide-gamut"),
+        ({b"cHRM": PRIMARIES}, None),
+        ({b"cHRM": struct.pack(">8I", *(one - 1 for one in struct.unpack(">8I", PRIMARIES)))}, None),
+        ({b"gAMA": GAMMA, b"cHRM": PRIMARIES}, None),
+        ({b"gAMA": struct.pack(">I", 100_000), b"sRGB": b"\0"}, None),
+        ({b"sRGB": b"\0", b"cHRM": ADOBE}, None),
+        ({b"gAMA": struct.pack(">I", 100_000), b"cICP": bytes([1, 13, 0, 1])}, None),
+        ({b"cHRM": ADOBE, b"iCCP": SRGB_PROFILE}, None),
+        ({b"cHRM": ADOBE, b"iCCP": b"none\0\0broken"}, "wide-gamut"),
+    ],
+)
+def test_a_png_in_other_light_or_of_other_primaries_than_srgb_keeps_the_file(chunks, keep):
+    data = file_of(RGB)
+    for kind, content in chunks.items():
+        data = with_chunk(data, kind, content)
+    picture = decode_picture(data)
+    assert picture.keep == keep and (picture.pixels == PIXELS).all()
+
+
+def test_a_grey_png_has_a_gamma_and_no_primaries():
+    grey = file_of(GREY)
+    assert decode_picture(with_chunk(grey, b"cHRM", ADOBE)).keep is None
+    assert decode_picture(with_chunk(grey, b"gAMA", struct.pack(">I", 100_000))).keep == "gamma"
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize(("kind", "keep"), [(1, None), (2, "signed"), (3, "float"), (4, "untyped")])
+def test_a_tiff_whose_samples_are_not_unsigned_keeps_the_file(kind, keep, compression):
+    """-1 is stored as 255: taken for unsigned, the darkest would come out as the brightest."""
+    data = file_of(GREY, "tiff", compression=compression, tiffinfo={339: 1})
+    entry = struct.pack("<HHIHH", 339, 3, 1, 1, 0)
+    assert data.count(entry) == 1
+    data = data.replace(entry, struct.pack("<HHIHH", 339, 3, 1, kind, 0))
+    try:
+        assert decode_picture(data).keep == keep
+    except ImageError as error:  # refused by name is no other picture either
+        assert keep != "signed" and error.reason == "unsupported"
+
+
 def test_alpha_on_white_and_opaque_alpha_dropped():
     half = RGB.convert("RGBA")
     half.putalpha(51)
