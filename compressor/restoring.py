@@ -155,7 +155,7 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
             elif isinstance(pixels := next(decoded), Exception):
                 yield pixels
             else:
-                yield encode_picture(pixels, row.channels, format)
+                yield encode_picture(pixels, row.channels, format, row.psnr)
         except (CodecError, ImageError, OSError, ValueError, MemoryError) as error:
             yield error
 

@@ -4,13 +4,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import crc32c
+import numpy as np
 import pytest
+from skimage import data
 
 from compressor import restoring
 from compressor.archive import Archive
+from compressor.baselines import STANDARD
 from compressor.errors import ArchiveError
 from compressor.images import decode_picture
 from compressor.keyed_table import KeyedTable
+from compressor.metrics import psnr
+from compressor.quality import encode_to_target
 from compressor.restoring import restore, safe_path, write_file
 from tests.rows import original_row, picture_row
 
@@ -73,6 +79,36 @@ def test_restored_files_hold_the_pictures_of_their_keys(
         stem = key.rpartition(".")[0]
         named = [one.pixels for name, one in found.items() if name.startswith(stem)]
         assert any((pixels == archive.read(key)).all() for pixels in named), key
+
+
+@pytest.mark.parametrize(("format", "most"), [("jpeg", 0.9), ("avif", 0.5)])
+def test_a_file_of_another_format_loses_little_of_a_picture_however_good_it_is(
+    tmp_path: Path, format: str, most: float
+) -> None:
+    pixels = np.ascontiguousarray(data.astronaut()[40:168, 160:288])
+    stored = {f"{goal}": encode_to_target(STANDARD["avif-444"], [pixels], goal)[0] for goal in (30, 34, 40, 45)}
+    stored["exact"] = encode_to_target(STANDARD["lossless"], [pixels], 45)[0]
+    archive = Archive.create(str(tmp_path / "archive"))
+    rows = []
+    for key, one in stored.items():
+        assert one is not None
+        encoded = one.encoded
+        row = replace(picture_row(f"{key}.{format}", height=128, width=128), codec=encoded.codec, packer=encoded.packer)
+        row = replace(row, quality=encoded.quality, payload=encoded.payload, crc32c=crc32c.crc32c(encoded.payload))
+        rows.append(replace(row, psnr=None if key == "exact" else round(one.psnr, 2)))
+    archive.commit([archive.write_part(rows)])
+    restore(archive, tmp_path / "out", format=format)
+    sizes = []
+    for row in rows:
+        file = (tmp_path / "out" / row.key).read_bytes()
+        sizes.append(len(file))
+        picture = decode_picture(file)
+        assert picture.keep is None, "it can be archived again"
+        if row.psnr is not None:
+            assert psnr(pixels, picture.pixels) > row.psnr - most, row.key
+        elif format == "avif":
+            assert (picture.pixels == pixels).all()
+    assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0], "no file is larger than its picture is good"
 
 
 def test_one_damaged_row_costs_no_other_its_file(tmp_path: Path) -> None:
