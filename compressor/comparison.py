@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from compressor.errors import LatentpackError
 from compressor.metrics import RateCurve, bd_rate
+from compressor.wording import number
 
 LEVELS = (30.0, 32.0, 34.0, 36.0, 38.0)  # dB
 USUAL_LEVEL = 34.0  # dB, the pipeline's default target
-_EXACT = 99.0  # dB that an exact picture counts for in a mean over pictures that are not all exact
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Curve:
 
     def nearest(self, psnr: float) -> int:
         """Index of the quality whose mean PSNR is nearest."""
-        return int(np.argmin(np.abs(np.nan_to_num(self.psnr, posinf=_EXACT) - psnr)))
+        return int(np.argmin(np.abs(self.psnr - psnr)))
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,39 @@ class Headline:
     bars: list[tuple[str, float]]
 
 
+def without_exact(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Rows of the pictures that means can be taken of, and the keys of the others.
+
+    A picture that a codec stores exactly has no PSNR there that a mean could hold, and counted for that codec alone it
+    would bend the comparison: it is left out of all codecs. Whoever stores every picture exactly, at the only quality
+    there is, says nothing of any of them.
+
+    Raises
+    ------
+    LatentpackError
+        No picture is left.
+    """
+    codec, keys = np.array(table["codec"].to_pylist()), np.array(table["key"].to_pylist())
+    quality, exact = table["quality"].to_numpy(), np.isinf(table["psnr"].to_numpy())
+    found: set[str] = set()
+    for name in np.unique(codec):
+        mine = codec == name
+        if not (exact[mine].all() and len(np.unique(quality[mine])) == 1):
+            found.update(keys[mine & exact].tolist())
+    kept = table.filter(pa.array([key not in found for key in keys.tolist()], pa.bool_()))
+    if not kept.num_rows:
+        raise LatentpackError(
+            "there is nothing to compare: every picture measured is so plain that some codec stores it exactly; "
+            "measure pictures of the kind that is to be archived"
+        )
+    return kept, [key for key in dict.fromkeys(keys.tolist()) if key in found]
+
+
 def curves(table: pa.Table) -> dict[str, Curve]:
-    """Curve of each codec of a table written by :func:`compressor.report.measure`, in the table's order."""
+    """Curve of each codec of a table written by :func:`compressor.report.measure`, in the table's order.
+
+    Of rows that :func:`without_exact` has left.
+    """
     codec = np.array(table["codec"].to_pylist())
     columns = {
         name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in ("codec", "key")
@@ -97,13 +129,7 @@ def curves(table: pa.Table) -> dict[str, Curve]:
 
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
-    if not len(known):
-        return float("nan")
-    return (
-        float("inf")
-        if np.isinf(known).all()
-        else float(np.minimum(known, _EXACT).mean() if np.isinf(known).any() else known.mean())
-    )
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str]) -> list[Table]:
@@ -180,11 +206,19 @@ def points_table(found: dict[str, Curve]) -> Table:
     return Table("All measured points", _MEANS, list(_POINT_COLUMNS), rows)
 
 
-def headline(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str], pictures: int) -> Headline:
+def headline(
+    found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str], pictures: int, left_out: int = 0
+) -> Headline:
     """The first of ``ours`` against the anchors at the usual level, or at the nearest one that it reaches.
 
-    Without one of ours, the standard codec that takes the fewest bytes.
+    Without one of ours, the standard codec that takes the fewest bytes. ``pictures`` are those that means are of,
+    ``left_out`` those that :func:`without_exact` has left out.
     """
+    others = (
+        f" {number(left_out, 'picture')} left out of every figure: what some codec stores exactly has no PSNR."
+        if left_out
+        else ""
+    )
     levels = sorted(LEVELS, key=lambda level: abs(level - USUAL_LEVEL))
     subject = ours[0] if ours else None
     level = next((v for v in levels if subject is None or found[subject].at("psnr", v) is not None), USUAL_LEVEL)
@@ -199,14 +233,16 @@ def headline(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str
         bars[subject] = own
     ranked = sorted(bars.items(), key=lambda bar: bar[1])
     if not ranked:
-        return Headline("", "No codec was measured over a range of quality", f"{count(pictures)} pictures.", level, [])
+        return Headline(
+            "", "No codec was measured over a range of quality", f"{number(pictures, 'picture')}.{others}", level, []
+        )
     subject = subject or ranked[0][0]
     against = [
         f"{abs(1 - bars[subject] / bars[name]):.0%} {'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
         for name in sorted((name for name in anchors if name in bars and name != subject), key=lambda name: bars[name])
     ]
-    detail = f"Mean over {count(pictures)} picture{'s' * (pictures != 1)} at a mean PSNR of {level:.4g} dB"
-    detail += f": {', '.join(against)}." if against else "."
+    detail = f"Mean over {number(pictures, 'picture')} at a mean PSNR of {level:.4g} dB"
+    detail += (f": {', '.join(against)}." if against else ".") + others
     return Headline(
         subject, f"{subject}: {count(bars[subject])} bytes a picture at {level:.4g} dB", detail, level, ranked
     )

@@ -33,6 +33,7 @@ from compressor.comparison import (
     headline,
     points_table,
     speed_table,
+    without_exact,
 )
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ def write_report(
     table
         What :func:`measure` returned for these pictures and codecs.
     pictures, codecs
-        As given to :func:`measure`; a few pictures are encoded again to be shown side by side.
+        As given to :func:`measure`; a few pictures are encoded again to be shown side by side. One that some codec
+        stores exactly is left out of all means (see :func:`compressor.comparison.without_exact`).
     directory
         Made if need be; a report that lies there is overwritten.
     ours
@@ -221,7 +223,7 @@ def write_report(
     Raises
     ------
     LatentpackError
-        If the folder cannot be made.
+        If the folder cannot be made, or every picture is left out.
     """
     import pyarrow.parquet as pq
 
@@ -231,10 +233,11 @@ def write_report(
     pages.make_folder(directory)
     if ours is None:
         ours = [name for name, codec in codecs.items() if codec.id not in STANDARD]
-    found = curves(table)
+    kept, left_out = without_exact(table)
+    found = curves(kept)
     anchors = [name for id_ in _ANCHORS for name, codec in codecs.items() if codec.id == id_ and name in found]
     shares_of = [name for name in anchors if codecs[name].id in ("avif", "jpeg")]
-    head = headline(found, anchors, ours, len(set(table["key"].to_pylist())))
+    head = headline(found, anchors, ours, len(set(kept["key"].to_pylist())), len(left_out))
     tables = [
         *equal_psnr_tables(found, shares_of, ours),
         bd_table(found, anchors, ours or anchors[:1]),
@@ -244,7 +247,8 @@ def write_report(
     points, settings = points_table(found), _settings(table)
 
     shown = [*ours[:1], *(name for name in anchors if codecs[name].id != "avif-444")]  # as many as fit a page
-    figures = _figures(found, pictures, {name: codecs[name] for name in shown}, ours)
+    shown_pictures = {key: pixels for key, pixels in pictures.items() if key not in left_out}
+    figures = _figures(found, shown_pictures, {name: codecs[name] for name in shown}, ours)
     images = {name: plots.png(figure) for name, figure in figures.items()}
     paths = {name: directory / f"{name}.png" for name in figures}
     for name, image in images.items():
@@ -257,7 +261,7 @@ def write_report(
         markdown=directory / "report.md",
         parquet=directory / "report.parquet",
         plots=paths,
-        summary=_summary(head, found, tables),
+        summary={**_summary(head, found, tables), "left_out": left_out},
         artifact=pages.markdown(title, head, tables, None, settings, first),
     )
     report.html.write_text(

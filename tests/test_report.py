@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from skimage import data
@@ -152,6 +153,33 @@ def test_baselines_alone_and_a_single_picture(pictures, tmp_path: Path) -> None:
     report = write_report(table, one, tmp_path, codecs)
     assert report.summary["headline"].startswith("JPEG: ") and "exact" in report.markdown.read_text()
     assert "ssimulacra2" not in report.plots
+
+
+@pytest.mark.parametrize("level", [255, 128])
+def test_a_picture_that_some_codec_stores_exactly_changes_no_figure(
+    pictures, codecs, report, table, tmp_path, level
+) -> None:
+    plain = {"blank.png": np.full((64, 64, 3), level, np.uint8)}
+    mixed = pa.concat_tables([table, measure(plain, codecs, QUALITIES)])
+    exact = [row for row in mixed.to_pylist() if np.isinf(row["psnr"])]
+    assert {row["key"] for row in exact} == {"blank.png"} and len({row["codec"] for row in exact}) > 1
+    again = write_report(mixed, {**plain, **pictures}, tmp_path, codecs, title="Tiles & <photographs>")
+    assert again.summary["left_out"] == ["blank.png"] and report.summary["left_out"] == []
+    for name in ("headline", "curves", "bytes_at_level", "tables"):
+        assert again.summary[name] == report.summary[name], name
+    said = "1 picture left out of every figure: what some codec stores exactly has no PSNR."
+    assert (
+        f"Mean over 4 pictures at a mean PSNR of 34 dB: {report.summary['detail'].partition(': ')[2]} {said}"
+        == again.summary["detail"]
+    )
+    assert said in again.html.read_text() and said in again.markdown.read_text() and said not in report.html.read_text()
+    assert pq.read_table(again.parquet).num_rows == mixed.num_rows
+
+
+def test_a_benchmark_of_nothing_but_plain_pictures_is_refused(codecs, tmp_path: Path) -> None:
+    plain = {f"{level}.png": np.full((32, 32, 3), level, np.uint8) for level in (0, 128)}
+    with pytest.raises(LatentpackError, match="every picture measured is so plain"):
+        write_report(measure(plain, codecs, QUALITIES), plain, tmp_path, codecs)
 
 
 def test_strips_match_bytes_and_quality(pictures, codecs) -> None:
