@@ -16,7 +16,7 @@ from compressor.errors import SourceError
 from compressor.experiments.ablations import ABLATIONS
 from compressor.experiments.cells import VALIDATION, Cell
 from compressor.experiments.measuring import Row, rows_of
-from compressor.experiments.results import Elsewhere, Quantized, Results, Trial
+from compressor.experiments.results import Elsewhere, Quantized, Results, Trial, lossy_pictures, without_exact
 from compressor.learning import held_out
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord, drawn
@@ -66,12 +66,13 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     for url in parameters.other:
         Source.open(url)
     work = _prepare(parameters)
+    standards = _standards("held-out", work.measured, ("jpeg", "avif"))
+    lossy_pictures("the pictures to measure on", itertools.chain(*standards.values()))  # said before the training
     trained = list(_ladder(work))
     ladder = [trial for _, trial in trained]
     tops = trained[-len(parameters.family) :]
     given = [(record, _measured(work, title, record, family)) for title, family, record in others]
     parts = set(parameters.parts)
-    standards = _standards("held-out", work.measured, ("jpeg", "avif"))
     results = Results(
         context=_context(work, ladder),
         ladder=ladder,
@@ -84,7 +85,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     listener().stage("writing the report", 1, "reports")
     strips = {trial.name: record.path for record, trial in [*tops, *given]}
     own = work.measured if parameters.strips is Strips.MEASURED else []
-    return report(results, strips, own, Path(parameters.report))
+    return report(without_exact(results), strips, own, Path(parameters.report))
 
 
 def _prepare(parameters: ExperimentsParameters) -> _Work:

@@ -25,7 +25,7 @@ from tasks.home import home
 from tasks.retries import NOT_KEPT, retry_unless_told
 
 TRAIN_VERSION = 5
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3
 QUANTIZE_VERSION = 1
 STRIPS = 4  # pictures shown side by side
 CALIBRATED = 512  # pictures that smaller weights are calibrated on

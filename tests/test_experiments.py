@@ -10,15 +10,16 @@ import torch
 
 from compressor.artifact import identify
 from compressor.codec import load_codec
-from compressor.errors import SourceError
+from compressor.errors import LatentpackError, SourceError
 from compressor.experiments.cells import Cell, split, train_cell
 from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
 from compressor.experiments.information import code_length, inform
 from compressor.experiments.losses import LOSSES, ms_ssim
-from compressor.experiments.measuring import Rates, Row, measure
-from compressor.experiments.results import Quantized, Results, Training, Trial
+from compressor.experiments.measuring import EXACT, Rates, Row, measure
+from compressor.experiments.results import Elsewhere, Quantized, Results, Training, Trial, without_exact
 from compressor.experiments.tables import description_table, entropy_table, ladder_table
 from compressor.experiments.writing import write
+from compressor.metrics import psnr
 from compressor.training import TrainingConfig
 from tests.codecs import smooth_pictures, tiny_codec
 
@@ -250,6 +251,51 @@ def test_constant_latents_and_exact_pictures_are_reported() -> None:
     silent = replace(found, entropy=dict.fromkeys(found.entropy, 0.0))
     table = entropy_table(results(replace(trial("v2", 500, 30), information=silent)))
     assert table.rows[0][-1] == "–"
+
+
+def with_picture(trial_or_rows, size: int, level: float):
+    """A fifth picture beside the four."""
+    if isinstance(trial_or_rows, Trial):
+        return replace(trial_or_rows, rows=with_picture(trial_or_rows.rows, size, level))
+    return [replace(r, bytes=[*r.bytes, size], psnr=[*r.psnr, level]) for r in trial_or_rows]
+
+
+def test_a_picture_that_one_codec_stores_exactly_counts_for_none() -> None:
+    plain = results(trial("v1", 9000, 36), trial("v3", 900, 27))
+    place = Elsewhere("tiles", 4, plain.ladder, {"jpeg": jpeg()})
+    plain = replace(
+        plain, quantized=[Quantized(plain.ladder[0], "int8", "rounded", plain.ladder[0])], elsewhere=[place]
+    )
+    blank = [with_picture(one, 500, 45.0) for one in plain.ladder]
+    standards = {"jpeg": with_picture(jpeg(), 300, EXACT), "avif": with_picture(plain.standards["avif"], 90, 60.0)}
+    mixed = replace(
+        plain,
+        ladder=blank,
+        standards=standards,
+        quantized=[Quantized(blank[0], "int8", "rounded", blank[0])],
+        elsewhere=[Elsewhere("tiles", 5, blank, {"jpeg": standards["jpeg"]})],
+    )
+    assert findings(mixed) != findings(plain)
+    found = without_exact(mixed)
+    assert replace(found, context=plain.context) == plain == without_exact(plain)
+    assert found.context["left out of bytes and PSNR"].startswith("1 picture of those measured on")
+    exact = replace(plain, standards={"jpeg": [replace(r, psnr=[EXACT] * 4) for r in jpeg()]})
+    with pytest.raises(LatentpackError, match="stores every picture there exactly"):
+        without_exact(exact)
+
+
+def test_steps_that_store_a_picture_exactly_are_not_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, pictures = tiny_codec("v2"), smooth_pictures(4)
+    blank = np.full_like(pictures[0], 77)
+    expected = inform(codec, pictures)
+    monkeypatch.setattr(
+        "compressor.experiments.information.psnr", lambda a, b: np.inf if (a == 77).all() else psnr(a, b)
+    )
+    mixed = inform(codec, [*pictures, blank])
+    assert mixed is not None and expected is not None and mixed.curve == expected.curve
+    assert mixed.entropy != expected.entropy
+    alone = inform(codec, [blank, blank])
+    assert alone is not None and alone.curve == []
 
 
 def test_what_jpeg_cannot_be_held_against_decides_nothing() -> None:

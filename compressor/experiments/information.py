@@ -56,19 +56,29 @@ def inform(codec: Codec, pictures: Sequence[np.ndarray], quality: int = -1) -> I
     packer = "int8-none" if isinstance(codec, AutoencoderCodec) else "auto"
     levels = [part.astype(np.int32) for part in symbols(codec.encode(pictures, quality, packer))]
     entropy = {context: sum(code_length(part, context) for part in levels) for context in CONTEXTS}
-    curve = [_point(codec, pictures, factor) for factor in FACTORS] if isinstance(codec, AutoencoderCodec) else []
+    curve = _curve(codec, pictures) if isinstance(codec, AutoencoderCodec) else []
     return Information(quality, sum(part[0].size for part in levels), entropy, curve)
 
 
-def _point(codec: AutoencoderCodec, pictures: Sequence[np.ndarray], factor: float) -> Point:
+def _curve(codec: AutoencoderCodec, pictures: Sequence[np.ndarray]) -> list[Point]:
+    """Points of the pictures that no step stores exactly: of the others there is no PSNR to take a mean of."""
+    coarse = {factor: _coarsened(codec, pictures, factor) for factor in FACTORS}
+    lossy = [all(map(np.isfinite, each)) for each in zip(*(levels for _, levels in coarse.values()), strict=True)]
+    if all(lossy):
+        return [point for point, _ in coarse.values()]
+    kept = [picture for picture, loses in zip(pictures, lossy, strict=True) if loses]
+    return _curve(codec, kept) if len(kept) > 1 else []
+
+
+def _coarsened(codec: AutoencoderCodec, pictures: Sequence[np.ndarray], factor: float) -> tuple[Point, list[float]]:
+    """The point, and the PSNR of each picture."""
     coarse = codec.coarser(factor)
     encoded = coarse.encode(pictures, -1, "int8-none")
     levels = [part.astype(np.int32) for part in coarse.symbols(encoded)]
     pairs = list(zip(pictures, coarse.decode(encoded), strict=True))
     error = float(np.mean([np.square(a / np.float32(255) - b / np.float32(255)).mean() for a, b in pairs]))
-    return Point(
-        factor, sum(map(code_length, levels)), error, float(np.mean([min(99.0, psnr(a, b)) for a, b in pairs]))
-    )
+    each = [psnr(a, b) for a, b in pairs]
+    return Point(factor, sum(map(code_length, levels)), error, float(np.mean(each))), each
 
 
 def code_length(levels_NCHW: np.ndarray, context: str = "none") -> float:

@@ -19,12 +19,14 @@ STANDARD_QUALITIES = {
 """Spread so that whatever a network reaches lies between two of them, or beyond what the format can do."""
 LEARNED_QUALITIES = 9
 _BATCH = 32
+EXACT = 99.0  # dB in place of infinity, which JSON does not have; no mean is taken of it
 
 
 @dataclass(frozen=True)
 class Row:
     """One quality and packer of a codec: bytes and PSNR (dB) of every picture, means of the rest.
 
+    The PSNR of a picture stored exactly is ``EXACT``: see :func:`compressor.experiments.results.without_exact`.
     ``mse`` is of pixels in 0 to 1; ``png_bytes`` is the decoded picture's size as a PNG file. JSON both ways.
     """
 
@@ -81,7 +83,7 @@ def measure(
 def _compared(pictures: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> tuple[list[float], float, float, float]:
     pairs = list(zip(pictures, decoded, strict=True))
     return (
-        [min(99.0, psnr(a, b)) for a, b in pairs],  # JSON has no infinity
+        [min(EXACT, psnr(a, b)) for a, b in pairs],
         float(np.mean([ssim(a, b) for a, b in pairs])),
         float(np.mean([np.square(a / np.float32(255) - b / np.float32(255)).mean() for a, b in pairs])),
         float(np.mean([len(cv2.imencode(".png", b)[1]) for _, b in pairs])),

@@ -1,10 +1,14 @@
 """Everything that an experiment measured: what findings, tables and figures are made from. JSON both ways."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+from compressor.errors import LatentpackError
 from compressor.experiments.information import Information
-from compressor.experiments.measuring import Rates, Row, rows_at_middle, rows_of
+from compressor.experiments.measuring import EXACT, Rates, Row, rows_at_middle, rows_of
+from compressor.wording import number
 
 BEST = ("int8-entropy", "entropy")  # the packer that tells a codec's size in one figure, by kind of codec
 
@@ -148,3 +152,68 @@ class Results:
 def _error(trial: Trial) -> float:
     row = trial.row()
     return row.mse if row else float("inf")
+
+
+def without_exact(results: Results) -> Results:
+    """The results with bytes and PSNR of those pictures alone that no codec stores exactly at any quality.
+
+    Of a picture stored exactly there is no PSNR to take a mean of, and left out of one codec alone it would bend the
+    comparison. The context tells how many were left out.
+
+    Raises
+    ------
+    LatentpackError
+        No picture is left of those held out, or of another kind.
+    """
+    held_out = [*results.ladder, *results.ablations, *(one.trial for one in results.quantized), *results.given]
+    lossy = lossy_pictures("the pictures to measure on", _rows(held_out, results.standards))
+    elsewhere = []
+    for place in results.elsewhere:
+        left = lossy_pictures(place.name, _rows(place.trials, place.standards))
+        trials = [_of_trial(trial, left) for trial in place.trials]
+        elsewhere.append(
+            replace(place, pictures=sum(left), trials=trials, standards=_of_formats(place.standards, left))
+        )
+    context, exact = results.context, lossy.count(False)
+    if exact:
+        said = f"{number(exact, 'picture')} of those measured on: what some codec stores exactly has no PSNR"
+        context = {**context, "left out of bytes and PSNR": said}
+    return replace(
+        results,
+        context=context,
+        ladder=[_of_trial(trial, lossy) for trial in results.ladder],
+        standards=_of_formats(results.standards, lossy),
+        ablations=[_of_trial(trial, lossy) for trial in results.ablations],
+        quantized=[
+            replace(one, of=_of_trial(one.of, lossy), trial=_of_trial(one.trial, lossy)) for one in results.quantized
+        ],
+        elsewhere=elsewhere,
+        given=[_of_trial(trial, lossy) for trial in results.given],
+    )
+
+
+def lossy_pictures(name: str, rows: Iterable[Row]) -> list[bool]:
+    """Which pictures none of ``rows`` stores exactly. LatentpackError, with their ``name``, where there is none."""
+    lossy = [max(each) < EXACT for each in zip(*(row.psnr for row in rows), strict=True)]
+    if not any(lossy):
+        raise LatentpackError(f"{name}: nothing can be compared, some codec stores every picture there exactly")
+    return lossy
+
+
+def _rows(trials: Iterable[Trial], standards: dict[str, list[Row]]) -> Iterable[Row]:
+    return chain(*(trial.rows for trial in trials), *standards.values())
+
+
+def _of_rows(rows: list[Row], kept: list[bool]) -> list[Row]:
+    def chosen(values: list[Any]) -> list[Any]:
+        return [value for value, keep in zip(values, kept, strict=True) if keep]
+
+    return [replace(row, bytes=chosen(row.bytes), psnr=chosen(row.psnr)) for row in rows]
+
+
+def _of_trial(trial: Trial, kept: list[bool]) -> Trial:
+    return replace(trial, rows=_of_rows(trial.rows, kept))
+
+
+def _of_formats(standards: dict[str, list[Row]], kept: list[bool]) -> dict[str, list[Row]]:
+    return {name: _of_rows(rows, kept) for name, rows in standards.items()}
