@@ -186,6 +186,13 @@ class Source:
         for key, path, info in self._with_marks(self._wanted(place)):
             yield _source_file(key, path, info)
 
+    def address(self, file: SourceFile) -> str:
+        """Where a listed file lies, links followed: the same from every source that lists it."""
+        if self._is_local:
+            return os.path.realpath(file.path)
+        _, chained, container = self.url.partition("::")  # as of a zip file: its address is a part of the file's
+        return f"{self._remote[0].unstrip_protocol(file.path)}{chained}{container}"
+
     def read(self, paths: Sequence[str]) -> list[bytes | Exception]:
         """Read whole files concurrently; all of them are in memory at the end.
 

@@ -22,6 +22,7 @@ from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
+from compressor.wording import number
 from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters, Part, Strips
 from flows.progress import listener
@@ -94,13 +95,17 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     if parameters.evaluation:
         measured = Source.open(parameters.evaluation)
         held_out = _spread(measured, None, parameters.held_out, share=1)
-        names: set[str] = set()
     else:
         measured = source
         held_out = _spread(source, parameters.limit, parameters.held_out, share=5)
-        names = {file.key for file in held_out}
-    others = (file for file in itertools.islice(source.files(), parameters.limit) if file.key not in names)
-    learned = iter(drawn(others, parameters.max_pictures, parameters.seed))
+    kept = {measured.address(file) for file in held_out}  # whichever source they are listed by
+    others = (file for file in itertools.islice(source.files(), parameters.limit) if source.address(file) not in kept)
+    learned = drawn(others, parameters.max_pictures, parameters.seed)
+    if not learned:
+        raise SourceError(
+            f"{source.shown}: no picture is left to train on, beside the {number(len(held_out), 'picture')} to measure "
+            f"on from {measured.shown}; give a smaller --held-out, or other pictures"
+        )
     ends = parameters.steps or parameters.minutes
     config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}), learned=False)
     whole = replace(
@@ -112,7 +117,7 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     half = replace(whole, minutes=whole.minutes / 2, steps=whole.steps // 2 or min(1, whole.steps))
     work = _Work(
         parameters,
-        prepare_shards(source, learned, parameters.side, BATCH, workers),
+        prepare_shards(source, iter(learned), parameters.side, BATCH, workers),
         prepare_shards(measured, iter(held_out), parameters.side, BATCH, workers),
         whole,
         half,
@@ -244,10 +249,11 @@ def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
     machines = dict.fromkeys(trial.training.machine for trial in ladder if trial.training)
     asked = [one for one in parameters.ladder.split(",") if one != "all" and int(one) > work.pictures]
     spent = sum(trial.training.seconds for trial in ladder if trial.training)
+    measured = sum(record.count for record in work.measured)
     context = {
         "source": Source.open(parameters.source).shown,
         "trained on": f"up to {work.pictures:,} pictures, {parameters.side} x {parameters.side} pixels",
-        "measured on": f"{sum(record.count for record in work.measured):,} pictures that no training saw",
+        "measured on": f"{number(measured, 'picture')} from files that no training here read",
         "side": f"{parameters.side} pixels",
         "each cell": f"{work.whole.steps:,} steps" if work.whole.steps else f"{work.whole.minutes:g} minutes",
         "training": f"{work.whole.optimizer}, batches of {work.whole.batch}, "

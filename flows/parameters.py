@@ -343,7 +343,9 @@ class ExperimentsParameters(TrainingParameters):
     batch: int = Field(4, ge=1, le=65_536, description="pictures in one training step")
     learning_rate: float = Field(1e-2, gt=0, le=1, description="peak learning rate")
     evaluation: Address | None = Field(
-        None, min_length=1, description="pictures to measure on (default: some of SRC, kept from training)"
+        None,
+        min_length=1,
+        description="pictures to measure on (default: some of SRC); what SRC lists of them is kept from training",
     )
     held_out: int = Field(100, ge=2, le=1000, description="how many pictures to measure on")
     other: list[Address] = Field([], description="more sources to measure on, with and without fine-tuning")

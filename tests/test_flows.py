@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
 from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
+from compressor.shards import ShardRecord
+from compressor.sources import Source, SourceFile
 from flows.parameters import (
     BenchmarkParameters,
     ExperimentsParameters,
@@ -300,6 +303,33 @@ def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: py
     assert "| V2 | 7 |" in Path(experiments(ExperimentsParameters(**values, ladder="7"))["markdown"]).read_text()
     with pytest.raises(SourceError, match="there are 7 pictures to train on"):
         experiments(ExperimentsParameters(**values, ladder="8,30"))
+
+
+@pytest.mark.parametrize("where", ["", "sub", "link"])
+def test_experiments_train_on_nothing_that_they_measure_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from flows import experiments as flow
+
+    folder = write_pictures(tmp_path / "in", 6)
+    write_pictures(folder / "sub", 4)
+    (tmp_path / "link").symlink_to(folder / "sub")
+    monkeypatch.setattr(flow, "pin_threads", lambda _: None)
+    batches: list[list[Path]] = []
+
+    def prepare(source: Source, files: Iterator[SourceFile], *_: Any) -> list[ShardRecord]:
+        batches.append([Path(file.path).resolve() for file in files])
+        return [ShardRecord("", "", len(batches[-1]), {})]
+
+    monkeypatch.setattr(flow, "prepare_shards", prepare)
+    evaluation = tmp_path / "link" if where == "link" else folder / where
+    values = {"source": str(folder), "evaluation": str(evaluation), "steps": 4}
+    flow._prepare(ExperimentsParameters(**values, held_out=3))
+    learned, measured = batches
+    assert len(learned) == 7 and len(measured) == 3 and not set(learned) & set(measured)
+    if not where:
+        with pytest.raises(SourceError, match="no picture is left to train on, beside the 10 pictures"):
+            flow._prepare(ExperimentsParameters(**values, held_out=100))
 
 
 def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:

@@ -512,3 +512,30 @@ def test_raw_files_are_not_fetched_wherever_pictures_are_read(tmp_path: Path, mo
         "unsupported", b"b.png", "unsupported", b"d.png"
     ]  # fmt: skip
     assert [Path(path).name for path in fetched] == ["b.png", "d.png"]
+
+
+def test_a_file_has_one_address_whichever_source_lists_it(tmp_path):
+    import zipfile
+
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/addresses/a/1.png", b"")
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as one, zipfile.ZipFile(tmp_path / "q.zip", "w") as other:
+        one.writestr("a/1.png", b"")
+        other.writestr("a/1.png", b"")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"")
+
+    def address(url):
+        source = Source.open(url)
+        [file] = source.files()
+        return source.address(file)
+
+    for above, below in (
+        ("memory://addresses", "memory://addresses/a/*.png"),
+        (f"{tmp_path}", f"file://{tmp_path}/a"),
+        (f"zip://::{tmp_path}/p.zip", f"zip://a::{tmp_path}/p.zip"),
+    ):
+        assert address(above) == address(below)
+    assert address(f"zip://::{tmp_path}/p.zip") != address(f"zip://::{tmp_path}/q.zip")
