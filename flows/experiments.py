@@ -17,7 +17,7 @@ from compressor.experiments.ablations import ABLATIONS
 from compressor.experiments.cells import VALIDATION, Cell
 from compressor.experiments.measuring import Row, rows_of
 from compressor.experiments.results import Elsewhere, Quantized, Results, Trial, lossy_pictures, without_exact
-from compressor.learning import held_out
+from compressor.learning import held_out, spread
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord, drawn
 from compressor.sources import Source, SourceFile
@@ -129,12 +129,12 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
 
 
 def _spread(source: Source, limit: int | None, count: int, share: int) -> list[SourceFile]:
-    """``count`` files spread evenly over the listing, at most one in ``share``."""
+    """``count`` files spread evenly over the listing, at most one in ``share``; one at least."""
     total = sum(1 for _ in itertools.islice(source.files(), limit))
     if total < 2:
         raise SourceError(f"{source.shown}: experiments need at least two pictures")
-    step = max(share, total // count) if total >= share else total
-    return list(itertools.islice(source.files(), 0, limit or total, step))[:count]
+    chosen = set(spread(total, min(count, -(-total // share))).tolist())
+    return [file for index, file in enumerate(itertools.islice(source.files(), total)) if index in chosen]
 
 
 def _rungs(work: _Work) -> Iterator[int | None]:

@@ -332,6 +332,31 @@ def test_experiments_train_on_nothing_that_they_measure_on(
             flow._prepare(ExperimentsParameters(**values, held_out=100))
 
 
+@pytest.mark.parametrize(
+    ("total", "count", "share", "expected"),
+    [
+        (199, 100, 1, 100),
+        (200, 150, 1, 150),
+        (200, 100, 5, 40),
+        (200, 10, 5, 10),
+        (10, 100, 1, 10),
+        (7, 4, 5, 2),
+        (2, 9, 5, 1),
+    ],
+)
+def test_pictures_are_spread_evenly_whatever_their_number(
+    tmp_path: Path, total: int, count: int, share: int, expected: int
+) -> None:
+    from flows.experiments import _spread
+
+    for number in range(total + 5):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"")
+    chosen = [int(file.key[:3]) for file in _spread(Source.open(str(tmp_path)), total, count, share)]
+    assert len(chosen) == len(set(chosen)) == expected and chosen == sorted(chosen)
+    gaps = np.diff([*chosen, total + chosen[0]])
+    assert gaps.max() - gaps.min() <= 1, "as even as whole numbers are"
+
+
 def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
     from flows.archive import restore, verify
     from flows.parameters import RestoreParameters, VerifyParameters
