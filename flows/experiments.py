@@ -255,7 +255,7 @@ def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
         "trained on": f"up to {work.pictures:,} pictures, {parameters.side} x {parameters.side} pixels",
         "measured on": f"{number(measured, 'picture')} from files that no training here read",
         "side": f"{parameters.side} pixels",
-        "each cell": f"{work.whole.steps:,} steps" if work.whole.steps else f"{work.whole.minutes:g} minutes",
+        "each cell": _length(work.whole),
         "training": f"{work.whole.optimizer}, batches of {work.whole.batch}, "
         f"learning rate {work.whole.learning_rate:g}, seed {work.whole.seed}",
         "trained by": "; ".join(machines),
@@ -265,3 +265,12 @@ def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
     if asked:
         context["left out of the ladder"] = f"{', '.join(asked)}: there are only {work.pictures:,} pictures"
     return context
+
+
+def _length(config: TrainingConfig) -> str:
+    """How long a training is."""
+    steps, minutes = number(config.steps, "step"), f"{config.minutes:g} minute{'s' * (config.minutes != 1)}"
+    said = f"{steps} or {minutes}" if config.steps and config.minutes else steps if config.steps else minutes
+    if config.patience:
+        said += f" at most, or {number(config.patience, 'validation')} without improvement,"
+    return said

@@ -12,6 +12,7 @@ from compressor.artifact import identify
 from compressor.codec import load_codec
 from compressor.errors import LatentpackError, SourceError
 from compressor.experiments.cells import Cell, split, train_cell
+from compressor.experiments.figures import CAPTIONS
 from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
 from compressor.experiments.information import code_length, inform
 from compressor.experiments.losses import LOSSES, ms_ssim
@@ -57,7 +58,7 @@ def trial(family: str, size: int, level: float, pictures: int = 500, rate: float
 
 
 def results(*trials: Trial) -> Results:
-    context = {"source": "faces", "measured on": "4 pictures", "side": "32 pixels"}
+    context = {"source": "faces", "measured on": "4 pictures", "side": "32 pixels", "each cell": "20 steps"}
     return Results(
         context, list(trials), {"jpeg": jpeg(), "avif": [replace(r, bytes=[b // 2 for b in r.bytes]) for r in jpeg()]}
     )
@@ -137,6 +138,14 @@ def test_skips_are_judged_by_what_they_cost() -> None:
     claim = "skips show potential"
     assert verdicts(trial("v3", 2000, 30), trial("v4", 2200, 34))[claim] == CONFIRMED
     assert verdicts(trial("v3", 2000, 30), trial("v4", 4000, 31))[claim] == REFUTED
+
+
+@pytest.mark.parametrize("length", ["20 steps", "2 minutes"])
+def test_sentences_say_what_each_cell_had(length: str) -> None:
+    found = results(trial("v3", 500, 30, pictures=30), trial("v3", 500, 31), trial("v4", 500, 31))
+    sentences = [one.sentence for one in findings(replace(found, context={**found.context, "each cell": length}))]
+    assert sum(f"after {length} each" in one for one in sentences) == 2
+    assert not any("equal time" in one for one in [*sentences, *CAPTIONS.values()])
 
 
 def test_what_was_not_measured_is_unclear() -> None:

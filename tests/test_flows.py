@@ -20,6 +20,7 @@ from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
+from compressor.training import TrainingConfig
 from flows.parameters import (
     BenchmarkParameters,
     ExperimentsParameters,
@@ -292,6 +293,7 @@ def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: py
     text = Path(result["markdown"]).read_text()
     assert "| V2 | 3 |" in text and "| V2 | 7 (all) |" in text and "13.1 KB" in text
     assert "left out of the ladder: 30" in text
+    assert "after 4 steps each: V2" in text and "after equal times" not in text
 
     trained: list[int | None] = []
     train = cells.train_cell
@@ -303,6 +305,17 @@ def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: py
     assert "| V2 | 7 |" in Path(experiments(ExperimentsParameters(**values, ladder="7"))["markdown"]).read_text()
     with pytest.raises(SourceError, match="there are 7 pictures to train on"):
         experiments(ExperimentsParameters(**values, ladder="8,30"))
+
+
+def test_a_report_says_how_long_each_cell_was_trained() -> None:
+    from flows.experiments import _length
+
+    assert _length(TrainingConfig(steps=2000)) == "2,000 steps"
+    assert _length(TrainingConfig(0, minutes=1)) == "1 minute"
+    assert _length(TrainingConfig(steps=2000, minutes=0.5)) == "2,000 steps or 0.5 minutes"
+    assert (
+        _length(TrainingConfig(0, minutes=2, patience=3)) == "2 minutes at most, or 3 validations without improvement,"
+    )
 
 
 @pytest.mark.parametrize("where", ["", "sub", "link"])

@@ -16,7 +16,8 @@ CAPTIONS = {
     "error": "Mean squared error by bits: straight lines where a bit more divides it by a constant.",
     "length": "Bytes a picture of weights and latents together, by the number of pictures that share the weights.",
     "training": "Squared error on pictures not trained on, by time; the most pictures.",
-    "ladder": "What more pictures gain: squared error on pictures not trained on, after equal times.",
+    "ladder": "What more pictures gain: squared error on pictures not trained on; the settings say how long each was "
+    "trained.",
 }
 _GIVEN = ("#009E73", "#A34E86", "#8B5A2B")  # like no version
 _STANDARD = {"jpeg": "JPEG", "avif": "AVIF"}

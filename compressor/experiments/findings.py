@@ -212,7 +212,7 @@ def _skips_loss(results: Results) -> tuple[str, str]:
     difference, error = _difference(rows[1].psnr, rows[0].psnr)
     same, other = abs(difference) + error < MINIMAL, abs(difference) > max(error, MINIMAL)
     return (CONFIRMED if same else REFUTED if other else UNCLEAR), (
-        f"Mean squared error {rows[1].mse:.5f} for V4 and {rows[0].mse:.5f} for V3 after equal times; "
+        f"Mean squared error {rows[1].mse:.5f} for V4 and {rows[0].mse:.5f} for V3 after {results.each}; "
         f"in PSNR {difference:+.2f} ± {error:.2f} dB."
     )
 
@@ -249,4 +249,4 @@ def _more_pictures(results: Results) -> tuple[str, str]:
     if not verdicts:
         return UNCLEAR, "Not measured: it needs two rungs in the ladder."
     verdict = verdicts[0] if len(set(verdicts)) == 1 else UNCLEAR
-    return verdict, f"dB gained from the fewest pictures to the most, after equal times: {', '.join(figures)}."
+    return verdict, f"dB gained from the fewest pictures to the most, after {results.each}: {', '.join(figures)}."

@@ -134,6 +134,11 @@ class Results:
         return max(trained, key=lambda trial: trial.training.pictures if trial.training else 0, default=None)
 
     @property
+    def each(self) -> str:
+        """How long each cell of the ladder was trained, for a sentence."""
+        return f"{self.context['each cell']} each"
+
+    @property
     def tops(self) -> list[Trial]:
         """Every family trained on the most pictures."""
         return [top for family in self.families if (top := self.top(family))]

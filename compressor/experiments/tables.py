@@ -238,7 +238,7 @@ def ablations_table(results: Results) -> Table:
             ]
         )
     note = (
-        "Each trained on all pictures for the same time, half of what the ladder's cells have. *At 1,000 bytes*: "
+        "Each trained on all pictures, with half of the steps or the time of a cell of the ladder. *At 1,000 bytes*: "
         "latents quantised so coarsely that an ideal coder takes 1,000 bytes a picture, interpolated."
     )
     columns = [
@@ -281,8 +281,9 @@ def elsewhere_table(results: Results) -> Table:
                 ]
             )
     note = (
-        "Measured on every second picture; fine-tuned, for half a cell's time, on the others. Tiles of one photograph "
-        "are in both halves, so fine-tuning shows what a codec gains on pictures much like those it knows."
+        "Measured on every second picture; fine-tuned, with half of a cell's steps or time, on the others. Tiles of "
+        "one photograph are in both halves, so fine-tuning shows what a codec gains on pictures much like those it "
+        "knows."
     )
     columns = ["pictures", "codec", "bytes", "PSNR, dB", "SSIM", "JPEG at this PSNR, bytes", "of JPEG's bytes"]
     return Table("Other pictures", note, columns, rows)
