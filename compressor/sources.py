@@ -186,7 +186,7 @@ class Source:
         for key, path, info in self._with_marks(self._wanted(place)):
             yield _source_file(key, path, info)
 
-    def address(self, file: SourceFile) -> str:
+    def address_of(self, file: SourceFile) -> str:
         """Where a listed file lies, links followed: the same from every source that lists it."""
         if self._is_local:
             return os.path.realpath(file.path)

@@ -98,8 +98,9 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     else:
         measured = source
         held_out = _spread(source, parameters.limit, parameters.held_out, share=5)
-    kept = {measured.address(file) for file in held_out}  # whichever source they are listed by
-    others = (file for file in itertools.islice(source.files(), parameters.limit) if source.address(file) not in kept)
+    kept = {measured.address_of(file) for file in held_out}  # whichever source they are listed by
+    listed = itertools.islice(source.files(), parameters.limit)
+    others = (file for file in listed if source.address_of(file) not in kept)
     learned = drawn(others, parameters.max_pictures, parameters.seed)
     if not learned:
         raise SourceError(

@@ -530,7 +530,7 @@ def test_a_file_has_one_address_whichever_source_lists_it(tmp_path):
     def address(url):
         source = Source.open(url)
         [file] = source.files()
-        return source.address(file)
+        return source.address_of(file)
 
     for above, below in (
         ("memory://addresses", "memory://addresses/a/*.png"),
