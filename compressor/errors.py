@@ -13,7 +13,7 @@ class LatentpackError(Exception):
 
 
 class RunStopped(LatentpackError):
-    """A run gave up before it had tried all pictures; ``summary`` says how far it came."""
+    """More pictures failed than a run was allowed; ``summary`` says how far it came."""
 
     def __init__(self, message: str, summary: dict[str, Any]) -> None:
         super().__init__(message)

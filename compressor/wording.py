@@ -143,7 +143,7 @@ def needing_a_look(run: dict[str, Any]) -> list[str]:
         count, like = number(sum(doubtful.values()), "file"), next(iter(doubtful))
         told.append(f"{count} not listed, for extensions such as {like!r}: rename what is a picture")
     if run["stopped"]:
-        told.append(f"stopped by --max-failures: {run['stopped']}; what was archived before that stays")
+        told.append(f"more failed than --max-failures allows: {run['stopped']}; what is archived stays")
     if run["not_mirrored"]:
         told.append(f"nothing was deleted from the archive: {run['not_mirrored']}")
     return told

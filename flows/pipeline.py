@@ -64,7 +64,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     LatentpackError
         The source or the archive cannot be used, or workers keep being lost. What was committed before stays.
     RunStopped
-        More pictures failed than ``max_failures`` allows, and others were not reached.
+        More pictures failed than ``max_failures`` allows. Those after them were not tried.
     """
     run = uuid.uuid4().hex[:12]
     source = Source.open(parameters.source)
@@ -101,15 +101,15 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
         publish(summary, encoding.quarantined if encoding else [])
     publish_state(archive.url, parameters.price_per_tb)
     _log(summary.to_dict())
-    gave_up = bool(summary.stopped) and (summary.not_reached > 0 or more)
-    _announce(summary, gave_up, learned=bool(parameters.train) or parameters.codec not in STANDARD)
-    if gave_up:
+    _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
+    if summary.stopped:
         missed = ["what was not listed yet"] * more
         if summary.not_reached:
             missed.insert(0, number(summary.not_reached, "picture"))
+        untried = f"not tried: {' and '.join(missed)}" if missed else "none was left to try"
         raise RunStopped(
-            f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; not tried: "
-            f"{' and '.join(missed)}. What is archived stays. See: latentpack quarantine list {archive.url}",
+            f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; {untried}. "
+            f"What is archived stays. See: latentpack quarantine list {archive.url}",
             summary.to_dict(),
         )
     return summary.to_dict()
@@ -123,9 +123,9 @@ def _log(run: dict[str, Any]) -> None:
         logger.warning(text, extra={SAID_ELSEWHERE: True})
 
 
-def _announce(summary: RunSummary, gave_up: bool, learned: bool) -> None:
+def _announce(summary: RunSummary, learned: bool) -> None:
     """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
-    ended = "run.stopped" if gave_up else "run.finished"
+    ended = "run.stopped" if summary.stopped else "run.finished"
     announce(ended, summary.archive, {"run": summary.run, "archived": summary.archived})
     if summary.quarantined:
         announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})

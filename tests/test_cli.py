@@ -69,6 +69,16 @@ def test_json_is_one_object_and_nothing_else(
     assert "1 picture quarantined" in err
 
 
+def test_too_many_failures_end_with_1_and_are_told(
+    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_text("text")
+    code, out, err = said(capsys, "run", tmp_path / "in", tmp_path / "archive", "--max-failures", "5%", "--json")
+    assert code == 1 and json.loads(out)["stopped"] == "1 of 1 picture failed"
+    assert "more failed than --max-failures allows: 1 of 1 picture failed; what is archived stays" in err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

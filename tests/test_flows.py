@@ -93,6 +93,26 @@ def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -
     assert (done["archived"], done["already_there"], done["quarantined"], done["still_quarantined"]) == (2, 2, 2, 2)
 
 
+@pytest.mark.parametrize("budget, good", [("5%", 0), ("2", 0), ("30%", 4)])
+def test_a_run_that_fails_too_often_in_its_last_batch_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, good: int
+) -> None:
+    import flows.pipeline
+
+    announced: list[str] = []
+    monkeypatch.setattr(flows.pipeline, "announce", lambda event, *_: announced.append(event))
+    folder, archive = write_pictures(tmp_path / "in", good), tmp_path / "archive"
+    for number in range(3):
+        (folder / f"bad{number}.png").write_text("not a picture")
+    with pytest.raises(RunStopped, match=rf"3 of {3 + good} pictures failed, .*; none was left to try\. ") as given_up:
+        archive_it(folder, archive, max_failures=budget)
+    summary = given_up.value.summary
+    assert (summary["archived"], summary["quarantined"], summary["not_reached"]) == (good, 3, 0)
+    assert "run.stopped" in announced and "run.finished" not in announced
+    opened = Archive.open(str(archive))
+    assert (len(opened), len(list(opened.quarantined()))) == (good, 3)
+
+
 def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
     folder, archive = write_pictures(tmp_path / "in", 5), tmp_path / "archive"
     assert archive_it(folder, archive, limit=2)["left"] == 3
