@@ -3,14 +3,12 @@
 A large source goes through it in waves: so many pictures are listed, then archived, and then the listing goes on.
 """
 
-import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -33,6 +31,7 @@ from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters
 from flows.progress import listener
+from flows.scratch import scratch
 from flows.terminal import SAID_ELSEWHERE
 from tasks.artifacts import not_vital, progress_artifact
 from tasks.codecs import check_codec, packer_for, put_codec
@@ -78,7 +77,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     more = True
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentpack-")))
+        folder = stack.enter_context(scratch())
         with clock("plan"):
             known = known_keys(archive)
         while more and not summary.stopped:

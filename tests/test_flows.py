@@ -497,7 +497,8 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
     (tmp_path / "killing.py").write_text(KILLING)
     command = [sys.executable, tmp_path / "killing.py", "run", folder, archive, "--codec", "webp"]
     environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}
-    environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
+    environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
     environment |= {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100ms"}  # at 15 s the run would hang by chance
 
     def run() -> tuple[int, str]:
@@ -506,8 +507,10 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
 
     code, err = run()
     assert code == -signal.SIGKILL and len(Archive.open(str(archive))) == 0, err
+    assert len(list((tmp_path / "tmp").glob("latentpack-*"))) == 1
     code, err = run()
     assert code == 1, err
+    assert not list((tmp_path / "tmp").glob("latentpack-*"))
     opened = Archive.open(str(archive))
     assert list(opened.keys()) == ["001.png"]
     assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
