@@ -6,6 +6,7 @@ the other; starting it here, first and beside everything else, halves the time t
 
 import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +14,14 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, closing, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import LatentpackError
+from compressor.files import replacing
+from flows.scratch import scratch
 from tasks.home import UNWATCHED
 
 START_S = 120  # a slow disk's first start makes the database
@@ -83,32 +88,45 @@ uvicorn.run(app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), log_leve
 
 
 class PrivateServer:
-    """A Prefect server for one command, on a free port of the loopback interface; its database outlives it.
+    """A Prefect server for one command, on a free port of the loopback interface.
+
+    It has a database of its own, gone with it: servers that made one together, or brought it up to date, failed. What
+    outlives it is an empty database with all tables, whose making takes longer than the rest of a start.
 
     Parameters
     ----------
     folder
-        Where database and log lie.
+        Where the empty database lies.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._empty = folder / f"empty-{version('prefect')}.db"
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = folder / f"server-{os.getpid()}.log"
+        self._scratch = ExitStack()
         self.url = ""
 
     def start(self) -> None:
         """Start it and return at once; everything in this process is told to use it. See :meth:`wait`.
 
-        LatentpackError where its folder cannot be written.
+        LatentpackError where its folder, or one for temporary files, cannot be made.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._log.touch()
         except OSError as error:
             raise LatentpackError(
                 f"{self._folder}: the private Prefect server cannot keep its database here: {error.strerror}; "
                 "set LATENTPACK_HOME to a folder that can be written"
+            ) from error
+        try:
+            folder = self._scratch.enter_context(scratch())
+            self._database, self._log = folder / "prefect.db", folder / "server.log"
+            with suppress(FileNotFoundError):  # the first command of all
+                shutil.copyfile(self._empty, self._database)
+        except OSError as error:
+            raise LatentpackError(
+                f"the private Prefect server has no place for its database among the temporary files: {error}; "
+                "set TMPDIR to a folder that can be written"
             ) from error
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -117,7 +135,7 @@ class PrivateServer:
         _bypass_proxies("127.0.0.1")
         environment = {
             **os.environ,
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._folder / 'prefect.db'}",
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",
             "PREFECT_SERVER_UI_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -142,6 +160,7 @@ class PrivateServer:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                     if answer.status == 200:
+                        self._keep_empty()
                         return
             except (urllib.error.URLError, OSError):
                 time.sleep(_POLL_S)
@@ -149,6 +168,19 @@ class PrivateServer:
         raise LatentpackError(
             f"the private Prefect server did not start; name one with PREFECT_API_URL. It said: {last}"
         )
+
+    def _keep_empty(self) -> None:
+        """Keep the database for later commands, before anything is in it. One that cannot be kept is made again."""
+        if self._empty.exists():
+            return
+        import sqlite3
+
+        with (
+            suppress(OSError, sqlite3.Error),
+            closing(sqlite3.connect(self._database)) as database,
+            replacing(self._empty) as partial,
+        ):
+            database.execute("VACUUM INTO ?", (str(partial),))
 
     def stop(self) -> None:
         """End it, if it runs."""
@@ -163,7 +195,7 @@ class PrivateServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._log.unlink(missing_ok=True)
+        self._scratch.close()
         for name in ("PREFECT_API_URL", "PREFECT_LOGGING_TO_API_ENABLED", UNWATCHED):
             os.environ.pop(name, None)
         atexit.unregister(self.stop)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -324,6 +325,40 @@ def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
         while time.monotonic() < end:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             time.sleep(0.1)
+
+
+def test_commands_that_start_together_share_no_database(tmp_path: Path) -> None:
+    """They have a home that is new to all; the next starts from what they leave there."""
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    temporary.mkdir()
+    code = "import sys; from pathlib import Path; from flows.environment import PrivateServer;"
+    code += "s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait(); print('ready', flush=True); input(); s.stop()"
+    environment = os.environ | {"TMPDIR": str(temporary)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(home)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    together = [start() for _ in range(2)]
+    for command in together:
+        assert command.stdout and command.stdout.readline() == "ready\n", command.communicate("\n")[1]
+    assert len({path.parent for path in temporary.glob("latentpack-*/prefect.db")}) == 2
+    (empty,) = home.iterdir()
+    with sqlite3.connect(f"file:{empty}?mode=ro", uri=True) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    made = empty.stat().st_mtime_ns
+    later = start()
+    assert later.stdout and later.stdout.readline() == "ready\n"
+    for command in [*together, later]:
+        command.communicate("\n", timeout=60)
+        assert command.returncode == 0
+    assert [path.stat().st_mtime_ns for path in home.iterdir()] == [made] and not list(temporary.iterdir())
 
 
 def test_an_error_in_a_flow_is_one_line_from_start_to_end_of_the_process(pictures: Path, tmp_path: Path) -> None:

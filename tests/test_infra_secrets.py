@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -28,6 +30,37 @@ def _latentpack(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
+class _Database:
+    """What Prefect's database held while a command ran: it is gone with the command.
+
+    Parameters
+    ----------
+    folder
+        The command's temporary files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.seen: dict[str, bytes] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "_Database":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.05):
+            for path in self.folder.glob("latentpack-*/*"):
+                with suppress(OSError):  # gone in this moment
+                    self.seen[path.name] = path.read_bytes() or self.seen.get(path.name, b"")
+
+
 @pytest.mark.server
 def test_a_run_leaves_no_credential_anywhere(s3_server: str, tmp_path: Path):
     s3 = boto3.client("s3")
@@ -36,18 +69,20 @@ def test_a_run_leaves_no_credential_anywhere(s3_server: str, tmp_path: Path):
         data = encode_picture(np.full((16, 16, 3), 60 * number, np.uint8), 3, "png")
         s3.put_object(Bucket="no-secrets", Key=f"pictures/{number}.png", Body=data)
     s3.put_object(Bucket="no-secrets", Key="pictures/bad.png", Body=b"no picture")
-    ran = _latentpack(
-        "run", "s3://no-secrets/pictures", "s3://no-secrets/archive", "--codec", "jpegxl", "--verbose",
-        AWS_ACCESS_KEY_ID=KEY,
-        AWS_SECRET_ACCESS_KEY=SECRET,
-        AWS_SESSION_TOKEN=TOKEN,
-        PREFECT_API_KEY=API,
-        PREFECT_LOGGING_LEVEL="DEBUG",
-        LATENTPACK_HOME=str(tmp_path / "home"),
-        PREFECT_HOME=str(tmp_path / "prefect"),
-    )  # fmt: skip
+    with _Database(tmp_path / "tmp") as live:
+        ran = _latentpack(
+            "run", "s3://no-secrets/pictures", "s3://no-secrets/archive", "--codec", "jpegxl", "--verbose",
+            AWS_ACCESS_KEY_ID=KEY,
+            AWS_SECRET_ACCESS_KEY=SECRET,
+            AWS_SESSION_TOKEN=TOKEN,
+            PREFECT_API_KEY=API,
+            PREFECT_LOGGING_LEVEL="DEBUG",
+            LATENTPACK_HOME=str(tmp_path / "home"),
+            PREFECT_HOME=str(tmp_path / "prefect"),
+            TMPDIR=str(live.folder),
+        )  # fmt: skip
     assert ran.returncode == 1, ran.stderr.decode()[-2000:]  # one picture is quarantined
-    kept = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} | live.seen
     for entry in s3.list_objects_v2(Bucket="no-secrets")["Contents"]:
         kept[entry["Key"]] = s3.get_object(Bucket="no-secrets", Key=entry["Key"])["Body"].read()
     kept["output"] = ran.stdout + ran.stderr
