@@ -12,7 +12,7 @@ from compressor.errors import LatentpackError, RunStopped, told
 from compressor.wording import number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.exit_codes import DONE, UNWELL
-from flows.keys import named
+from flows.keys import in_a_file, named
 from flows.options import parameters_of, print_json
 from flows.parameters import (
     BenchmarkParameters,
@@ -140,8 +140,10 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
 
 def restore(options: argparse.Namespace) -> int:
     """``latentpack restore``"""
-    parameters = parameters_of(RestoreParameters, options)
-    result = _read_back(options, "restore", parameters)
+    with in_a_file(getattr(options, "keys_from", None)) as keys_from:
+        given = argparse.Namespace(**vars(options) | ({"keys_from": keys_from} if keys_from else {}))
+        parameters = parameters_of(RestoreParameters, given)
+        result = _read_back(options, "restore", parameters)
     for key, reason in result["problems"]:
         warn(f"{key}: {reason}")
     renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""

@@ -1,10 +1,12 @@
 """Which pictures of an archive are meant: keys that are named one by one, and those that a file lists."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.errors import LatentpackError
+from flows.scratch import scratch
 
 STANDARD_INPUT = "-"
 
@@ -18,6 +20,23 @@ def named(keys: Sequence[str], keys_from: str | None) -> list[str]:
     if keys_from and not listed:
         raise LatentpackError(f"{_shown(keys_from)}: there is no key in it; it should have one on each line")
     return list(dict.fromkeys([*keys, *listed]))
+
+
+@contextmanager
+def in_a_file(keys_from: str | None) -> Iterator[str | None]:
+    """``keys_from``, or a file of what standard input says where that is meant: a flow takes no other.
+
+    Not the keys themselves, since a Prefect server refuses parameters of more than half a megabyte. LatentpackError as
+    of :func:`named`.
+    """
+    if keys_from != STANDARD_INPUT:
+        yield keys_from
+        return
+    keys = named([], keys_from)
+    with scratch() as folder:
+        path = folder / "keys"
+        path.write_text("\n".join(keys), encoding="utf-8", newline="")
+        yield str(path)
 
 
 def _lines(path: str) -> list[str]:

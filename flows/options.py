@@ -104,6 +104,7 @@ _METAVARS = {
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
     "evaluation": "SRC", "other": "SRC", "keys_from": "FILE",
 }  # fmt: skip
+_HERE_ALONE = {"keys_from": ", or - for standard input"}  # what a form does not offer
 
 
 def _from_model(commands: Any, name: str, model: Any, positional: Sequence[str], nested: str | None = None) -> None:
@@ -127,7 +128,7 @@ def _add_fields(
         if field == nested or field in taken:
             continue
         about = fields[field]
-        text = about.description or ""
+        text = (about.description or "") + _HERE_ALONE.get(field, "")
         metavar = _METAVARS.get(field, "N")
         if field in positional:
             optional: dict[str, Any] = {} if about.is_required() else {"nargs": "?"}

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
+from flows.keys import STANDARD_INPUT
 
 
 class Family(StrEnum):
@@ -85,6 +86,12 @@ def _is_local(path: str) -> str:
     return path
 
 
+def _is_file(path: str) -> str:
+    if path == STANDARD_INPUT:
+        raise ValueError("only the command line has a standard input, a run would wait for it for ever: name a file")
+    return path
+
+
 # Prefect's server holds new runs and deployments against the pattern, before it stores a parameter.
 Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
@@ -93,6 +100,7 @@ SourceUrl = Annotated[
 ]
 ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
+KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": "^(?!-$)"})]
 CodecAddress = Annotated[Address, Field(description="codec by name, path of an artifact, or id in the archive")]
 TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
 Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
@@ -276,9 +284,7 @@ class RestoreParameters(Parameters):
     archive: ArchiveUrl
     destination: LocalPath = Field(description="folder that files are written below; it is created")
     key: list[str] = Field([], description="keys to restore (default: all)")
-    keys_from: LocalPath | None = Field(
-        None, description="file of more keys to restore, one on a line, or - for standard input"
-    )
+    keys_from: KeysFile | None = Field(None, description="file of more keys to restore, one on a line")
     format: PictureFormat = Field(
         PictureFormat.PNG,
         description="file format; jpeg and avif lose some 0.1 to 0.5 dB more (jpeg up to 1.6 where the archive has "

@@ -238,6 +238,22 @@ def test_keys_are_taken_from_files(
     assert "2 pictures erased" in said(capsys, "delete", archive, "--keys-from", "-")[1]
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_keys_to_restore_are_taken_from_a_pipe(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    import flows.commands
+
+    monkeypatch.setattr(flows.commands, "api_is_configured", lambda: watched)
+    for text, code, written in ((b"a.png\nsub/c.webp\n", 0, 3), (b"nothing.png\n", 1, 1), (b"", 2, 0)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        out = tmp_path / f"out{code}"
+        ended, _, err = said(capsys, "restore", archive, out, "--key", "sub/b.jpg", "--keys-from", "-")
+        assert ended == code and len(list(out.rglob("*.png"))) == written, err
+    assert "standard input: there is no key in it" in err
+    assert "or - for standard input" in " ".join(said(capsys, "restore", "--help")[1].split())
+
+
 def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1

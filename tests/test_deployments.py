@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from compressor.archive import Archive
 from compressor.images import decode_picture, encode_picture
@@ -118,6 +120,19 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
         assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     written = [one for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain"))]
     assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
+
+
+def test_a_deployed_run_reads_no_standard_input() -> None:
+    """It would wait for it for ever: the form refuses it, and so does the flow."""
+    field = models.RestoreParameters.model_json_schema()["properties"]["keys_from"]
+    (pattern,) = [one["pattern"] for one in field["anyOf"] if "pattern" in one]
+    assert "standard input" not in field["description"]
+    for name, accepted in (("-", False), ("keys.txt", True), ("-keys", True), ("a-", True)):
+        assert bool(re.search(pattern, name)) is accepted
+        if accepted:
+            models.RestoreParameters(archive="a", destination="b", keys_from=name)
+    with pytest.raises(ValidationError, match="only the command line has a standard input.*: name a file"):
+        models.RestoreParameters(archive="a", destination="b", keys_from="-")
 
 
 @pytest.mark.parametrize(
