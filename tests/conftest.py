@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from compressor.archive import Archive
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with a test process for each core, more threads only wait
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in the background ignore it
 settings.register_profile("latentpack", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentpack")
 
