@@ -88,31 +88,23 @@ def train_codec(
     With a scheduler a worker of that cluster with a GPU does all of it, and remembers nothing but its checkpoint. Where
     there is none, a run that was to archive too trains here, and one that was only to train ends with UndeclaredError.
     """
-    record = _trained(source, family, training, work, start)
+    record: TrainingRecord | None = None
+    if work.scheduler:
+        try:
+            record = _train_there(work.scheduler, source, family, training, work, start)
+        except UndeclaredError as error:
+            if isinstance(work, TrainParameters):
+                raise
+            get_run_logger().warning("training on this machine: %s", error)
+    if record is None:
+        files = drawn(itertools.islice(source.files(), work.limit), training.max_pictures, training.seed)
+        workers = work.workers or worker_count()
+        record = train_on(source, iter(files), family, training, work.batch_size, workers, start)
     if record.refused:
         # `train` has it in its table, where people look; a run that was to archive too has no place for it.
         said = {SAID_ELSEWHERE: True} if isinstance(work, TrainParameters) else {}
         get_run_logger().warning("training left out %s", by_reason(record.refused), extra=said)
     return record
-
-
-def _trained(
-    source: Source,
-    family: str,
-    training: TrainingParameters,
-    work: TrainParameters | PipelineParameters,
-    start: bytes | None,
-) -> TrainingRecord:
-    if work.scheduler:
-        try:
-            return _train_there(work.scheduler, source, family, training, work, start)
-        except UndeclaredError as error:
-            if isinstance(work, TrainParameters):
-                raise
-            get_run_logger().warning("training on this machine: %s", error)
-    files = drawn(itertools.islice(source.files(), work.limit), training.max_pictures, training.seed)
-    workers = work.workers or worker_count()
-    return train_on(source, iter(files), family, training, work.batch_size, workers, start)
 
 
 def _train_there(
