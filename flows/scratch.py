@@ -56,11 +56,13 @@ def _lock(folder: Path) -> int | None:
 
 def _clear() -> None:
     """Remove what processes of this user left that are gone."""
+    if fcntl is None:
+        return
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # in use, or another was faster
             if folder.lstat().st_uid != os.getuid() or not (folder / LOCKED).exists():
                 continue
             lock = _lock(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+            assert lock is not None
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
