@@ -127,6 +127,11 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     add("PNG, AdobeRGB, colours that sRGB lacks", vivid, "png", True, icc_profile=adobe)
     add("PNG, sRGB profile", rgb, "png", icc_profile=srgb)
     files["PNG, BT.2020 PQ (cICP).png"] = _with_chunk(files["RGB PNG.png"][0], b"cICP", bytes([9, 16, 0, 1])), None
+    plain = files["RGB PNG.png"]
+    for name, gamma, same in (("PNG, sRGB's gamma (gAMA)", 45_455, True), ("PNG, linear light (gAMA)", 100_000, False)):
+        files[f"{name}.png"] = _with_chunk(plain[0], b"gAMA", struct.pack(">I", gamma)), plain[1] if same else None
+    primaries = struct.pack(">8I", 31_270, 32_900, 68_000, 32_000, 26_500, 69_000, 15_000, 6_000)
+    files["PNG, primaries of Display P3 (cHRM).png"] = _with_chunk(plain[0], b"cHRM", primaries), None
     add("animated PNG", rgb, "png", True, **frames)
     add("JPEG", rgb, "jpeg", quality=95)
     add("JPEG, progressive", rgb, "jpeg", quality=95, progressive=True)
@@ -148,6 +153,7 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     add("TIFF, CMYK", rgb.convert("CMYK"), "tiff", True)
     add("TIFF, float", Image.fromarray(pixels[..., 0] / np.float32(255)), "tiff", True)
     files["TIFF, 16-bit.tiff"] = imagecodecs.tiff_encode(deep), None
+    files["TIFF, signed.tiff"] = imagecodecs.tiff_encode((pixels // 2).astype(np.int8)), None
     add("JPEG 2000", rgb, "jp2")
     add("BMP", rgb, "bmp")
     add("PNG, 1 x 1", rgb.resize((1, 1)), "png")
