@@ -4,8 +4,7 @@ import re
 
 # user:password@ in front of a host. An AWS secret may hold a slash; a host's port with a path behind it is none.
 PASSWORD = r"://[^/@\s:]*:(?!\d+/)[^@\s]*@"
-_SECRETS = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^@\s]*|[^/@\s]*)@|\?\S*=\S*")
-
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
 _PASSWORDS = re.compile(r"(?<=://)([^/@\s:]*):(?!\d+/)[^@\s]*(?=@)|\?\S*=\S*")
 
 ADVICE = (
@@ -16,7 +15,7 @@ ADVICE = (
 
 def shown(text: str) -> str:
     """``text`` with users, passwords and queries of the addresses in it left out."""
-    return _SECRETS.sub("", text)
+    return _USER.sub("", without_secrets(text))
 
 
 def without_secrets(url: str) -> str:

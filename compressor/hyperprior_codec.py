@@ -31,7 +31,7 @@ from compressor.networks.hyperprior import (
     level_to_scale,
     residual_probability,
 )
-from compressor.networks.steps import STEPS, step_masks
+from compressor.networks.steps import STEPS, step_of_each
 from compressor.refining import REFINED_PIXELS, expected_gain, refine
 from compressor.tensors import (
     cropped,
@@ -478,11 +478,10 @@ def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _step_of_each(shape: tuple[int, ...], steps: int = STEPS) -> np.ndarray:
     """Step that codes each position of a flattened (C, H, W) array, int32."""
-    return step_masks(shape, torch.device("cpu"), steps).flatten(1).int().argmax(dim=0).to(torch.int32).numpy()
+    return step_of_each(shape, torch.device("cpu"), steps).flatten().to(torch.int32).numpy()
 
 
 @lru_cache(maxsize=8)
 def _step_indices(shape: tuple[int, ...], steps: int = STEPS) -> list[np.ndarray]:
     """Positions in a flattened (C, H, W) array that each step codes, in coding order."""
-    masks = step_masks(shape, torch.device("cpu"), steps).flatten(1).numpy()
-    return [np.flatnonzero(mask).astype(np.int32) for mask in masks]
+    return [np.flatnonzero(_step_of_each(shape, steps) == step).astype(np.int32) for step in range(steps)]

@@ -112,7 +112,7 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
         raise _refusal(name, error) from error
 
 
-def encode_picture(pixels: np.ndarray, channels: int, format: str = "png", psnr: float | None = 0.0) -> bytes:
+def encode_picture(pixels: np.ndarray, channels: int, format: str = "png", psnr: float | None = None) -> bytes:
     """Encode uint8 (H, W, 3) ``pixels`` as a file: PNG, TIFF, BMP and WebP lossless, JPEG and AVIF near-lossless.
 
     ``channels`` 1 writes the first plane as a grey picture, where the format has them. ``psnr`` is what the pixels have

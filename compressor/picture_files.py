@@ -111,7 +111,7 @@ def read_png(data: bytes) -> Header:
             kind == b"cHRM" and length == 32 and data[25] & 2 and not _is_srgb_primaries(struct.unpack(">8I", content))
         ):
             other = other or "wide-gamut"  # of a grey picture primaries say nothing
-    if other and not (said_srgb or said_cicp or icc):  # which all come before it
+    if other and not (said_srgb or said_cicp or icc):  # which count before it, wherever they stand
         keep = keep or other
     return Header("png", width, height, None if said_srgb else icc, exif, keep)
 

@@ -160,14 +160,11 @@ def fit(
     done = 1.0 if impatient else _share(state, config)
     kept_at, kept_step = time.monotonic(), state.step
 
-    def count_skipped() -> None:  # reads from the device, and so waits for it
+    def keep() -> None:  # reads from the device, and so waits for it
+        nonlocal kept_at, kept_step
         state.skipped += int(skipped)
         skipped.zero_()
-
-    def keep() -> None:
-        nonlocal kept_at, kept_step
         if checkpoint:
-            count_skipped()
             _save(checkpoint, fingerprint, state, network, average, best, optimizer, generator)
         kept_at, kept_step = time.monotonic(), state.step
 
@@ -195,11 +192,10 @@ def fit(
             state.seconds = time.monotonic() - started
             done = _share(state, config)
             if state.step % config.validate_every and done < 1:
-                if time.monotonic() - kept_at >= CHECKPOINT_S:
+                if checkpoint and time.monotonic() - kept_at >= CHECKPOINT_S:
                     keep()
                 continue
 
-            count_skipped()
             row = validate(average, held_out, config.batch)
             state.history.append(
                 {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()}

@@ -10,7 +10,8 @@ from compressor.networks.blocks import ShuffledConv, UnshuffledConv
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
 
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
+each_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+each_side = pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
 
 
 def unshuffled(x_BCHW: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
@@ -19,8 +20,8 @@ def unshuffled(x_BCHW: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
     return x_BCHW
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
+@each_layout
+@each_side
 @torch.no_grad()
 def test_patches_are_convolved_as_if_unshuffled(sides: tuple[int, ...], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
@@ -30,8 +31,8 @@ def test_patches_are_convolved_as_if_unshuffled(sides: tuple[int, ...], layout: 
     torch.testing.assert_close(layer(x_BCHW), expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
+@each_layout
+@each_side
 @torch.no_grad()
 def test_patches_are_put_in_place_as_if_shuffled(sides: tuple[int, ...], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
@@ -40,7 +41,7 @@ def test_patches_are_put_in_place_as_if_shuffled(sides: tuple[int, ...], layout:
     torch.testing.assert_close(unshuffled(layer(x_BCHW), sides), F.conv2d(x_BCHW, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each_layout
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (8, 8), (6, 10)])
 def test_steps_hold_what_their_masks_show(height: int, width: int, layout: torch.memory_format) -> None:
     x_BCHW = torch.randn(3, 8, height, width).contiguous(memory_format=layout)

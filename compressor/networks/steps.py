@@ -13,20 +13,21 @@ STEPS = 4
 _PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # diagonal first: after two steps a checkerboard is known
 
 
-def step_masks(shape: Sequence[int], device: torch.device, steps: int = STEPS) -> Tensor:
-    """Which latents of shape (C, H, W), with any sides, each step codes: bool (steps, C, H, W).
-
-    All of them where there is one step.
-    """
+def step_of_each(shape: Sequence[int], device: torch.device, steps: int = STEPS) -> Tensor:
+    """Step that codes each latent, int64 of ``shape`` (C, H, W), with any sides; the first where it is the only one."""
     if steps == 1:
-        return torch.ones(1, *shape, dtype=torch.bool, device=device)
+        return torch.zeros(*shape, dtype=torch.long, device=device)
     channels, height, width = shape
     phase = torch.zeros(height, width, dtype=torch.long, device=device)
     for index, (row, column) in enumerate(_PHASES):
         phase[row::2, column::2] = index
     group = torch.arange(channels, device=device) * STEPS // channels
-    step = phase[None] ^ group[:, None, None]
-    return step[None] == torch.arange(STEPS, device=device)[:, None, None, None]
+    return phase[None] ^ group[:, None, None]
+
+
+def step_masks(shape: Sequence[int], device: torch.device, steps: int = STEPS) -> Tensor:
+    """Which latents each step codes, bool (steps, C, H, W); see :func:`step_of_each`."""
+    return step_of_each(shape, device, steps) == torch.arange(steps, device=device)[:, None, None, None]
 
 
 def of_step(x_BCHW: Tensor, step: int) -> Tensor:
