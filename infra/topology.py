@@ -1,12 +1,14 @@
 """The whole topology on loopback, as plain processes: everything that a cluster runs, put to work and to the test.
 
-    python infra/topology.py [--pictures FOLDER] [--only STEP...] [--s3 ceph|moto] [--keep]
+    python infra/topology.py [--pictures FOLDER] [--only STEP...] [--s3 ceph|moto] [--database postgresql|sqlite]
+                             [--keep]
 
-A Prefect server with its services, a process worker, a Dask scheduler with two workers and an S3 server (Ceph's RADOS
-gateway where it is installed, else moto) start on free ports of 127.0.0.1. Then all of prefect.yaml is deployed and its
-jobs are run on a bucket of pictures: by hand, by schedule, over Dask, with a Dask worker killed, and with the server
-killed. Prints a table of what was checked; exit status 1 if anything is not as it must be. ``--keep`` leaves it running
-until Ctrl-C and says where the UI is.
+A Prefect server with its services and its database, a process worker, a Dask scheduler with two workers and an S3
+server start on free ports of 127.0.0.1. S3 is Ceph's RADOS gateway where it is installed, else moto; the database is
+PostgreSQL where it is installed, else SQLite. Then all of prefect.yaml is deployed and its jobs are run on a bucket of
+pictures: by hand, by schedule, over Dask, with a Dask worker killed, and with the server killed. Prints a table of what
+was checked; exit status 1 if anything is not as it must be. ``--keep`` leaves it running until Ctrl-C and says where
+the UI is.
 """
 
 import argparse
@@ -27,8 +29,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import ceph_gateway
+import postgresql
 import yaml
-from ceph_gateway import CephError, CephGateway, is_installed
+from ceph_gateway import CephError, CephGateway
+from postgresql import Postgresql, PostgresqlError
 
 from compressor.archive import Archive
 from compressor.errors import ArchiveError, LatentpackError
@@ -39,7 +44,8 @@ PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 ADDED = 20  # pictures that appear after the first night
 TILES = 60  # of the bundled photographs, where no folder is given
-START_S, RUN_S, BUSY_S = 120, 300, 60
+START_S, RUN_S = 120, 300
+BUSY_S = 180  # three times as long as a Prefect server waits for a lock of SQLite before it answers 503
 SMALL_BATCH = 8  # pictures: several commits in a short run, so that a kill lands between two
 FIRES_IN_S = 15
 
@@ -71,9 +77,10 @@ class Run:
 class Site:
     """All processes, and what a client asks of them."""
 
-    def __init__(self, folder: Path, with_ceph: bool) -> None:
+    def __init__(self, folder: Path, with_ceph: bool, with_postgresql: bool) -> None:
         self.folder = folder
         self.with_ceph = with_ceph
+        self.postgresql = Postgresql(folder / "postgresql", free_port()) if with_postgresql else None
         self.api = f"http://127.0.0.1:{free_port()}/api"
         self.s3 = f"http://127.0.0.1:{free_port()}"
         self.dask = f"tcp://127.0.0.1:{free_port()}"
@@ -101,13 +108,21 @@ class Site:
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+        if self.postgresql:
+            self.environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = self.postgresql.url
 
     # --- processes ---
 
-    def start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str, user: str | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                user=user,
             )
 
     def start_server(self) -> None:
@@ -121,6 +136,9 @@ class Site:
             ceph.start(self.start)
         else:
             self.start("s3", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2])
+        if self.postgresql:
+            self.postgresql.start(self.start)
+            self._accepts("postgresql", self.postgresql.port)
         self.start_server()
         self._answers("radosgw" if self.with_ceph else "s3", self.s3)
         if self.with_ceph:
@@ -139,10 +157,16 @@ class Site:
         self.start("worker", *PREFECT, "worker", "start", "--pool", "latentpack", "--type", "process")
 
     def _answers(self, name: str, url: str) -> None:
+        self._started(name, lambda: urllib.request.urlopen(url, timeout=5).close())
+
+    def _accepts(self, name: str, port: int) -> None:
+        self._started(name, lambda: socket.create_connection(("127.0.0.1", port), timeout=5).close())
+
+    def _started(self, name: str, connect: Callable[[], None]) -> None:
         end = time.monotonic() + START_S
         while time.monotonic() < end and self.processes[name].poll() is None:
             try:
-                urllib.request.urlopen(url, timeout=5).close()
+                connect()
                 return
             except OSError:
                 time.sleep(0.2)
@@ -427,18 +451,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="folder (default: tiles of bundled photographs)")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="words of the steps to take, such as schedule killed")
-    parser.add_argument("--s3", choices=("ceph", "moto"), default="ceph" if is_installed() else "moto")
+    parser.add_argument("--s3", choices=("ceph", "moto"), default="ceph" if ceph_gateway.is_installed() else "moto")
+    parser.add_argument(
+        "--database", choices=("postgresql", "sqlite"), default="postgresql" if postgresql.is_installed() else "sqlite"
+    )
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its processes
     pictures = pictures_of(options.pictures)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="latentpack-topology-", ignore_cleanup_errors=True) as scratch:
-        site = Site(Path(scratch), with_ceph=options.s3 == "ceph")
+        Path(scratch).chmod(0o711)  # where this runs as root, PostgreSQL is another user and has its folder in here
+        site = Site(Path(scratch), options.s3 == "ceph", options.database == "postgresql")
         try:
             site.start_all()
             jobs = Jobs(site, pictures)
-            print(f"{len(pictures)} pictures, S3 by {options.s3}\n\n| step | state | seconds | seen |")
+            print(f"{len(pictures)} pictures, S3 by {options.s3}, database {options.database}\n")
+            print("| step | state | seconds | seen |")
             print("| --- | --- | ---: | --- |", flush=True)
             for name, step in chosen(options.only).items():
                 started = time.monotonic()
@@ -454,7 +483,7 @@ def main() -> None:
                 signal.pause()
         except KeyboardInterrupt:
             pass
-        except (Failed, CephError) as failure:
+        except (Failed, CephError, PostgresqlError) as failure:
             failed += 1
             print(f"cannot start: {failure}", flush=True)
         finally:
