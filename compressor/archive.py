@@ -1,6 +1,6 @@
 """An archive of pictures: open, append, read, query, delete.
 
-What a row is lies in ``parquet.py``, commits in ``keyed_table.py``, rows to pixels in ``decoding.py``.
+What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixels in ``decoding.py``.
 """
 
 import json
@@ -18,8 +18,9 @@ from compressor import decoding, maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec, load_codec
 from compressor.decoding import DECODED
+from compressor.delta_log import OWN_FILE
 from compressor.errors import UNREADABLE, ArchiveError, enough_memory
-from compressor.keyed_table import ORPHAN_HOURS, OWN_FILE, KeyedTable
+from compressor.keyed_table import ORPHAN_HOURS, KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
 from compressor.store import TEMPORARY_NAME, Store
@@ -118,8 +119,8 @@ class Archive:
             _check_empty(store)
             store.require_conditional_puts()
             archive = cls(store)
-            archive._images.create()
-            archive._quarantine.create()
+            archive._images.log.create()
+            archive._quarantine.log.create()
             store.put(MARKER, json.dumps({"format": FORMAT, "product": "latentpack"}).encode() + b"\n")
             archive.refresh()
         return archive
@@ -151,12 +152,12 @@ class Archive:
     @property
     def version(self) -> int:
         """Version of the table of pictures: grows by one with each commit."""
-        return self._images.version
+        return self._images.log.version
 
     def refresh(self) -> None:
         """See what others have committed since this archive was opened."""
-        self._images.refresh()
-        self._quarantine.refresh()
+        self._images.log.refresh()
+        self._quarantine.log.refresh()
 
     # --- writing ---
 

@@ -23,7 +23,7 @@ class Growth:
 def growth(archive: Archive, limit: int = COMMITS) -> list[Growth]:
     """The latest ``limit`` commits, oldest first; those that the log has let go are missing."""
     images, _ = archive.tables
-    return [Growth(*commit) for commit in images.history(limit)]
+    return [Growth(*commit) for commit in images.log.history(limit)]
 
 
 def by_run(commits: Sequence[Growth]) -> list[Growth]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compressor import parquet
-from compressor.keyed_table import Change, KeyedTable
+from compressor.delta_log import Change
+from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
 from compressor.store import Store
 
@@ -88,7 +89,7 @@ def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> A
     return ArchiveInfo(
         url=store.url,
         format=format,
-        version=images.version,
+        version=images.log.version,
         pictures=pictures,
         quarantined=reasons.total(),
         exact=exact,
@@ -125,7 +126,7 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
 
     Large files stay as they are, unless so many overlap that looking for a key would have to open more than a few.
     """
-    table.refresh()
+    table.log.refresh()
     small = [part for part in table.parts if part.size < target // 2]
     large = [part for part in table.parts if part.size >= target // 2]
     merged = table.parts if _overlap(large) >= MAX_OVERLAP else small
@@ -147,7 +148,7 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
         proposed = True
         return change
 
-    table.transact(plan)
+    table.log.transact(plan)
     if in_vain and not proposed:  # else the commit may arrive after all
         table.store.delete([f"{table.folder}/{part.path}" for part in written])
     return 0 if in_vain else len(merged) - len(written)

@@ -1,6 +1,6 @@
 """The archive's Parquet files: columns, encodings, and rows to bytes and back.
 
-Not where files lie or which of them count (see ``keyed_table.py``).
+Not where files lie or which of them count (see ``delta_log.py``).
 """
 
 import io

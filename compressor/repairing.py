@@ -16,9 +16,10 @@ from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.codec import artifact_bytes, released
+from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, enough_memory
-from compressor.keyed_table import Change, KeyedTable
+from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
 from compressor.sources import Source, SourceFile
@@ -125,13 +126,13 @@ def _repair(
 
 def _mend_log(table: KeyedTable, done: Repaired) -> None:
     """Bring back the state that the newest commit was made with, as far as one file more, less or other explains it."""
-    table.refresh(anew=True)
-    stored, computed = table.stored_digest(), table.digest(table.parts)
+    table.log.refresh(anew=True)
+    stored, computed = table.log.stored_digest(), table.log.digest(table.parts)
     if stored is None or stored == computed:
         return
     missing = (int(stored or "0", 16) - int(computed, 16)) % 2**64
     add, remove = _explanation(table, missing)
-    table.accept_state()
+    table.log.accept_state()
     what = f"the log of {table.folder!r}: "
     if add or remove:
         what += f"{number(len(add), 'file')} named again, {len(remove)} no longer"
@@ -143,18 +144,18 @@ def _mend_log(table: KeyedTable, done: Repaired) -> None:
         return
 
     def plan() -> Change | None:
-        if table.stored_digest() == table.digest(table.parts):
+        if table.log.stored_digest() == table.log.digest(table.parts):
             return None  # the answer to a commit was lost, not the commit
         return Change(add, [part for part in remove if part in table.parts], moves_only=True)
 
-    table.transact(plan)
+    table.log.transact(plan)
     done.log.append(what)
 
 
 def _explanation(table: KeyedTable, missing: int) -> tuple[list[Part], list[Part]]:
     """A file to name and one no longer to name, that change the digest by ``missing``; either may do alone."""
     there: dict[int, Part | None] = {0: None}
-    for name in [*(part.path for part in table.parts), *table.unneeded(0, full=True)]:
+    for name in [*(part.path for part in table.parts), *table.log.unneeded(0, full=True)]:
         try:
             part = _part_of(table, name)
         except DAMAGE as error:
@@ -211,7 +212,7 @@ def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:
         return True
     if integrity.has_checksums(part.path) or right.identity == part.identity:
         return False
-    table.transact(lambda: Change([right], [], moves_only=True) if part in table.parts else None)
+    table.log.transact(lambda: Change([right], [], moves_only=True) if part in table.parts else None)
     done.log.append(f"what the log says of {part.path}")
     return True
 
@@ -327,7 +328,7 @@ def _take_part_out(table: KeyedTable, part: Part, instead: Sequence[Part] = ()) 
         table.check_there(instead)
         return Change(list(instead), [part])
 
-    table.transact(plan)
+    table.log.transact(plan)
 
 
 def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Table]:

@@ -368,7 +368,7 @@ class _Chosen:
             return
         if found.refused and any(map(is_transient, causes(found.refused))):
             raise found.refused
-        self._images.refresh(anew=True)
+        self._images.log.refresh(anew=True)
         if found.part not in self._images.parts:
             raise ArchiveError(f"{self._images.store.url}: cannot {TAKEN_AWAY}")
         others = set(found.bad) - self._wanted if self._spans is not None else set()

@@ -126,7 +126,7 @@ def examine(
             found = inspect(archive, images, part, advance)
             checked += part.rows
             if not found.is_sound:
-                images.refresh(anew=True)
+                images.log.refresh(anew=True)
                 if part not in images.parts:
                     break
             if found.refused:
@@ -138,11 +138,11 @@ def _check_logs(*tables: KeyedTable) -> list[Problem]:
     problems = []
     for table in tables:
         try:
-            table.check_state()
+            table.log.check_state()
         except DAMAGE:
             try:  # it may have been cut by a run that erases while it was read
-                table.refresh(anew=True)
-                table.check_state()
+                table.log.refresh(anew=True)
+                table.log.check_state()
             except DAMAGE as error:
                 raise_if_refused(table.store, f"{table.folder}/_delta_log", error)
                 problems.append(Problem(f"{table.folder}/_delta_log", str(error)))

@@ -8,6 +8,7 @@ import pytest
 
 from compressor import maintenance
 from compressor.archive import Archive
+from compressor.delta_log import DeltaLog
 from compressor.errors import ArchiveError
 from compressor.keyed_table import KeyedTable
 from compressor.store import Store
@@ -85,14 +86,14 @@ def test_a_compacted_file_that_others_go_on_from_at_once_stays(archive):
 def test_compaction_refuses_to_name_files_that_were_vacuumed_meanwhile(archive, monkeypatch):
     for row in face_rows(4):
         add(archive, [row])
-    before, transact = contents(archive), KeyedTable.transact
+    before, transact = contents(archive), DeltaLog.transact
 
-    def vacuum_first(table, *arguments):
-        for part in set(os.listdir(f"{archive.url}/images")) - {part.path for part in table.parts} - {"_delta_log"}:
+    def vacuum_first(log, *arguments):
+        for part in set(os.listdir(f"{archive.url}/images")) - {part.path for part in log.parts} - {"_delta_log"}:
             os.remove(f"{archive.url}/images/{part}")
-        return transact(table, *arguments)
+        return transact(log, *arguments)
 
-    monkeypatch.setattr(KeyedTable, "transact", vacuum_first)
+    monkeypatch.setattr(DeltaLog, "transact", vacuum_first)
     with pytest.raises(ArchiveError, match="gone or incomplete"):
         maintenance.compact(archive._images)
     monkeypatch.undo()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.archive import Archive
-from compressor.keyed_table import KeyedTable
+from compressor.delta_log import DeltaLog
 from compressor.parquet import QuarantineRow
 from tests.rows import add, age, contents, files_of, picture_row
 
@@ -89,15 +89,15 @@ def test_what_is_committed_while_vacuum_lists_orphans_stays(archive, monkeypatch
     add(archive, [picture_row("a")])
     late = archive.write_part([picture_row("late")])
     age(archive)
-    unneeded, waiting = KeyedTable.unneeded, [late]
+    unneeded, waiting = DeltaLog.unneeded, [late]
 
-    def commit_meanwhile(table: KeyedTable, hours: int, full: bool) -> list[str]:
-        found = unneeded(table, hours, full)
+    def commit_meanwhile(log: DeltaLog, hours: int, full: bool) -> list[str]:
+        found = unneeded(log, hours, full)
         if late.path in found and waiting:
             Archive.open(archive.url).commit([waiting.pop()])
         return found
 
-    monkeypatch.setattr(KeyedTable, "unneeded", commit_meanwhile)
+    monkeypatch.setattr(DeltaLog, "unneeded", commit_meanwhile)
     assert (archive.delete(["nothing"]) if erasing else archive.vacuum()) == 0
     assert not waiting and sorted(contents(archive)) == ["a", "late"]
 

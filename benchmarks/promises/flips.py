@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from compressor.archive import Archive
+from compressor.delta_log import CONFIGURATION
 from compressor.errors import LatentpackError
-from compressor.keyed_table import CONFIGURATION
 from promises.common import Worker, archive_files, elapsed, listed, print_table
 
 SIDE = 64  # pixels: thousands of archives are read whole

@@ -1,0 +1,283 @@
+"""The log of a Delta table: which files hold its rows, and the commits that change it. delta-rs keeps it, no rows.
+
+Every change is one commit against the version it was planned on (compare and swap); one that loses is planned anew.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from compressor import integrity, parquet
+from compressor.errors import ArchiveError
+from compressor.parquet import Part
+from compressor.retrying import is_transient, patiently
+from compressor.store import TEMPORARY_NAME, Store
+
+ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
+CONFIGURATION = {
+    "delta.dataSkippingStatsColumns": "key",
+    "delta.checkpointInterval": "20",
+    "delta.logRetentionDuration": "interval 7 days",
+    "delta.setTransactionRetentionDuration": "interval 30 days",  # how long a batch_id is remembered
+}
+ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
+OWN_FILE = re.compile(rf"part-[0-9a-f]{{16}}-?[0-9a-f]{{16}}\.parquet|{TEMPORARY_NAME}")  # or of an earlier version
+LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
+_DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
+_CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one commit does: files that appear and disappear together."""
+
+    add: list[Part]
+    remove: list[Part]
+    moves_only: bool = False  # the same rows in other files
+
+
+class DeltaLog:
+    """The log of one table of an archive, seen at one version until ``refresh``.
+
+    Parameters
+    ----------
+    store
+        Where the archive lies.
+    folder
+        The table's folder in it.
+    schema
+        The table's columns.
+
+    Attributes
+    ----------
+    parts
+        The files that hold the table's rows, in order of their smallest key.
+    """
+
+    def __init__(self, store: Store, folder: str, schema: pa.Schema) -> None:
+        self.store = store
+        self.folder = folder
+        self.schema = schema
+        self.parts: list[Part] = []
+        self._delta: Any = None
+        self._checked = -1  # the version whose state is known to be what its commit says
+
+    def create(self) -> None:
+        """Make an empty table, unless there is one."""
+        from deltalake import DeltaTable
+
+        patiently(
+            lambda: DeltaTable.create(
+                self.store.table_url(self.folder),
+                self.schema,
+                mode="ignore",
+                configuration=CONFIGURATION,
+                storage_options=self.store.table_options,
+            )
+        )
+        self._settle(0)
+
+    def _settle(self, first: int) -> None:
+        """Have the log from version ``first`` on outlive a power cut: delta-rs leaves that to the system."""
+        self.store.settle(
+            self._entries, lambda name: name == LAST_CHECKPOINT or (name[:20].isdigit() and int(name[:20]) >= first)
+        )
+
+    @property
+    def _entries(self) -> str:
+        return f"{self.folder}/_delta_log"
+
+    def refresh(self, anew: bool = False) -> None:
+        """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
+        from deltalake import DeltaTable
+
+        if anew:
+            self._delta = None
+        with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
+            if self._delta is None:
+                url, options = self.store.table_url(self.folder), self.store.table_options
+                self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
+            else:
+                before = self._delta.version()
+                patiently(self._delta.update_incremental)
+                if self._delta.version() == before:
+                    return
+            actions = pa.table(self._delta.get_add_actions(flatten=True))
+            features = self._delta.protocol().reader_features
+        if features:
+            raise ArchiveError(
+                f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
+                "which latentpack does not read"
+            )
+        self.parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
+
+    def check_state(self) -> None:
+        """ArchiveError where the log does not lead to the state that its newest commit was made with.
+
+        One small file of the log, read once for each version that another process has committed.
+        """
+        if self._checked == self.version:
+            return
+        stored = self.stored_digest()
+        if stored is not None and stored != (computed := self.digest(self.parts)):
+            raise ArchiveError(
+                f"{self.store.url}: the log of its table {self.folder!r} is damaged: version {self.version} was "
+                f"committed with state {stored or 'unknown'}, its log says {computed}; run 'latentpack repair' on it"
+            )
+        self._checked = self.version
+
+    def accept_state(self) -> None:
+        """Take the present state for right, so that it can be mended by a commit."""
+        self._checked = self.version
+
+    def digest(self, parts: Sequence[Part]) -> str:
+        """Of the state with these live files; see :func:`compressor.integrity.state_digest`."""
+        metadata, protocol = self._delta.metadata(), self._delta.protocol()
+        fields = [(field.name, str(field.type), field.nullable) for field in self._delta.schema().fields]
+        versions = (protocol.min_reader_version, protocol.min_writer_version)
+        about = (sorted(metadata.configuration.items()), list(metadata.partition_columns), fields, versions)
+        return integrity.state_digest([part.identity for part in parts], about)
+
+    def stored_digest(self) -> str | None:
+        """What the newest commit that changed anything says; empty if that is nothing, None if nobody can know.
+
+        Files of a version before latentpack named them by checksum were committed without a digest.
+        """
+        for version in range(self.version, -1, -1):
+            try:
+                text = self.store.get(f"{self._entries}/{version:020}.json").decode(errors="replace")
+            except FileNotFoundError:  # cut off behind a checkpoint
+                return None
+            if not text.strip():  # a file that a power cut left empty
+                break
+            if found := _DIGEST.search(text):
+                return found[1]
+            if _CHANGES.search(text):
+                break
+        return "" if any(integrity.has_checksums(part.path) for part in self.parts) else None
+
+    def unneeded(self, hours: int, full: bool) -> list[str]:
+        """Files that no row of the present version is in, of ``hours`` ago; ``full`` with those never committed.
+
+        Never a file whose name is not one that latentpack gives: it is somebody else's.
+        """
+        found = self._delta.vacuum(hours, enforce_retention_duration=False, dry_run=True, full=full)
+        return [name for name in found if OWN_FILE.fullmatch(name)]
+
+    def history(self, limit: int) -> list[tuple[datetime, int, int]]:
+        """When the latest commits were made, and the rows and bytes that they led to, oldest first.
+
+        Only those that the log still has, and that were made by a version of latentpack that noted it.
+        """
+        commits = [commit for commit in reversed(self._delta.history(limit)) if ROWS in commit]
+        return [
+            (datetime.fromtimestamp(commit["timestamp"] / 1000, UTC), int(commit[ROWS]), int(commit[BYTES]))
+            for commit in commits
+        ]
+
+    @property
+    def version(self) -> int:
+        """Version of the table that is seen."""
+        return int(self._delta.version())
+
+    def holds(self, batch_id: str) -> bool:
+        """Whether something was committed under this name, as far as the log remembers."""
+        return self._delta.transaction_version(batch_id) is not None
+
+    def transact(self, plan: Callable[[], Change | None], batch_id: str | None = None) -> None:
+        """Plan on the newest version and commit on exactly that one, again and again until nobody was faster.
+
+        Files of a plan that was not committed stay until they are vacuumed as orphans: nobody can be sure that the
+        commit will not arrive after all.
+        """
+        from deltalake.exceptions import DeltaError
+
+        self.store.require_conditional_puts()
+        stuck = 0
+        for attempt in range(ATTEMPTS):
+            self.refresh(anew=attempt > 0)
+            self.check_state()
+            planned_on = self.version
+            change: Change | None = None
+            failure: Exception | None = None
+            try:
+                change = plan()
+                if change is None or not (change.add or change.remove):
+                    return
+                self._commit(change, batch_id)
+            except Exception as error:  # lost the race, or files to rewrite went in it, or nobody knows
+                if not isinstance(error, (DeltaError, FileNotFoundError)) and not is_transient(error):
+                    raise
+                failure = error
+            self.refresh(anew=failure is not None)
+            if failure is None or (change is not None and self._shows(change)):
+                self._settle(planned_on + 1)
+                return
+            stuck += self.version == planned_on  # nobody was faster: the commit itself is refused
+            if stuck == 3:
+                break
+            if attempt:
+                time.sleep(random.uniform(0, 0.02 * min(attempt, 25)))
+        raise ArchiveError(
+            f"{self.store.url}: not committed after {attempt + 1} attempts; is it writable, are many runs at it? "
+            f"Last answer: {' '.join(str(failure).split())}"
+        ) from failure
+
+    def _commit(self, change: Change, batch_id: str | None) -> None:
+        """Commit on the version that is seen, or raise what delta-rs raises where another was faster."""
+        from deltalake import CommitProperties, Transaction
+        from deltalake.transaction import AddAction, RemoveAction
+
+        now = int(time.time() * 1000)
+        different = not change.moves_only
+        gone = {part.path for part in [*change.remove, *change.add]}  # a file may be named anew
+        after = [*(part for part in self.parts if part.path not in gone), *change.add]
+        # Without retries of delta-rs's own, which would append whatever another run has committed meanwhile.
+        self._delta.create_write_transaction(
+            [
+                *(AddAction(new.path, new.size, {}, now, different, new.stats) for new in change.add),
+                *(RemoveAction(old.path, different, now, old.size, {}) for old in change.remove),
+            ],
+            "append",
+            self.schema,
+            commit_properties=CommitProperties(
+                custom_metadata={
+                    integrity.STATE: self.digest(after),
+                    ROWS: str(sum(part.rows for part in after)),
+                    BYTES: str(sum(part.size for part in after)),
+                },
+                max_commit_retries=0,
+                app_transactions=[Transaction(batch_id, 1, now)] if batch_id is not None else None,
+            ),
+        )
+
+    def _shows(self, change: Change) -> bool:
+        """Whether the version that is seen has a change whose answer was lost."""
+        added = {part.path for part in change.add}
+        return bool(added) and added <= {part.path for part in self.parts}
+
+    def cut(self) -> None:
+        """Have the log start anew from a checkpoint of the present version, and delete what it says of earlier ones.
+
+        Other writers pick the checkpoint up by themselves.
+        """
+        self._delta.create_checkpoint()
+        version = self.version
+        self._settle(version)
+        past = [name for name in self.store.names(self._entries) if name[:20].isdigit() and int(name[:20]) < version]
+        self.store.delete([f"{self._entries}/{name}" for name in past])
+        self.refresh(anew=True)
+
+
+def _part(action: dict[str, Any]) -> Part:
+    """A live file, from the log."""
+    rows, smallest, largest = (action.get(name) for name in ("num_records", "min.key", "max.key"))
+    if rows is None or smallest is None or largest is None:
+        raise ArchiveError(f"file {action['path']} has no statistics in the log: another program must have written it")
+    return Part(action["path"], action["size_bytes"], rows, parquet.statistics(rows, smallest, largest))
