@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from compressor.devices import pick_device
-from compressor.networks.hyperprior import QUALITY_STEPS, Hyperprior
+from compressor.networks.hyperprior import Hyperprior
+from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.transformer import transformer_hyperprior
 from compressor.training import TrainingConfig, TrainingState, fit, validate
 

@@ -14,15 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.networks.blocks import ResidualBlock
-from compressor.networks.hyperprior import (
-    LEVELS_PER_UNIT,
-    SCALE_LEVELS,
-    SCALE_MAX,
-    SCALE_MIN,
-    Hyperprior,
-    evening,
-    quality_to_lambda,
-)
+from compressor.networks.hyperprior import LEVELS_PER_UNIT, SCALE_LEVELS, SCALE_MAX, SCALE_MIN, Hyperprior
+from compressor.networks.qualities import evening, quality_to_lambda
 from compressor.networks.steps import STEPS
 
 _QUALITY = 44.0  # where losses are looked at: high enough that most of them are what the transform does not carry

@@ -20,9 +20,8 @@ from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
+from compressor.networks.hyperlatents import HYPER_MAX
 from compressor.networks.hyperprior import (
-    HYPER_MAX,
-    QUALITY_STEPS,
     RESIDUAL_MAX,
     SCALE_LEVELS,
     SKIP_LEVEL,
@@ -31,6 +30,7 @@ from compressor.networks.hyperprior import (
     level_to_scale,
     residual_probability,
 )
+from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.steps import STEPS, step_of_each
 from compressor.refining import REFINED_PIXELS, expected_gain, refine
 from compressor.tensors import (

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from compressor.networks.hyperprior import QUALITY_GROUP, QUALITY_STEPS
+from compressor.networks.hyperlatents import QUALITY_GROUP
+from compressor.networks.qualities import QUALITY_STEPS
 
 CENTRES = np.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP)  # steps that are predicted; others lie between
 _RIDGE = 10.0  # of 1, 10 and 100 the best on pictures left out

@@ -11,15 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.networks.hyperprior import (
-    RESIDUAL_MAX,
-    SKIP_LEVEL,
-    Hyperprior,
-    bits,
-    level_to_scale,
-    quality_to_lambda,
-    residual_probability,
-)
+from compressor.networks.hyperprior import RESIDUAL_MAX, SKIP_LEVEL, Hyperprior, level_to_scale, residual_probability
+from compressor.networks.logistic import bits
+from compressor.networks.qualities import quality_to_lambda
 
 REFINED_PIXELS = 2**20  # of a picture; 6 MB of activations for every 2**14
 _SOFT, _HARD = 1.0, 0.1  # temperature of rounding at first and at last

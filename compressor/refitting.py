@@ -12,7 +12,8 @@ from torch import Tensor
 from compressor.artifact import Artifact, dump
 from compressor.families import family
 from compressor.hyperprior_codec import fit_predictor
-from compressor.networks.hyperprior import Hyperprior, draw_qualities, quality_to_lambda
+from compressor.networks.hyperprior import Hyperprior
+from compressor.networks.qualities import draw_qualities, quality_to_lambda
 from compressor.weight_quantization import SCALE
 
 SHORTCUT = "synthesis.shortcut.weight"  # 2 % of the weights, stored as float16

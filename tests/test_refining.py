@@ -12,7 +12,7 @@ from compressor.baselines import STANDARD
 from compressor.codec import DEFAULT, load_codec, with_effort
 from compressor.errors import CodecError
 from compressor.metrics import psnr
-from compressor.networks.hyperprior import quality_to_lambda
+from compressor.networks.qualities import quality_to_lambda
 from compressor.quality import encode_measured, encode_to_target
 from compressor.refining import softly_rounded
 from tests.codecs import smooth_pictures, tiny_codec

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.networks.autoencoders import Autoencoder
-from compressor.networks.hyperprior import bits, unit_interval
+from compressor.networks.logistic import bits, unit_interval
 
 OWN = "own"  # the network's own loss, without a wrapper; mean squared error for V1 to V4
 RATE = "rate-mse"  # mean squared error and bits of noisy latents under a learned logistic for each channel

@@ -1,7 +1,7 @@
-"""Building blocks shared by the learned codecs: residual blocks, quality interpolation, exact rounding.
+"""Building blocks shared by the learned codecs: residual blocks, patches, exact rounding.
 
-Shapes are named in the suffix of a tensor: B batch, C channels, H and W at the resolution at hand,
-Q quality anchors. Nothing here knows about entropy coding.
+Shapes are named in the suffix of a tensor: B batch, C channels, H and W at the resolution at hand. Nothing here knows
+about entropy coding.
 """
 
 from collections.abc import Callable, Iterator
@@ -128,59 +128,6 @@ def faint(layer: nn.Conv2d) -> nn.Conv2d:
     if layer.bias is not None:
         layer.bias.zero_()
     return layer
-
-
-class QualityCurve(nn.Module):
-    """A vector per quality step, interpolated linearly between a few learned anchors.
-
-    Parameters
-    ----------
-    channels
-        Length of each vector.
-    steps
-        Number of quality steps; step 0 is the lowest rate.
-    start, stop
-        Values of the first and the last anchor before training, linear in between.
-    """
-
-    anchors = 9
-
-    def __init__(self, channels: int, steps: int, start: float = 0.0, stop: float = 0.0) -> None:
-        super().__init__()
-        self.steps = steps
-        ramp_Q = torch.linspace(start, stop, self.anchors)
-        self.values = nn.Parameter(ramp_Q[:, None].repeat(1, channels))
-
-    def forward(self, quality_B: Tensor) -> Tensor:
-        """Vectors (B, C, 1, 1) for quality steps (B,), which may be fractional."""
-        position = quality_B.to(torch.float32) * ((self.anchors - 1) / (self.steps - 1))
-        left = position.floor().clamp(0, self.anchors - 2).long()
-        share = (position - left)[:, None]
-        values = self.values[left] * (1 - share) + self.values[left + 1] * share
-        return values[:, :, None, None]
-
-    def scaled(self, x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """``x_BCHW`` times the exponential of the curve.
-
-        In use the result keeps the precision of ``x_BCHW``, and so do the blocks behind it, which halves what they
-        read and write; in training it takes that of the curve, so that a trunk adds up in float32 under autocast.
-        """
-        factor = self(quality_B).exp()
-        return x_BCHW * (factor if self.training else factor.to(x_BCHW.dtype))
-
-    def integers(self, quality_B: Tensor, unit: int) -> Tensor:
-        """Vectors (B, C, 1, 1) in whole parts of 1/``unit`` for eighths of quality steps: the same on every machine.
-
-        Anchors are rounded first and mixed by integer weights (eight times the quality is one), so that float64 holds
-        every number exactly.
-        """
-        span = self.steps - 1
-        anchors = round_ste(self.values.double() * unit)
-        scaled = quality_B.double() * (self.anchors - 1)
-        left = torch.div(scaled, span, rounding_mode="floor").clamp(0, self.anchors - 2)
-        weight = (scaled - left * span)[:, None]
-        mixed = anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight
-        return floor_ste((mixed + span // 2) / span)[:, :, None, None]
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compressor.networks.blocks import (
-    QualityCurve,
     ResidualBlock,
     ShuffledConv,
     UnshuffledConv,
@@ -30,42 +29,25 @@ from compressor.networks.blocks import (
     round_ste,
     to_bytes,
 )
+from compressor.networks.hyperlatents import HYPER_MAX, ContextPrior, HyperlatentPrior
 from compressor.networks.integer import ACTIVATION_MAX, OVER_ACTIVATIONS, OVER_INTEGERS, IntegerConv, activate
-from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
-
-QUALITY_STEPS = 64
-LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.8  # bits per pixel that one unit of squared error (0..255) is worth
+from compressor.networks.logistic import bits, unit_interval
+from compressor.networks.qualities import (
+    LAMBDA_MAX,
+    LAMBDA_MIN,
+    QualityCurve,
+    draw_qualities,
+    evening,
+    quality_to_lambda,
+)
+from compressor.networks.steps import STEPS, beside_step, of_step, with_step
 
 SCALE_LEVELS = 64
 SCALE_MIN, SCALE_MAX = 0.11, 32.0
 LEVELS_PER_UNIT = 8  # of the scale network's output
 SKIP_LEVEL = 4  # symbols under this level (a scale of about 0.15) are zero by definition and not coded
 RESIDUAL_MAX = 127
-HYPER_MAX = 31
 CONTEXT_MAX = 31  # what the scale network sees of a residual's magnitude
-
-QUALITY_GROUP = 8  # quality steps that share tables of hyperlatents without a context
-WIDTH_LEVELS = 40
-WIDTHS_PER_UNIT = 8  # of the logarithm of a logistic's width
-WIDTH_ZERO = 24  # the level whose widths start at 1
-PLACES = 8  # to which a logistic's place is told, of the distance between two integers
-
-
-def quality_to_lambda(quality: Tensor) -> Tensor:
-    """Rate-distortion trade-off of quality steps 0..63, spaced evenly in the logarithm."""
-    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / (QUALITY_STEPS - 1))
-
-
-def draw_qualities(count: int, generator: torch.Generator) -> Tensor:
-    """Random quality steps (B,): eight in ten from a triangle over 0 to 51, where archives are made."""
-    draws = torch.rand(3, count, generator=generator, device=generator.device)
-    share = torch.where(draws[2] < 0.8, 0.4 * (draws[0] + draws[1]), draws[0])
-    return (share * QUALITY_STEPS).floor().clamp(max=QUALITY_STEPS - 1)
-
-
-def evening(trade_off: Tensor) -> Tensor:
-    """Weight of a loss: both its terms grow about as the square root of lambda, and top rates would drown low ones."""
-    return (trade_off / 0.01) ** -0.4
 
 
 def level_to_scale(level: Tensor) -> Tensor:
@@ -92,7 +74,7 @@ class Analysis(nn.Module):
         super().__init__()
         self.enter = UnshuffledConv(3, trunk, 8)
         self.first = ResidualBlock(trunk)
-        self.gain = QualityCurve(trunk, QUALITY_STEPS)
+        self.gain = QualityCurve(trunk)
         self.rest = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks - 1)))
         self.down = UnshuffledConv(trunk, deep, 2)
         self.deep = deep_block(deep)  # apart from those behind it, as in artifacts that have one alone
@@ -127,7 +109,7 @@ class Synthesis(nn.Module):
         self.enter = nn.Conv2d(latents, deep, 1)
         self.deep = nn.Sequential(*(deep_block(deep) for _ in range(deep_blocks)))
         self.up = nn.Conv2d(deep, 4 * trunk, 1)
-        self.gain = QualityCurve(trunk, QUALITY_STEPS)
+        self.gain = QualityCurve(trunk)
         self.blocks = nn.Sequential(*(ResidualBlock(trunk) for _ in range(blocks)))
         self.leave = ShuffledConv(trunk, 3, 8)
         self.shortcut = ShuffledConv(latents, 3, 8, 2, bias=False) if shortcut else None
@@ -146,7 +128,7 @@ class HyperAnalysis(nn.Module):
     def __init__(self, latents: int, hyper: int, features: int) -> None:
         super().__init__()
         self.enter = nn.Conv2d(latents, features, 1)
-        self.gain = QualityCurve(features, QUALITY_STEPS, -0.7, 0.7)
+        self.gain = QualityCurve(features, -0.7, 0.7)
         self.block = ResidualBlock(features)
         self.leave = UnshuffledConv(features, hyper, 2)
 
@@ -161,7 +143,7 @@ class MeanNetwork(nn.Module):
         super().__init__()
         self.step_blocks = step_blocks
         self.enter = nn.Conv2d(hyper, features, 1)
-        self.gain = QualityCurve(features, QUALITY_STEPS)
+        self.gain = QualityCurve(features)
         self.coarse = ResidualBlock(features)
         self.up = nn.Conv2d(features, 4 * features, 1)
         self.fine = ResidualBlock(features)
@@ -193,14 +175,14 @@ class ScaleNetwork(nn.Module):
     def __init__(self, latents: int, hyper: int, features: int) -> None:
         super().__init__()
         self.enter = IntegerConv(hyper, features, 3, HYPER_MAX)
-        self.quality = QualityCurve(features, QUALITY_STEPS, -1.0, 1.0)
+        self.quality = QualityCurve(features, -1.0, 1.0)
         self.up = IntegerConv(features, 4 * features, 1, ACTIVATION_MAX)
         self.hyper = nn.ModuleList(IntegerConv(features, features, 1, ACTIVATION_MAX) for _ in range(STEPS))
         self.context = nn.ModuleList(IntegerConv(latents, features, 3, CONTEXT_MAX) for _ in range(STEPS - 1))
         self.leave = nn.ModuleList(
             IntegerConv(STEPS * features, latents, 1, ACTIVATION_MAX, groups=STEPS) for _ in range(STEPS)
         )
-        self.level = QualityCurve(latents, QUALITY_STEPS, 1.0, 4.0)
+        self.level = QualityCurve(latents, 1.0, 4.0)
 
     def features(self, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """Integer activations (B, F, 2H, 2W) from integer hyperlatents (B, Z, H, W)."""
@@ -224,133 +206,6 @@ class ScaleNetwork(nn.Module):
         bias = self.level.integers(quality_B, OVER_ACTIVATIONS).to(accumulator.dtype)
         level = floor_ste((accumulator + bias) * (LEVELS_PER_UNIT / OVER_ACTIVATIONS))
         return level.clamp(0, SCALE_LEVELS - 1).to(features_BCHW.dtype)
-
-
-class HyperlatentPrior(nn.Module):
-    """Distribution of the hyperlatents: a logistic for each channel, its place and width moving with the quality."""
-
-    steps = 1
-    symbol_max = HYPER_MAX
-
-    def __init__(self, hyper: int) -> None:
-        super().__init__()
-        self.table_count = QUALITY_STEPS // QUALITY_GROUP * hyper
-        self.hyper = hyper
-        self.location = QualityCurve(hyper, QUALITY_STEPS)
-        self.log_width = QualityCurve(hyper, QUALITY_STEPS)
-
-    def forward(self, value_BCHW: Tensor, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """Mass of the unit interval around ``value_BCHW``, where ``z_BCHW`` are the hyperlatents that a reader has."""
-        return unit_interval(value_BCHW - self.location(quality_B), self.log_width(quality_B).exp())
-
-    def tables(self, step: int, known_BCHW: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Table of each hyperlatent, and what it is coded less: integers of the shape of ``known_BCHW``.
-
-        ``known_BCHW`` holds the hyperlatents of earlier steps and 0 elsewhere.
-        """
-        row_B = torch.div(quality_B, QUALITY_GROUP, rounding_mode="floor") * self.hyper
-        channel = torch.arange(self.hyper, device=known_BCHW.device, dtype=known_BCHW.dtype)
-        table = row_B[:, None, None, None] + channel[:, None, None]
-        return table.expand_as(known_BCHW), torch.zeros_like(known_BCHW)
-
-    def densities(self) -> Tensor:
-        """What the tables hold by the trained density: (tables, 2 * symbol_max + 1)."""
-        device = self.location.values.device
-        quality_G = torch.arange(QUALITY_GROUP // 2, QUALITY_STEPS, QUALITY_GROUP, device=device)
-        value_N = torch.arange(-HYPER_MAX, HYPER_MAX + 1, dtype=torch.float32, device=device)
-        mass_GZ1N = HyperlatentPrior.forward(self, value_N, value_N, quality_G)
-        return mass_GZ1N.flatten(0, 2)
-
-    def all_tables(self, z_BCHW: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`tables` of every hyperlatent, at the step that codes it."""
-        known, table, offset = (torch.zeros_like(z_BCHW) for _ in range(3))
-        for step, mask in enumerate(step_masks(z_BCHW.shape[1:], z_BCHW.device, self.steps)):
-            table_of, offset_of = self.tables(step, known, quality_B)
-            table, offset = torch.where(mask, table_of, table), torch.where(mask, offset_of, offset)
-            known = torch.where(mask, z_BCHW, known)
-        return table, offset
-
-
-class ContextStep(nn.Module):
-    """What hyperlatents that are known tell of others: by how much places and widths move. Integers."""
-
-    def __init__(self, hyper: int, features: int) -> None:
-        super().__init__()
-        self.enter = IntegerConv(hyper, features, 3, HYPER_MAX)
-        self.quality = QualityCurve(features, QUALITY_STEPS, 1.0, 1.0)
-        self.leave = IntegerConv(features, 2 * hyper, 1, ACTIVATION_MAX)
-        nn.init.zeros_(self.leave.weight)
-
-    def forward(self, known_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """(B, Z, 2, H, W), in the units of the accumulator."""
-        bias = self.quality.integers(quality_B, OVER_INTEGERS)
-        x = activate(self.enter(known_BCHW) + bias, OVER_INTEGERS).to(known_BCHW.dtype)
-        return self.leave(x).unflatten(1, (-1, 2))
-
-
-class ContextPrior(HyperlatentPrior):
-    """The same in four steps, each of which moves places and widths by what the steps before it have told.
-
-    In integers, as :class:`ScaleNetwork`. Steps are those of the latents. There is a table for each width and place
-    within a unit; whole units are taken off before coding.
-    """
-
-    steps = STEPS
-    symbol_max = 2 * HYPER_MAX
-
-    def __init__(self, hyper: int, features: int) -> None:
-        super().__init__(hyper)
-        self.table_count = WIDTH_LEVELS * PLACES
-        self.contexts = nn.ModuleList(ContextStep(hyper, features) for _ in range(STEPS - 1))
-
-    def forward(self, value_BCHW: Tensor, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        known, probability = torch.zeros_like(z_BCHW), torch.zeros_like(z_BCHW)
-        for step, mask in enumerate(step_masks(z_BCHW.shape[1:], z_BCHW.device, self.steps)):
-            place, level = self._place_and_level(step, known, quality_B)
-            mass = unit_interval(value_BCHW - place / PLACES, level_to_width(level))
-            probability = torch.where(mask, mass, probability)
-            known = torch.where(mask, z_BCHW, known)
-        return probability
-
-    def tables(self, step: int, known_BCHW: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor]:
-        place, level = self._place_and_level(step, known_BCHW, quality_B)
-        offset = torch.div(place + PLACES // 2, PLACES, rounding_mode="floor")
-        table = level * PLACES + place + PLACES // 2 - offset * PLACES
-        return table.expand_as(known_BCHW), offset.expand_as(known_BCHW)
-
-    def densities(self) -> Tensor:
-        value_N = torch.arange(-self.symbol_max, self.symbol_max + 1, dtype=torch.float64)
-        place_P1 = torch.arange(PLACES, dtype=torch.float64)[:, None] - PLACES // 2
-        width_L11 = level_to_width(torch.arange(WIDTH_LEVELS, dtype=torch.float64))[:, None, None]
-        return unit_interval(value_N - place_P1 / PLACES, width_L11).flatten(0, 1)
-
-    def _place_and_level(self, step: int, known_BCHW: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Place in parts of 1/``PLACES`` and level of the width, integers (B, Z, H, W) or (B, Z, 1, 1)."""
-        place = self.location.integers(quality_B, OVER_ACTIVATIONS)
-        width = self.log_width.integers(quality_B, OVER_ACTIVATIONS)
-        if step:
-            more = self.contexts[step - 1](known_BCHW, quality_B)
-            place, width = place + more[:, :, 0], width + more[:, :, 1]
-        place = floor_ste(place * (PLACES / OVER_ACTIVATIONS) + 0.5).clamp(-PLACES * HYPER_MAX, PLACES * HYPER_MAX)
-        level = floor_ste(width * (WIDTHS_PER_UNIT / OVER_ACTIVATIONS)) + WIDTH_ZERO
-        return place.to(known_BCHW.dtype), level.clamp(0, WIDTH_LEVELS - 1).to(known_BCHW.dtype)
-
-
-def level_to_width(level: Tensor) -> Tensor:
-    """Width (a logistic's parameter s) in the middle of those that come under ``level``."""
-    return ((level - WIDTH_ZERO + 0.5) / WIDTHS_PER_UNIT).exp()
-
-
-def unit_interval(centre: Tensor, width: Tensor) -> Tensor:
-    """Mass that a logistic around 0, of ``width`` (its parameter s), puts on the unit interval around ``centre``."""
-    distance = centre.abs()
-    # The difference of two sigmoids, taken in the tail where both are small and nothing cancels.
-    return torch.sigmoid((0.5 - distance) / width) - torch.sigmoid((-0.5 - distance) / width)
-
-
-def bits(probability: Tensor) -> Tensor:
-    """Information content; a probability is never taken for less than 1e-9."""
-    return -torch.log2(probability.clamp_min(1e-9))
 
 
 def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
@@ -421,7 +276,7 @@ class Hyperprior(nn.Module):
         self.hyper_prior = ContextPrior(hyper, prior_features) if prior_features else HyperlatentPrior(hyper)
         self.means = MeanNetwork(latents, hyper, features, step_blocks)
         self.scales = ScaleNetwork(latents, hyper, scale_features)
-        self.gain = QualityCurve(latents, QUALITY_STEPS, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
+        self.gain = QualityCurve(latents, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
 
     def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """For the loss of a batch: random quality steps (B,), and noise in the shapes of z and of y."""
