@@ -2,7 +2,7 @@
 
 Not here: where the bytes come from (sources.py) and the structure of the files (picture_files.py).
 imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), simplejpeg JPEG (it tells
-what libjpeg remarks on, with the same pixels), Pillow the rest.
+what libjpeg remarks on, with the same pixels), Pillow and its plugin for HEIC the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logging.getLogger("imagecodecs").setLevel(logging.ERROR)
 GAMUT_LEVELS = 6  # of 255: what a colour may be off after the way to sRGB and back; rounding alone is off by 3
 GAMUT_SHARE = 0.001  # of the pixels that may be off by more, before the file itself is kept
 DECODING_BYTES = 32  # of memory for a pixel: libjxl takes 16, OpenJPEG more than 12
-FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "jpeg2000", "gif")
+FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "heic", "jpeg2000", "gif")
 
 
 @dataclass(frozen=True)
@@ -387,13 +387,14 @@ def _transform(icc: bytes, mode: str, back: bool = False) -> Any:
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _PLUGINS = {
-    "jpeg": "JpegImagePlugin.JpegImageFile",
-    "webp": "WebPImagePlugin.WebPImageFile",
-    "tiff": "TiffImagePlugin.TiffImageFile",
-    "bmp": "BmpImagePlugin.BmpImageFile",
-    "avif": "AvifImagePlugin.AvifImageFile",
-    "jpeg2000": "Jpeg2KImagePlugin.Jpeg2KImageFile",
-    "gif": "GifImagePlugin.GifImageFile",
+    "jpeg": "PIL.JpegImagePlugin.JpegImageFile",
+    "webp": "PIL.WebPImagePlugin.WebPImageFile",
+    "tiff": "PIL.TiffImagePlugin.TiffImageFile",
+    "bmp": "PIL.BmpImagePlugin.BmpImageFile",
+    "avif": "PIL.AvifImagePlugin.AvifImageFile",
+    "heic": "pillow_heif.as_plugin.HeifImageFile",
+    "jpeg2000": "PIL.Jpeg2KImagePlugin.Jpeg2KImageFile",
+    "gif": "PIL.GifImagePlugin.GifImageFile",
 }
 
 
@@ -407,14 +408,17 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     elif name == "avif":
         picture_files.check_boxes(data)
         keep = picture_files.read_avif_keep(data)
+    elif name == "heic":
+        picture_files.check_boxes(data)
+        keep = picture_files.read_heic_keep(data)
     elif name == "jpeg2000":
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
         picture_files.check_tiff(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
-    module, _, plugin = _PLUGINS[name].partition(".")
+    module, _, plugin = _PLUGINS[name].rpartition(".")
     with opening:
-        picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
+        picture = getattr(importlib.import_module(module), plugin)(io.BytesIO(data))
     width, height = picture.size
     with _within(width, height, limits):
         return _decode_opened(picture, data, name, keep)
@@ -426,8 +430,10 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     width, height = picture.size
     if name == "tiff":
         keep = _check_tiff(picture, data)
+    elif name == "heic":
+        keep = keep or _heic_keep(picture.info)
     if getattr(picture, "n_frames", 1) > 1:
-        keep = "multi-page" if name == "tiff" else "animated"
+        keep = "multi-page" if name in ("tiff", "heic") else "animated"
     header = Header(name, width, height, icc=picture.info.get("icc_profile"), keep=keep)
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
@@ -471,6 +477,16 @@ def _check_tiff(picture: Any, data: bytes) -> str | None:
     if max(tags.get(258, (1,))) > 8:
         return "16-bit"
     return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
+
+
+def _heic_keep(info: dict[str, Any]) -> str | None:
+    if info["bit_depth"] > 8:
+        return "16-bit"
+    colours = info.get("nclx_profile")
+    if not colours or info.get("icc_profile"):  # which counts before it
+        return None
+    srgb_like = picture_files.is_srgb_like(colours["color_primaries"], colours["transfer_characteristics"])
+    return None if srgb_like else "wide-gamut"
 
 
 _SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers

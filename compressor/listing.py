@@ -14,7 +14,7 @@ from typing import Any
 
 READ_EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
-    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif"}
+    | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif"}
 )
 RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is a thumbnail
     {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"}
@@ -22,7 +22,7 @@ RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is
 )
 # These are listed although nothing here decodes them: quarantine names them, silence would lose them
 UNREAD_EXTENSIONS = RAW_EXTENSIONS | frozenset(
-    {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".hdp", ".wdp", ".jls", ".jph", ".psd", ".psb"}
+    {".jxl", ".jxr", ".hdp", ".wdp", ".jls", ".jph", ".psd", ".psb"}
     | {".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".ico", ".exr", ".hdr", ".dpx", ".pcx", ".sgi", ".dds"}
     | {".xcf", ".qoi", ".bpg", ".flif"}
 )

@@ -37,11 +37,10 @@ def sniff(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
-        (size,) = struct.unpack_from(">I", data)
-        brands = {data[i : i + 4] for i in (8, *range(16, min(size, 256), 4))}
+        brands = _brands(data)
         if brands & {b"avif", b"avis"}:
             return "avif"
-        if brands & {b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"}:
+        if brands & {b"heic", b"heix", b"mif1", *_SEQUENCES}:
             return "heic"
     # Two letters are common at the start of a text: what follows must be a bitmap's header too
     if data[:2] == b"BM" and len(data) >= 18 and struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS:
@@ -49,6 +48,13 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
+def _brands(data: bytes) -> set[bytes]:
+    """What a file of the ISO base media format says to be (ISO/IEC 14496-12, section 4.3)."""
+    (size,) = struct.unpack_from(">I", data)
+    return {data[i : i + 4] for i in (8, *range(16, min(size, 256), 4))}
+
+
+_SEQUENCES = frozenset({b"hevc", b"hevx", b"msf1"})  # HEIF's brands of several pictures in time
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -104,7 +110,7 @@ def read_png(data: bytes) -> Header:
             icc = _png_profile(bytes(content))
         elif kind == b"cICP":
             said_cicp = True
-            keep = keep if _is_srgb_like(*content[:2]) else keep or "wide-gamut"
+            keep = keep if is_srgb_like(*content[:2]) else keep or "wide-gamut"
         elif kind == b"gAMA" and length == 4 and not _is_srgb_gamma(*struct.unpack(">I", content)):
             other = "gamma"
         elif (
@@ -138,7 +144,7 @@ _SRGB_GAMMA = 45_455  # hundred-thousandths, as all of these
 _SRGB_PRIMARIES = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
 
 
-def _is_srgb_like(primaries: int, transfer: int) -> bool:
+def is_srgb_like(primaries: int, transfer: int) -> bool:
     """ITU-T H.273 codes: BT.709 or unsaid primaries, and a transfer function that is not for HDR or linear light."""
     return primaries in (1, 2) and transfer not in (8, 16, 18)
 
@@ -204,7 +210,7 @@ def read_webp_size(data: bytes) -> tuple[int, int]:
 
 
 def check_boxes(data: bytes) -> None:
-    """Refuse an ISO base media file (AVIF, JPEG 2000) whose outermost boxes reach beyond its end."""
+    """Refuse an ISO base media file (AVIF, HEIC, JPEG 2000) whose outermost boxes reach beyond its end."""
     at = 0
     while at + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -248,9 +254,14 @@ def read_avif_keep(data: bytes) -> str | None:
     if 0 < at < len(data) - 7 and data[at + 6] & 0x40:
         return "16-bit"
     at = data.find(b"colrnclx")
-    if 0 < at < len(data) - 12 and not _is_srgb_like(*struct.unpack_from(">HH", data, at + 8)):
+    if 0 < at < len(data) - 12 and not is_srgb_like(*struct.unpack_from(">HH", data, at + 8)):
         return "wide-gamut"
     return None
+
+
+def read_heic_keep(data: bytes) -> str | None:
+    """Whether a HEIC says to hold a sequence, of which its decoder gives the cover."""
+    return "animated" if _brands(data) & _SEQUENCES else None
 
 
 def read_jpeg2000_keep(data: bytes) -> str | None:

@@ -8,6 +8,7 @@ import zlib
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from PIL import Image, ImageCms
 
 from compressor.errors import ImageError
 from compressor.images import Limits, decode_picture, encode_picture, resize_picture
+
+pillow_heif.register_heif_opener()
 
 # Smooth, so that lossy formats stay close; every corner differs, so that a turn shows
 ROWS, COLUMNS = np.mgrid[0:40, 0:56].astype(np.float32)
@@ -28,6 +31,7 @@ FORMATS = {
     "tiff": {},
     "bmp": {},
     "avif": {"quality": 95},
+    "heic": {"quality": 95},
     "jpeg2000": {},
     "gif": {},
 }
@@ -35,7 +39,15 @@ FORMATS = {
 
 def file_of(picture, format="png", **settings):
     file = io.BytesIO()
-    picture.save(file, format, **settings)
+    picture.save(file, "heif" if format == "heic" else format, **settings)
+    return file.getvalue()
+
+
+def heic_of(samples, mode="RGB", **settings):
+    """What Pillow cannot hold as a HEIC: more than 8 bits, or other colours."""
+    file = io.BytesIO()
+    height, width = samples.shape[:2]
+    pillow_heif.from_bytes(mode, (width, height), samples.tobytes()).save(file, quality=95, **settings)
     return file.getvalue()
 
 
@@ -65,7 +77,7 @@ def test_formats(format):
     assert close(picture.pixels, PIXELS)
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "bmp", "jpeg2000"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "bmp", "heic", "jpeg2000"])
 def test_grey(format):
     picture = decode_picture(file_of(GREY, format))
     assert picture.channels == 1 and picture.keep is None
@@ -93,7 +105,7 @@ def test_rgb_jpeg_and_progressive():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "tiff jpeg", "avif"])
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "tiff jpeg", "avif", "heic"])
 def test_orientation(format, orientation):
     format, _, compression = format.partition(" ")
     exif = Image.Exif()
@@ -111,7 +123,7 @@ def test_broken_exif_is_no_obstacle():
 
 def test_colour_profiles():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for format in ("png", "jpeg", "tiff", "webp"):
+    for format in ("png", "jpeg", "tiff", "webp", "heic"):
         same = decode_picture(file_of(RGB, format, icc_profile=srgb, **FORMATS[format])).pixels
         assert (same == decode_picture(file_of(RGB, format, **FORMATS[format])).pixels).all()
         broken = decode_picture(file_of(RGB, format, icc_profile=b"nonsense" * 20, **FORMATS[format]))
@@ -143,6 +155,7 @@ def test_what_only_the_original_bytes_keep():
         (file_of(translucent), "alpha"),
         (file_of(translucent, "webp", lossless=True), "alpha"),
         (file_of(translucent, "avif"), "alpha"),
+        (file_of(translucent, "heic"), "alpha"),
         (file_of(translucent, "tiff"), "alpha"),
         (file_of(translucent.convert("LA")), "alpha"),
         (file_of(RGB.quantize(9), transparency=0), "alpha"),
@@ -153,6 +166,7 @@ def test_what_only_the_original_bytes_keep():
         (file_of(Image.fromarray(deep[..., 0]), "tiff"), "16-bit"),
         (imagecodecs.jpeg2k_encode(deep, level=0), "16-bit"),
         (imagecodecs.avif_encode(deep >> 6, bitspersample=10), "16-bit"),
+        (heic_of(deep, "RGB;16"), "16-bit"),
         (imagecodecs.jpeg8_encode(deep >> 4, bitspersample=12), "16-bit"),
         (file_of(Image.fromarray(PIXELS[..., 0] / np.float32(255)), "tiff"), "float"),
         (file_of(RGB.convert("CMYK"), "jpeg", quality=95), "cmyk"),
@@ -162,6 +176,8 @@ def test_what_only_the_original_bytes_keep():
         (file_of(frames[0], "gif", save_all=True, append_images=frames[1:]), "animated"),
         (file_of(frames[0], "avif", save_all=True, append_images=frames[1:]), "animated"),
         (file_of(frames[0], "tiff", save_all=True, append_images=frames[1:]), "multi-page"),
+        (file_of(frames[0], "heic", save_all=True, append_images=frames[1:]), "multi-page"),
+        (file_of(RGB, "heic").replace(b"mif1heic", b"mif1hevc"), "animated"),
         (with_chunk(file_of(RGB), b"cICP", bytes([9, 16, 0, 1])), "wide-gamut"),
     ]
     for number, (data, keep) in enumerate(cases):
@@ -290,7 +306,7 @@ def test_not_a_picture(data):
 def test_empty_and_unsupported():
     assert refusal(b"") == "empty"
     assert refusal(imagecodecs.jpegxl_encode(PIXELS)) == "unsupported"
-    assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "unsupported"
+    assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "corrupt"
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "progressive", "lzw"])
@@ -453,6 +469,25 @@ def test_an_avif_for_hdr_keeps_the_file():
     assert decode_picture(data[:at] + struct.pack(">HH", 9, 16) + data[at + 4 :]).keep == "wide-gamut"
 
 
+def test_a_heic_for_hdr_keeps_the_file_unless_a_profile_says_otherwise():
+    hdr = {"color_primaries": 9, "transfer_characteristics": 16}
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert decode_picture(heic_of(PIXELS)).keep is None
+    assert decode_picture(heic_of(PIXELS, save_nclx_profile=True, **hdr)).keep == "wide-gamut"
+    picture = decode_picture(file_of(RGB, "heic", quality=95, icc_profile=srgb))
+    assert picture.keep is None and close(picture.pixels, PIXELS)
+
+
+def test_a_heic_of_tiles_as_phones_write_them():
+    side = 1200  # above the tiles of 512 that a phone's picture is made of
+    large = RGB.resize((side, side))
+    settings = {"quality": 80, "tile_size": 512}
+    file = io.BytesIO()
+    pillow_heif.from_pillow(large).save(file, **settings)
+    picture = decode_picture(file.getvalue())
+    assert picture.keep is None and close(picture.pixels, np.asarray(large))
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Pixel allocation failed: Out of memory")])
 def test_a_shortage_of_memory_is_no_damage(monkeypatch, error):
     def short(data):
@@ -478,7 +513,7 @@ for data in small:
     decode_picture(data)
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 _, most = resource.getrlimit(resource.RLIMIT_AS)
-for room in (1, 8, 24):
+for room in (1, 8, 16, 24):
     resource.setrlimit(resource.RLIMIT_AS, (taken + room * 2**20, most))
     for data in large:
         try:

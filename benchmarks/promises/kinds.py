@@ -9,6 +9,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms
 from skimage import data as samples
 
@@ -97,6 +98,7 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     grey, deep = rgb.convert("L"), pixels.astype(np.uint16) * 257
     translucent, opaque = rgb.convert("RGBA"), rgb.convert("RGBA")
     translucent.putalpha(grey)
+    pillow_heif.register_heif_opener()
     frames: dict[str, Any] = {"save_all": True, "append_images": [rgb.transpose(Image.Transpose.ROTATE_90)]}
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     p3 = with_primaries(srgb, ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)))
@@ -108,7 +110,7 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
 
     def add(name: str, picture: Image.Image, format: str, keeps: bool = False, **settings: Any) -> None:
         file = io.BytesIO()
-        picture.save(file, "jpeg2000" if format == "jp2" else format, **settings)
+        picture.save(file, {"jp2": "jpeg2000", "heic": "heif"}.get(format, format), **settings)
         file.seek(0)
         files[f"{name}.{format}"] = file.getvalue(), None if keeps else _shown(Image.open(file))
 
@@ -147,6 +149,13 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     add("WebP, animated", rgb, "webp", True, **frames)
     add("AVIF", rgb, "avif", quality=95)
     files["AVIF, 10-bit.avif"] = imagecodecs.avif_encode(deep >> 6, bitspersample=10), None
+    add("HEIC", rgb, "heic", quality=90)
+    add("HEIC, turned", rgb, "heic", quality=90, exif=turned.tobytes())
+    add("HEIC, Display P3, muted colours", muted, "heic", quality=90, icc_profile=p3)
+    add("HEIC with alpha", translucent, "heic", True)
+    ten_bits = io.BytesIO()
+    pillow_heif.from_bytes("RGB;16", rgb.size, deep.tobytes()).save(ten_bits, quality=90)
+    files["HEIC, 10-bit.heic"] = ten_bits.getvalue(), None
     add("TIFF, LZW", rgb, "tiff", compression="tiff_lzw")
     add("TIFF, bilevel fax", grey.convert("1"), "tiff", compression="group4")
     add("TIFF, several pages", rgb, "tiff", True, **frames)
@@ -161,7 +170,6 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     add("JPEG, 12 megapixels", rgb.resize((4000, 3000), Image.Resampling.BICUBIC), "jpeg", quality=95)
     add("PNG, 144 megapixels", Image.new("RGB", (12_000, 12_000), "teal"), "png")
     files["JPEG XL.jxl"] = imagecodecs.jpegxl_encode(pixels), None
-    files["HEIC.heic"] = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), None
     files["empty file.png"] = b"", None
     files["text named .png.png"] = b"no picture at all", None
     return files
