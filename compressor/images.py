@@ -1,15 +1,13 @@
 """A picture file's bytes to upright 8-bit sRGB pixels, or a named refusal; and pixels back to a file.
 
-Not here: where the bytes come from (sources.py) and the structure of the files (picture_files.py).
+Not here: where the bytes come from (sources.py), the structure of the files (picture_files.py), profiles (colours.py).
 imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), simplejpeg JPEG (it tells
 what libjpeg remarks on, with the same pixels), Pillow and its plugin for HEIC the rest.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-import itertools
 import logging
 import os
 import re
@@ -22,15 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from compressor import picture_files
+from compressor import colours, picture_files
 from compressor.errors import ImageError, LatentpackError, is_shortage, told
 from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
 
-GAMUT_LEVELS = 6  # of 255: what a colour may be off after the way to sRGB and back; rounding alone is off by 3
-GAMUT_SHARE = 0.001  # of the pixels that may be off by more, before the file itself is kept
 DECODING_BYTES = 32  # of memory for a pixel: libjxl takes 16, OpenJPEG more than 12
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "heic", "jpeg2000", "gif")
 
@@ -295,7 +291,7 @@ def _finish(samples: np.ndarray, header: Header, upright: bool) -> Picture:
         samples = _upright(samples, header.exif)
     channels = samples.shape[2]
     if header.icc:
-        samples, all_there = _to_srgb(samples, header.icc)
+        samples, all_there = colours.to_srgb(samples, header.icc)
         keep = keep or (None if all_there else "wide-gamut")
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
@@ -333,54 +329,6 @@ def _upright(samples: np.ndarray, exif: bytes) -> np.ndarray:
     except Exception:  # a broken EXIF block is as good as none
         return samples
     return _TURNS.get(orientation, lambda x: x)(samples)
-
-
-def _to_srgb(samples: np.ndarray, icc: bytes) -> tuple[np.ndarray, bool]:
-    """Grey (H, W, 1) or RGB samples through their profile to sRGB, and whether sRGB has all of their colours.
-
-    Unchanged if sRGB is what they are in.
-    """
-    from PIL import Image
-
-    grey = samples.shape[2] == 1
-    transform = _transform(icc, "L" if grey else "RGB")
-    if transform is None:
-        return samples, True
-    picture = Image.fromarray(np.ascontiguousarray(samples[..., 0] if grey else samples))
-    converted = transform.apply(picture)
-    if grey:
-        return np.asarray(converted)[..., 1:2], True
-    back = _transform(icc, "RGB", back=True)
-    if back is None:
-        return np.asarray(converted), False  # nobody can tell
-    change = np.abs(np.asarray(back.apply(converted)).astype(np.int16) - samples).max(axis=2)
-    return np.asarray(converted), bool((change > GAMUT_LEVELS).mean() <= GAMUT_SHARE)
-
-
-@functools.lru_cache(maxsize=64)
-def _transform(icc: bytes, mode: str, back: bool = False) -> Any:
-    """From a profile to sRGB, or ``back``; None if it would change nothing, is broken, or is for other samples."""
-    from PIL import Image, ImageCms
-
-    try:
-        profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(
-            srgb if back else profile,
-            profile if back else srgb,
-            "RGB" if back else mode,
-            mode if back else "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION,  # the cache is not safe among threads
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None  # as browsers do: a broken profile is no profile
-    if mode == "CMYK" or back:
-        return transform
-    steps = np.arange(0, 256, 17, dtype=np.uint8)
-    probe = np.array(list(itertools.product(steps, repeat=3)) if mode == "RGB" else steps, np.uint8)[None]
-    there = np.asarray(transform.apply(Image.fromarray(probe))).astype(int)
-    change = np.abs(there - (probe if mode == "RGB" else probe[..., None])).max()
-    return transform if change > 2 else None  # vendors' sRGB profiles differ by rounding
 
 
 # Pillow speaks of odd metadata through warnings, which are nothing a user could act on
@@ -526,7 +474,7 @@ def _samples(picture: Any, icc: bytes | None) -> tuple[np.ndarray, str | None]:
     if mode in ("I", "F"):
         return np.asarray(picture), "16-bit" if mode == "I" else "float"
     if mode == "CMYK":
-        transform = _transform(icc, "CMYK") if icc else None
+        transform = colours.transform_of(icc, "CMYK") if icc else None
         return np.asarray(transform.apply(picture) if transform else picture.convert("RGB")), "cmyk"
     if mode in ("P", "PA", "RGBa", "La", "RGBX", "YCbCr"):
         return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB")), None
