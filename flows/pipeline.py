@@ -28,6 +28,7 @@ from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import duration, needing_a_look, number, outcome, remarks
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
+from flows.interrupts import interrupted
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters
 from flows.progress import listener
@@ -289,6 +290,8 @@ class _Encoding:
 
 def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
     """Raise what ends the run. What remains is a lost worker, or a picture that no code foresaw."""
+    if interrupted():  # while Prefect made a task run, in place of which it raises an error of its own
+        raise KeyboardInterrupt from error
     # A library that is missing is no picture's fault, and would be missing again.
     if isinstance(error, (LatentpackError, ModuleNotFoundError)) or caused_by_storage(error):
         raise error

@@ -164,6 +164,20 @@ def test_a_library_that_is_missing_is_no_picture_s_fault(tmp_path: Path, monkeyp
     assert not list(Archive.open(str(tmp_path / "archive")).quarantined())
 
 
+def test_an_error_that_came_of_ctrl_c_is_no_lost_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect raises one of its own where it is interrupted while it makes a task run."""
+    import tasks.encode
+    from flows import interrupts
+
+    def fails(*_: Any) -> Any:
+        monkeypatch.setattr(interrupts, "_heard", [1.0])
+        raise ValueError("Task run is not set")
+
+    monkeypatch.setattr(tasks.encode, "encode_batch", fails)
+    with pytest.raises(KeyboardInterrupt):
+        archive_it(write_pictures(tmp_path / "in", 3), tmp_path / "archive")
+
+
 @pytest.mark.parametrize(("limit", "batches"), [(2**24, 1), (100, 2)])
 def test_few_pictures_of_many_bytes_are_work_for_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batches: int
