@@ -27,7 +27,6 @@ from compressor.sources import Source, SourceFile
 PART_BYTES = 256 * 2**20
 MOST_PIXELS = 2**25  # that are decoded at once, so that all threads have work; one picture may have more
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
-FLOOR_BELOW_TARGET = 1.0  # dB, the default of min_psnr
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
 
@@ -45,8 +44,8 @@ class EncodeOptions:
     quality
         Fixed quality step for all pictures.
     min_psnr
-        Floor in dB: a picture below it is stored by a fallback. None: 1 dB under the target, or none without one. Above
-        the target it is the target.
+        Floor in dB where there is no target: a picture below it is stored by a fallback. None: none. Above the target
+        it is the target.
     packer
         ``auto`` or one of the codec's.
     effort
@@ -68,11 +67,9 @@ class EncodeOptions:
     limits: Limits = field(default_factory=Limits)
 
     def floor(self, codec: Codec) -> float | None:
-        """dB below which a picture goes to the fallback, with this codec."""
-        if self.min_psnr is not None:
-            return self.min_psnr
+        """dB below which a picture goes to the fallback, with this codec; None where any will do."""
         target = self.target(codec)
-        return None if target is None else target - FLOOR_BELOW_TARGET
+        return self.min_psnr if target is None else target
 
     def target(self, codec: Codec) -> float | None:
         """dB to reach with this codec, or None where its quality is fixed."""
@@ -244,7 +241,7 @@ def _encode_pictures(
                 stored[index] = one
     floor = options.floor(codec)
     target = options.target(codec)
-    goal = target or floor or options.target_psnr or 0.0
+    goal = floor or options.target_psnr or 0.0
     patient = options.effort > 0
     stopped = Event()
 

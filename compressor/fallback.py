@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.codec import Codec
 from compressor.errors import CodecError
@@ -35,31 +33,33 @@ def fall_back(
     Without loss where none reaches it. None where no format takes a picture of this size. ``patient``: take the time
     that refinement takes. ``on_tries`` as in :func:`compressor.quality.encode_to_target`.
     """
-    pixels = picture.pixels
     avif = StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if patient else AVIF_SPEED)
-    one = _reaching(avif, pixels, goal, on_tries)
+    one = _reaching(avif, picture, goal, on_tries)
     if one is None:
-        one = _reaching(STANDARD[LOSSLESS], pixels, goal)
+        one = _reaching(STANDARD[LOSSLESS], picture, goal)
     else:
         one = replace(one, encoded=STANDARD["av1-444"].bare(one.encoded) or one.encoded)
-    small = pixels[:, :, 0].size <= SLOW_PIXELS
+    small = picture.pixels[:, :, 0].size <= SLOW_PIXELS
     if small and (one is None or len(one.encoded.payload) > JPEGXL_SHARE * _jpeg_size(picture, goal)):
-        one = smallest(one, _reaching(STANDARD["jpegxl"], pixels, goal))
-    return as_grey(one, pixels) if one is not None and picture.channels == 1 else one
+        one = smallest(one, _reaching(STANDARD["jpegxl"], picture, goal))
+    return one
 
 
 def _reaching(
-    codec: Codec, pixels: np.ndarray, goal: float, on_tries: Callable[[int], None] | None = None
+    codec: Codec, picture: Picture, goal: float, on_tries: Callable[[int], None] | None = None
 ) -> Stored | None:
     """A picture by one codec at ``goal`` dB; None where it does not reach that, or is longer than the format's side."""
     try:
-        (stored,) = encode_to_target(codec, [pixels], goal, on_tries=on_tries)
+        (stored,) = encode_to_target(codec, [picture.pixels], goal, on_tries=on_tries)
     except CodecError:
         return None
-    return stored
+    if stored is not None and picture.channels == 1:
+        stored = as_grey(stored, picture.pixels)
+    # The mean of three planes is rounded, and may be worse than they were.
+    return stored if stored is not None and stored.psnr >= goal else None
 
 
 def _jpeg_size(picture: Picture, goal: float) -> float:
     """Bytes of a JPEG as good, which tells in a millisecond how hard a picture is; 0 where none is as good."""
-    jpeg = _reaching(STANDARD["jpeg"], picture.pixels, goal)
+    jpeg = _reaching(STANDARD["jpeg"], picture, goal)
     return 0 if jpeg is None else len(jpeg.encoded.payload)

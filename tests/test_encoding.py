@@ -114,6 +114,15 @@ def test_a_codec_that_cannot_reach_the_target_falls_back_and_none_is_below(tmp_p
         assert psnr(pixels, archive.read(row.key)) >= 36
 
 
+def test_plain_grey_pictures_hold_the_target_too(tmp_path: Path) -> None:
+    """Their three decoded planes become one by rounding, which of a plain picture moves all pixels the same way."""
+    files = {f"{level:03}.bmp": file_of(np.full((32, 32), level, np.uint8), "BMP") for level in range(0, 256, 10)}
+    for target in (44.0, 46.0):
+        archive, _ = run(tmp_path / str(target), files, codec="webp", target_psnr=target)
+        for row in map(archive.read_row, files):
+            assert row.channels == 1 and (row.psnr is None or row.psnr >= target), row.key
+
+
 def test_with_effort_a_fallback_takes_its_time_too(tmp_path: Path) -> None:
     crops = {f"{left}.png": file_of(chelsea()[:128, left : left + 128]) for left in (100, 164, 228, 292)}
     sizes = []
