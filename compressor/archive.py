@@ -340,7 +340,7 @@ class Archive:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
         names = self._column_names(columns)  # refused here, and not at the first row
-        return (self.row_group(part, group, names) for part, group, _ in self.row_groups())
+        return (self.row_group(part, group, names) for part, group, *_ in self.row_groups())
 
     def keys(self) -> Iterator[str]:
         """All keys."""
@@ -391,14 +391,15 @@ class Archive:
         check_several(keys or ())
         return ArchiveDataset(self, keys, transform, target, resize)
 
-    def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int]]:
-        """Row groups: the file, the number there, and how many rows it has; in order of keys as ``scan`` is.
+    def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int, int]]:
+        """Row groups: the file, the number there, and how many rows and bytes it has; in order of keys as ``scan`` is.
 
         Every one, or those that may hold keys of ``spans``.
         """
         with self._reading():
             for part, group in self._images.groups(spans):
-                yield part, group, self._images.footer(part).row_group(group).num_rows
+                metadata = self._images.footer(part).row_group(group)
+                yield part, group, metadata.num_rows, metadata.total_byte_size
 
     def row_group(self, part: Part, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns, or all, of one row group, whose damaged payloads are left to whoever decodes them."""

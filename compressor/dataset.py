@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from compressor.chunks import BYTES_AT_ONCE
+from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import ArchiveError
 from compressor.images import resize_picture
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
@@ -55,11 +55,11 @@ class ArchiveDataset(Dataset[Any]):
         if resize is not None and resize < 1:
             raise ValueError(f"resize must be at least 1, not {resize}")
         self._archive, self._transform, self._target, self._resize = archive, transform, target, resize
-        self._groups: list[tuple[Part, int, int]] = []
+        self._groups: list[tuple[Part, int, int, int]] = []
         self._places: list[np.ndarray] = []
         if keys is None:
             self._groups = list(archive.row_groups())
-            self._places = [np.arange(count) for _, _, count in self._groups]
+            self._places = [np.arange(count) for _, _, count, _ in self._groups]
         else:
             self._choose(set(keys))
         self._starts = np.concatenate([[0], np.cumsum([len(places) for places in self._places])]).astype(int).tolist()
@@ -67,7 +67,7 @@ class ArchiveDataset(Dataset[Any]):
 
     def _choose(self, keys: set[str]) -> None:
         """Keep the places of ``keys`` alone. ArchiveError where one is not there."""
-        chosen: list[tuple[tuple[Part, int, int], np.ndarray]] = []
+        chosen: list[tuple[tuple[Part, int, int, int], np.ndarray]] = []
         spans = Spans((key, key) for key in keys)
         for group in self._archive.row_groups(spans):
             there = self._archive.row_group(*group[:2], ["key"])["key"].to_pylist()
@@ -116,7 +116,7 @@ class ArchiveDataset(Dataset[Any]):
         return self._kept[number][self._places[number][index - self._starts[number]]]
 
     def sampler(self, seed: int, rank: int = 0, ranks: int = 1) -> Sampler[int]:
-        """All numbers once: row groups in random order, and the rows of ``GROUPS_KEPT`` of them mixed.
+        """All numbers once: row groups in random order, and the rows of as many as are kept in memory mixed.
 
         With several ``ranks``, as in distributed training, every one of them gets its share of that order, as many as
         each other; a few of the first are given twice where they cannot be shared evenly.
@@ -125,7 +125,7 @@ class ArchiveDataset(Dataset[Any]):
             raise ValueError(f"ranks must be at least 1, not {ranks}")
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be from 0 to {ranks - 1}, not {rank}")
-        return _GroupSampler(self._starts, seed, rank, ranks)
+        return _GroupSampler(self._starts, [size for *_, size in self._groups], seed, rank, ranks)
 
 
 def _weight(rows: Sequence[Row]) -> int:
@@ -133,8 +133,8 @@ def _weight(rows: Sequence[Row]) -> int:
 
 
 class _GroupSampler(Sampler[int]):
-    def __init__(self, starts: Sequence[int], seed: int, rank: int, ranks: int) -> None:
-        self._starts = starts
+    def __init__(self, starts: Sequence[int], sizes: Sequence[int], seed: int, rank: int, ranks: int) -> None:
+        self._starts, self._sizes = starts, sizes
         self._seed = seed
         self._rank, self._ranks = rank, ranks
 
@@ -149,10 +149,10 @@ class _GroupSampler(Sampler[int]):
 
     def _order(self) -> np.ndarray:
         random = np.random.default_rng(self._seed)
-        order = random.permutation(len(self._starts) - 1)
+        order = random.permutation(len(self._sizes)).tolist()
         mixed: list[np.ndarray] = [np.zeros(0, int)]
-        for first in range(0, len(order), GROUPS_KEPT):
-            groups = order[first : first + GROUPS_KEPT]
+        # More than are kept would be read again and again
+        for groups in bounded_chunks(order, self._sizes.__getitem__, BYTES_AT_ONCE, GROUPS_KEPT):
             numbers = [np.arange(self._starts[group], self._starts[group + 1]) for group in groups]
             mixed.append(random.permutation(np.concatenate(numbers)))
         return np.concatenate(mixed)

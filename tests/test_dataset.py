@@ -91,6 +91,18 @@ def test_few_bytes_are_kept_however_heavy_row_groups_are(archive: Archive, monke
     assert dataset.row(0).key == "000" and len(dataset._kept) == 1
 
 
+def test_shuffling_reads_each_row_group_once_however_heavy(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    heaviest = max(size for *_, size in archive.row_groups())
+    monkeypatch.setattr(datasets, "BYTES_AT_ONCE", 2.5 * heaviest)
+    dataset = archive.dataset()
+    read: list[int] = []
+    monkeypatch.setattr(
+        archive, "row_group", lambda part, group: read.append(group) or Archive.row_group(archive, part, group)
+    )
+    pictures = list(DataLoader(dataset, batch_size=8, sampler=dataset.sampler(seed=0)))
+    assert len(pictures) == 5 and sorted(read) == [0, 1, 2, 3, 4]
+
+
 def test_what_another_run_takes_away_ends_the_reading_in_words(archive: Archive) -> None:
     dataset = Archive.open(archive.url).dataset()
     archive.delete(["000"])
