@@ -64,6 +64,8 @@ def learn(
         There is no such family, or ``start`` does not fit it.
     ValueError
         The checkpoint is of another network or configuration.
+    LatentpackError
+        The training diverged before anything was learned.
     """
     torch.manual_seed(config.seed)
     chosen = family_named(family)
@@ -89,7 +91,7 @@ def learn(
         "pictures_seen": state.pictures,
         "seconds": round(state.seconds, 1),
         "device": device.type,
-        "validation": state.history[-1] if state.history else {},
+        "validation": state.kept,
     }
     if start:
         before = dict(start.metadata.get("card", {}))

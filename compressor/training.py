@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.devices import has_fast_bf16, pick_device
+from compressor.errors import LatentpackError
 from compressor.files import replacing
 from compressor.interrupting import interrupt_held
 from compressor.optimizers import OPTIMIZERS
+from compressor.wording import number
 
 CHECKPOINT_S = 60.0  # between validations, which may be an hour apart
 
@@ -92,7 +94,11 @@ class TrainingConfig:
 
 @dataclass
 class TrainingState:
-    """Where a training stands: what a checkpoint holds beside the weights."""
+    """Where a training stands: what a checkpoint holds beside the weights.
+
+    ``kept`` is the validation of the weights that are kept, as in ``history``; one of ``step`` 0 is of those that it
+    began with.
+    """
 
     step: int = 0
     pictures: int = 0
@@ -101,6 +107,7 @@ class TrainingState:
     stale: int = 0
     skipped: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    kept: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -126,6 +133,11 @@ def fit(
         Called after every validation with the state and the share of the run that is done, 0 to 1.
     trained
         The network has learned before: it is returned as it was where no validation finds it better.
+
+    Raises
+    ------
+    LatentpackError
+        The training diverged before anything was learned.
     """
     device = device or pick_device()
     torch.manual_seed(config.seed)
@@ -142,7 +154,8 @@ def fit(
     pictures = torch.as_tensor(pictures_NCHW).to(device)
     held_out = torch.as_tensor(validation_NCHW).to(device)
     if trained and not state.step:
-        state.best = validate(average, held_out, config.batch)["loss"]
+        state.kept = {"step": 0, "pictures": 0, "seconds": 0.0, **validate(average, held_out, config.batch)}
+        state.best = state.kept["loss"]
     loss_of: Any = network.training_loss
     draw: Any = network.draw
     precision = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
@@ -203,6 +216,9 @@ def fit(
             )
             if row["loss"] < state.best:
                 state.best, state.stale, best = row["loss"], 0, copy.deepcopy(average.state_dict())
+                state.kept = {name: value for name, value in state.history[-1].items() if math.isfinite(value)}
+            elif not math.isfinite(row["loss"]):
+                done = 1.0  # an average that is no number stays so
             else:
                 state.stale += 1
                 if config.patience and state.stale >= config.patience:
@@ -213,6 +229,9 @@ def fit(
         if interrupt.heard and state.step != kept_step:
             keep()
 
+    if state.history and not state.kept:
+        steps, loss = number(state.step, "step"), state.history[-1]["loss"]
+        raise LatentpackError(f"the training diverged: after {steps} its loss is {loss}; lower the learning rate")
     average.load_state_dict(best)
     return average, state
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import sys
+import math
 from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import Any, get_args
@@ -202,6 +202,13 @@ def _option(field: str) -> str:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """The one JSON object of ``--json``."""
-    json.dump(values, sys.stdout, ensure_ascii=False, default=str, allow_nan=False)
-    sys.stdout.write("\n")
+    """The one JSON object of ``--json``, whole or not at all. JSON has no word for what is no number but null."""
+    print(json.dumps(_without_nan(values), ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

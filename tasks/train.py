@@ -25,7 +25,7 @@ from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
 from tasks.threads import cores, pin_threads
 
-VERSION = 4  # raise it when the same shards and configuration give another codec
+VERSION = 5  # raise it when the same shards and configuration give another codec
 VALIDATION = 512  # pictures at most that training is validated on
 
 
@@ -33,7 +33,8 @@ VALIDATION = 512  # pictures at most that training is validated on
 class TrainingRecord:
     """A trained codec: where its file lies, its id, and how training went. JSON both ways.
 
-    ``refused`` counts the files that it could not learn from, by reason.
+    ``validation`` is of the weights that were kept, which need not be the last. ``refused`` counts the files that it
+    could not learn from, by reason.
     """
 
     path: str
@@ -129,7 +130,7 @@ def train(
             steps=state.step,
             seconds=state.seconds,
             device=trained.device,
-            validation=state.history[-1] if state.history else {},
+            validation=state.kept,
             history=state.history,
             refused=refused,
         )

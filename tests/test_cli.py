@@ -21,6 +21,7 @@ from PIL import Image
 from compressor.archive import CRASHED, Archive
 from compressor.images import decode_picture, encode_picture
 from flows.cli import run
+from flows.options import print_json
 from tests.codecs import smooth_pictures
 from tests.rows import original_row, picture_row
 
@@ -68,6 +69,12 @@ def test_json_is_one_object_and_nothing_else(
     assert code == 1
     assert (summary["listed"], summary["archived"], summary["quarantined"]) == (4, 3, 1)
     assert "1 picture quarantined" in err
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"history": [{"loss": float("nan"), "step": 1}], "best": float("inf"), "share": 0.5})
+    expected = {"history": [{"loss": None, "step": 1}], "best": None, "share": 0.5}
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_too_many_failures_end_with_1_and_are_told(
@@ -498,6 +505,7 @@ SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from flows.cli import run
+from flows.options import print_json
 archive, *small = sys.argv[1:]
 for command in ("verify", "repair"):
     run([command, *small])  # what it loads and the threads that it starts take most of what a command takes

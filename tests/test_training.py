@@ -15,7 +15,7 @@ import torch
 from compressor import training
 from compressor.artifact import parse
 from compressor.devices import pick_device
-from compressor.errors import CodecError
+from compressor.errors import CodecError, LatentpackError
 from compressor.families import FAMILIES
 from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
@@ -76,6 +76,7 @@ def test_what_has_learned_is_returned_as_it_was_where_training_makes_it_no_bette
     same, after = fit(learned.requires_grad_(True), gradients(32), gradients(8), ruinous, trained=True)
     assert min(row["loss"] for row in after.history) > before.best, "the training was to do harm"
     assert after.best == pytest.approx(before.best) and torch.equal(weights(same), kept)
+    assert before.kept in before.history and (after.kept["step"], after.kept["loss"]) == (0, after.best)
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
@@ -222,6 +223,28 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(factor: float, op
     assert torch.isfinite(weights(trained)).all()
     assert (state.step, state.skipped) == (20, 2)
     assert all(np.isfinite(row["loss"]) for row in state.history)
+
+
+class Diverging(Stumbling):
+    """One whose validation is no number from some call on."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__({})
+        self.first, self.validations = first, 0
+        self.validation = self.measured
+
+    def measured(self, x_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.validations += 1
+        found = self.network.validation(x_BCHW)
+        return {**found, "loss": found["loss"] * (float("nan") if self.validations >= self.first else 1.0)}
+
+
+def test_a_training_that_diverges_ends_and_keeps_what_was_learned_before() -> None:
+    trained, state = fit(Diverging(3), gradients(16), gradients(4), CONFIG)
+    assert (state.step, [np.isfinite(row["loss"]) for row in state.history]) == (15, [True, True, False])
+    assert state.kept == min(state.history[:2], key=lambda row: row["loss"])
+    with pytest.raises(LatentpackError, match="diverged: after 5 steps its loss is nan; lower the learning rate"):
+        fit(Diverging(1), gradients(16), gradients(4), CONFIG)
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
