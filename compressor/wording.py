@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from compressor.maintenance import ArchiveInfo
 
 EXTENSIONS_SHOWN = 10
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = {
     "still_quarantined": "failed before, unchanged",
     "left": "left by --limit",
@@ -24,6 +25,15 @@ def number(count: int, noun: str) -> str:
     ('1 picture', '1,234 pictures')
     """
     return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def legible(text: str) -> str:
+    """Text, which may hold a file's name, on one line: control characters, which a terminal obeys, as Python has them.
+
+    >>> legible("new\\nline, red\\x1b[31m")
+    'new\\\\nline, red\\\\x1b[31m'
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def size(count: float) -> str:

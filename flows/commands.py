@@ -24,7 +24,7 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
-from flows.terminal import print_rows, quieten, warn, watching
+from flows.terminal import print_rows, quieten, tell, warn, watching
 from tasks.home import home
 
 EVENTS_S = 5  # at most, for events that nobody watches
@@ -158,7 +158,7 @@ def verify(options: argparse.Namespace) -> int:
         print_json(result)
     else:
         for key, reason in result["problems"]:
-            print(f"{key}\t{reason}")
+            tell(key, reason)
         warn(f"{number(result['pictures'], 'picture')} verified, {len(result['problems']):,} of them bad")
     return UNWELL if result["problems"] else DONE
 
@@ -174,9 +174,9 @@ def repair(options: argparse.Namespace) -> int:
         print_json(result)
         return DONE if result["whole"] else UNWELL
     for name, reason in result["left"]:
-        print(f"{name}\t{reason}")
+        tell(name, reason)
     for key in result["taken_out"]:
-        print(f"{key}\ttaken out: it cannot be read, and was not encoded again")
+        tell(key, "taken out: it cannot be read, and was not encoded again")
     mended = [
         *(f"file {name} put right" for name in result["files"]),
         *(f"{name} put back" for name in result["codecs"]),
@@ -253,7 +253,7 @@ def quarantine(options: argparse.Namespace) -> int:
         print_json({"quarantined": [row.to_dict() for row in rows]})
     else:
         for row in rows:
-            print(f"{row.key}\t{row.reason}\t{row.detail}")
+            tell(row.key, row.reason, row.detail)
     return DONE
 
 

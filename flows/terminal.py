@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.wording import legible
+
 LINE_EVERY_S = 30.0
 SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
@@ -98,7 +100,12 @@ def quieten() -> None:
 
 def warn(text: str) -> None:
     """A line for people, beside whatever stdout carries."""
-    print(text, file=sys.stderr)
+    print(legible(text), file=sys.stderr)
+
+
+def tell(*columns: str) -> None:
+    """A line on stdout, a tab between columns."""
+    print(*map(legible, columns), sep="\t")
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compressor.archive import CRASHED, Archive
+from compressor.archive import CRASHED, Archive, QuarantineRow
 from compressor.images import decode_picture, encode_picture
 from flows.cli import run
 from flows.options import print_json
@@ -268,6 +268,18 @@ def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys:
     assert "1 picture will" in said(capsys, "quarantine", "retry", archive)[1]
     code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
     assert code == 1 and json.loads(out)["quarantined"] == 1
+
+
+def test_a_name_gives_the_terminal_no_orders(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = Archive.open(str(archive))
+    key = "red\x1b[31m\nsecond\t.png"
+    opened.quarantine([QuarantineRow.now(key, bytes(8), "not_a_picture", "it is none", "run")])
+    shown = r"red\x1b[31m\nsecond\t.png"
+    assert said(capsys, "quarantine", "list", archive)[1] == f"{shown}\tnot_a_picture\tit is none\n"
+    [entry] = json.loads(said(capsys, "quarantine", "list", archive, "--json")[1])["quarantined"]
+    assert entry["key"] == key
+    code, _, err = said(capsys, "delete", archive, "--key", "no\x1b[31m.png")
+    assert code == 1 and r"no\x1b[31m.png" in err and "\x1b" not in err
 
 
 def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
