@@ -108,9 +108,10 @@ def read_png(data: bytes) -> Header:
             said_srgb = True
         elif kind == b"iCCP":
             icc = _png_profile(bytes(content))
-        elif kind == b"cICP":
+        elif kind == b"cICP" and length == 4:
             said_cicp = True
-            keep = keep if is_srgb_like(*content[:2]) else keep or "wide-gamut"
+            primaries, transfer, _, full_range = content
+            keep = keep if full_range and is_srgb_like(primaries, transfer) else keep or "wide-gamut"
         elif kind == b"gAMA" and length == 4 and not _is_srgb_gamma(*struct.unpack(">I", content)):
             other = "gamma"
         elif (

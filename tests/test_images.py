@@ -179,6 +179,7 @@ def test_what_only_the_original_bytes_keep():
         (file_of(frames[0], "heic", save_all=True, append_images=frames[1:]), "multi-page"),
         (file_of(RGB, "heic").replace(b"mif1heic", b"mif1hevc"), "animated"),
         (with_chunk(file_of(RGB), b"cICP", bytes([9, 16, 0, 1])), "wide-gamut"),
+        (with_chunk(file_of(RGB), b"cICP", bytes([1, 13, 0, 0])), "wide-gamut"),  # samples from 16 to 235
     ]
     for number, (data, keep) in enumerate(cases):
         picture = decode_picture(data)
@@ -209,6 +210,7 @@ SRGB_PROFILE = b"sRGB\0\0" + zlib.compress(ImageCms.ImageCmsProfile(ImageCms.cre
         ({b"gAMA": struct.pack(">I", 100_000), b"sRGB": b"\0"}, None),
         ({b"sRGB": b"\0", b"cHRM": ADOBE}, None),
         ({b"gAMA": struct.pack(">I", 100_000), b"cICP": bytes([1, 13, 0, 1])}, None),
+        ({b"cICP": b"\1"}, None),  # broken, and as good as none
         ({b"cHRM": ADOBE, b"iCCP": SRGB_PROFILE}, None),
         ({b"cHRM": ADOBE, b"iCCP": b"none\0\0broken"}, "wide-gamut"),
     ],
