@@ -3,6 +3,7 @@
 Not the meaning of the options to an encoder (see compressor.encoding): here are their ranges and their words.
 """
 
+import os
 from enum import StrEnum
 from typing import Annotated
 
@@ -83,7 +84,7 @@ def _without_password(url: str) -> str:
 def _is_local(path: str) -> str:
     if "://" in path:
         raise ValueError("it must be a local path (copy what is written there to the bucket afterwards)")
-    return path
+    return os.path.expanduser(path)  # behind a form there is no shell that would
 
 
 def _is_file(path: str) -> str:

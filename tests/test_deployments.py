@@ -23,6 +23,7 @@ import yaml
 from pydantic import ValidationError
 
 from compressor.archive import Archive
+from compressor.codec import artifact_bytes
 from compressor.images import decode_picture, encode_picture
 from compressor.samples import PHOTOGRAPHS, tiles
 from flows import parameters as models
@@ -133,6 +134,14 @@ def test_a_deployed_run_reads_no_standard_input() -> None:
             models.RestoreParameters(archive="a", destination="b", keys_from=name)
     with pytest.raises(ValidationError, match="only the command line has a standard input.*: name a file"):
         models.RestoreParameters(archive="a", destination="b", keys_from="-")
+
+
+def test_a_form_has_no_shell_to_expand_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine.safetensors").write_bytes(b"a codec")
+    assert models.RestoreParameters(archive="a", destination="~/out").destination == str(tmp_path / "out")
+    assert artifact_bytes("~/mine.safetensors") == b"a codec"
 
 
 @pytest.mark.parametrize(
