@@ -417,6 +417,24 @@ def test_a_flow_restores_and_verifies(tmp_path: Path) -> None:
     assert checked["pictures"] == 3 and checked["problems"] == []
 
 
+def test_who_watches_a_restore_is_told_where_files_lie_and_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.artifacts import Artifact
+
+    from flows.archive import restore
+    from flows.parameters import RestoreParameters
+
+    folder, archive, out = write_pictures(tmp_path / "in", 1), tmp_path / "archive", tmp_path / "out"
+    archive_it(folder, archive)
+    with caplog.at_level("INFO", logger="prefect.flow_runs"):
+        restore(RestoreParameters(archive=str(archive), destination=str(out), key=["missing.png"]))
+    assert f"0 pictures written to {out} on " in caplog.text
+    assert "1 picture not restored, such as missing.png: " in caplog.text
+    artifact = Artifact.get("restore")
+    assert artifact and "missing.png" in str(artifact.data)
+
+
 def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
