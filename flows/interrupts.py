@@ -1,4 +1,4 @@
-"""Ctrl-C: once, it has a command end in order. The next would break that off, in tracebacks of what was ending."""
+"""Ctrl-C, or SIGTERM of whoever ends a job: once, it has a command end in order. The next would break that off."""
 
 import os
 import signal
@@ -14,9 +14,10 @@ _heard: list[float] = []  # when
 
 
 def interrupt_once() -> None:
-    """Have Ctrl-C do so in this process, unless it is ignored, as a shell has jobs in the background do."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    """Have them do so in this process, unless they are ignored, as a shell has jobs in the background do of Ctrl-C."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is default:
+            signal.signal(number, _interrupt)
 
 
 def interrupted() -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C, as often as it is pressed: a command ends in order, with one line and no traceback, and never hangs."""
+"""Ctrl-C or SIGTERM, as often as it comes: a command ends in order, with one line and no traceback, and never hangs."""
 
 import signal
 import subprocess
@@ -47,11 +47,12 @@ def at_work(*arguments: Any, action: Any = signal.SIG_DFL) -> Iterator[subproces
             process.kill()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("wrapped", [[], ["wrapped"]])
-def test_however_often_it_is_pressed_a_command_ends_in_order(wrapped: list[str]) -> None:
+def test_however_often_it_is_asked_to_a_command_ends_in_order(wrapped: list[str], sent: signal.Signals) -> None:
     with at_work(60, 1, 30, *wrapped) as process:
         for _ in range(4):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(sent)
             time.sleep(0.1)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "in order\n")
