@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -203,3 +204,22 @@ def test_what_is_committed_outlives_a_power_cut(tmp_path, monkeypatch):
     assert any("checkpoint.parquet" in name for name in os.listdir(f"{archive.url}/images/_delta_log"))
     archive.delete(["7"])
     assert len(os.listdir(f"{archive.url}/images/_delta_log")) < 5
+
+
+def test_a_copy_of_what_is_written_meanwhile_opens_without_the_hint_of_a_newer_checkpoint(archive, tmp_path):
+    """As the guide to operations has it: logs first, without ``_last_checkpoint``, then all else."""
+    copy = tmp_path / "copy"
+    for number in range(25):
+        add(archive, [picture_row(f"{number:02}")])
+    hint = shutil.ignore_patterns("_last_checkpoint")
+    for folder in ("images/_delta_log", "quarantine/_delta_log"):
+        shutil.copytree(f"{archive.url}/{folder}", copy / folder, ignore=hint)
+    for number in range(25, 45):
+        add(archive, [picture_row(f"{number:02}")])
+    shutil.copytree(archive.url, copy, ignore=shutil.ignore_patterns("_delta_log"), dirs_exist_ok=True)
+    there = Archive.open(str(copy))
+    assert len(there) == 25 and there.verify() == []
+    newer = Path(archive.url, "images/_delta_log/_last_checkpoint").read_bytes()
+    (copy / "images/_delta_log/_last_checkpoint").write_bytes(newer)
+    with pytest.raises(ArchiveError, match="_last_checkpoint hint"):  # what the guide says to delete then
+        Archive.open(str(copy))
