@@ -96,7 +96,7 @@ class _Place:
 
 
 class Source:
-    """Pictures at a URL. Make one with :meth:`open`; it pickles as its URL and options.
+    """Pictures at a URL. Make one with :meth:`open`; it pickles as its URL, a local path made absolute, and options.
 
     Attributes
     ----------
@@ -135,7 +135,8 @@ class Source:
         return source
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.url, self.storage_options)
+        # A worker of a cluster may have another working directory, and another home.
+        return Source, (self._local_path if self._is_local else self.url, self.storage_options)
 
     def __repr__(self) -> str:
         return f"Source({self.shown!r})"

@@ -112,6 +112,16 @@ def test_the_same_listing_and_bytes_everywhere(anywhere):
     assert list(again.files()) == files and source.skipped == []
 
 
+def test_a_relative_folder_stays_the_same_for_a_worker_with_another_working_directory(tmp_path, monkeypatch):
+    for folder, name in (("driver", "a.png"), ("worker", "b.png")):
+        (tmp_path / folder / "pictures").mkdir(parents=True)
+        (tmp_path / folder / "pictures" / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "driver")
+    travelling = pickle.dumps(Source.open("pictures"))
+    monkeypatch.chdir(tmp_path / "worker")
+    assert [file.key for file in pickle.loads(travelling).files()] == ["a.png"]
+
+
 def test_many_files_of_one_tar_are_each_themselves(tmp_path):
     """fsspec reads a tar through one file, which threads would move under each other."""
     random = np.random.default_rng(0)
