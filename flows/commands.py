@@ -244,7 +244,9 @@ def quarantine(options: argparse.Namespace) -> int:
 
     keys = set(named(options.key, options.keys_from))
     archive = Archive.open(options.archive)
-    rows = [row for row in archive.quarantined() if not keys or row.key in keys]
+    rows = [
+        row for row in archive.quarantined() if (not keys or row.key in keys) and options.reason in (None, row.reason)
+    ]
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
         _answer(options, {"cleared": cleared}, f"{number(cleared, 'picture')} will be tried again by the next run")

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     quarantine.add_argument("action", choices=("list", "retry"), help="retry: the next run tries them again")
     quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
     _add_keys(quarantine, "(default: all)")
+    quarantine.add_argument("--reason", help="only pictures listed for this reason, such as unsupported")
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
     vacuum.add_argument(

@@ -265,7 +265,8 @@ def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
     assert said(capsys, "quarantine", "list", archive)[1].startswith("bad.png\tnot_a_picture\t")
-    assert "1 picture will" in said(capsys, "quarantine", "retry", archive)[1]
+    assert "0 pictures will" in said(capsys, "quarantine", "retry", archive, "--reason", "unsupported")[1]
+    assert "1 picture will" in said(capsys, "quarantine", "retry", archive, "--reason", "not_a_picture")[1]
     code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
     assert code == 1 and json.loads(out)["quarantined"] == 1
 
@@ -517,7 +518,6 @@ SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from flows.cli import run
-from flows.options import print_json
 archive, *small = sys.argv[1:]
 for command in ("verify", "repair"):
     run([command, *small])  # what it loads and the threads that it starts take most of what a command takes
