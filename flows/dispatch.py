@@ -20,6 +20,7 @@ from prefect.settings import get_current_settings
 
 from compressor.errors import LatentpackError, told
 from flows.progress import listener
+from tasks.home import is_watched
 
 T = TypeVar("T")
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
@@ -73,7 +74,8 @@ class DaskPool:
     workers
         Threads that work; None: as many as the cluster has at the time, which grows where it adapts to work that waits.
     tracked
-        Whether workers can reach the Prefect server. If not, they run the tasks' bodies alone, with the same retries.
+        Whether workers can reach the Prefect server, and will later. If not, they run the tasks' bodies alone, with the
+        same retries.
     resources
         What a worker must declare (``dask worker --resources``) to be given a task, and how much of it one takes.
     """
@@ -194,8 +196,9 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
                 f"no worker of the Dask cluster at {scheduler} declares {told}; start one with: "
                 f"dask worker {scheduler} --nthreads 1 --resources {told}"
             )
-        tracked = not scheduler or _is_local(scheduler) or not _is_local(get_current_settings().api.url or "")
-        yield DaskPool(runner, None if scheduler else workers, tracked, resources)
+        # A private server is gone with its command, and a worker that knows it would look for it ever after.
+        reached = is_watched() and (_is_local(scheduler or "") or not _is_local(get_current_settings().api.url or ""))
+        yield DaskPool(runner, None if scheduler else workers, not scheduler or reached, resources)
 
 
 @contextmanager

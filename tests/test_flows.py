@@ -28,6 +28,7 @@ from flows.parameters import (
     TrainingParameters,
     TrainParameters,
 )
+from tasks.home import UNWATCHED
 from tests.codecs import smooth_pictures, tiny_artifact
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -443,6 +444,20 @@ def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:
         cluster.adapt(minimum=0, maximum=2, interval="200ms")
         summary = archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
     assert summary["archived"] == 6 and len(Archive.open(str(archive))) == 6
+
+
+def test_a_cluster_serves_one_command_after_another_each_with_a_private_server(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    folder = write_pictures(tmp_path / "in", 2)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", UNWATCHED)}
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        for number in range(2):
+            command = ["run", str(folder), str(tmp_path / f"{number}"), "--scheduler", cluster.scheduler_address]
+            done = subprocess.run(
+                [sys.executable, "-m", "flows.cli", *command], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
 
 
 def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path: Path) -> None:
