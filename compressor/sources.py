@@ -474,5 +474,12 @@ def _info_or_none(filesystem: Any, path: str) -> Info | None:
 
 
 def _read_local(path: str) -> bytes:
-    with open(path, "rb") as file:
+    """OSError where it has become a pipe or a device since it was listed, whose end may never come."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path}: no regular file any more")
         return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -122,6 +122,19 @@ def test_a_relative_folder_stays_the_same_for_a_worker_with_another_working_dire
     assert [file.key for file in pickle.loads(travelling).files()] == ["a.png"]
 
 
+def test_what_became_a_pipe_or_a_device_since_it_was_listed_is_not_read_for_ever(tmp_path):
+    for name in ("device.png", "pipe.png", "sound.png"):
+        (tmp_path / name).write_bytes(b"1")
+    source = Source.open(str(tmp_path))
+    paths = [file.path for file in source.files()]
+    for path in paths[:2]:
+        os.remove(path)
+    os.symlink("/dev/zero", paths[0])
+    os.mkfifo(paths[1])
+    device, pipe, sound = source.read(paths)
+    assert "no regular file any more" in str(device) and "no regular file any more" in str(pipe) and sound == b"1"
+
+
 def test_many_files_of_one_tar_are_each_themselves(tmp_path):
     """fsspec reads a tar through one file, which threads would move under each other."""
     random = np.random.default_rng(0)
