@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from compressor.maintenance import ArchiveInfo
 
 EXTENSIONS_SHOWN = 10
+TAKEN_OUT = "taken out: it cannot be read, and was not encoded again"  # of a row that is damaged
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = {
     "still_quarantined": "failed before, unchanged",

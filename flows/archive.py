@@ -1,26 +1,35 @@
-"""An archive read back: restore its pictures as files, verify every row; and its weekly care."""
+"""An archive read back: restore its pictures as files, verify every row; its weekly care, and its repair."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
 
-from compressor.errors import ArchiveError
-from compressor.wording import number
+from compressor.errors import ArchiveError, EndedUnwell
+from compressor.wording import TAKEN_OUT, number
+from flows import unwatched
 from flows.keys import named
 from flows.machine import worker_count
-from flows.parameters import MaintainParameters, RestoreParameters, VerifyParameters
+from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
-from flows.terminal import SAID_ELSEWHERE
 from tasks.dashboard import announce, publish_state
 from tasks.maintain import compact, vacuum
+from tasks.report import publish_problems
 from tasks.restore import restore_pictures, verify_archive
+from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
 @flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
-    """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON."""
+    """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON.
+
+    Raises
+    ------
+    EndedUnwell
+        Some of them could not be restored.
+    """
     destination = Path(parameters.destination)
     done = restore_pictures(
         parameters.archive,
@@ -32,14 +41,51 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     )
     written, host = number(done["written"], "picture"), socket.gethostname()
     get_run_logger().info("%s written to %s on %s", written, destination.resolve(), host)
-    _warn_of(done["problems"], "not restored")
+    _raise_if_any(done["problems"], "not restored", done)
     return done
 
 
 @flow(name="verify", flow_run_name="verify {parameters.subject}", persist_result=False)
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
-    """Check every row. Returns the number of pictures and ``problems``, each a key and a reason."""
-    return _verified(parameters.archive)
+    """Check every row. Returns the number of ``pictures``, and ``problems``, each a key and a reason.
+
+    Raises
+    ------
+    EndedUnwell
+        There are problems.
+    """
+    found = _verified(parameters.archive)
+    _raise_if_any(found["problems"], "that cannot be trusted: run 'latentpack repair' on it", found)
+    return found
+
+
+@task(name="repair", retries=2, **IF_TRANSIENT, **NOT_KEPT)
+def _mended(parameters: RepairParameters) -> dict[str, Any]:
+    """May run again from the start: what is sound is left alone."""
+    return unwatched.repair(parameters)
+
+
+@flow(name="repair", flow_run_name="repair {parameters.subject}", persist_result=False)
+def repair(parameters: RepairParameters) -> dict[str, Any]:
+    """Mend what is damaged: a writer, so no other run may write at the same time.
+
+    Returns
+    -------
+    :class:`compressor.repairing.Repaired` as JSON, and ``whole``.
+
+    Raises
+    ------
+    EndedUnwell
+        Something is missing or bad still.
+    """
+    done = _mended(parameters)
+    lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
+    publish_problems(lost, "repair", f"of {done['archive']} that could not be mended")
+    _raise_if_any(lost, "not mended", done)
+    if not done["whole"]:
+        count = number(done["unnamed"], "picture")
+        raise EndedUnwell(f"{count} in files that name them no more: the next run archives them again", done)
+    return done
 
 
 @flow(name="maintain", flow_run_name="maintain {parameters.subject}", persist_result=False)
@@ -73,13 +119,11 @@ def _verified(archive: str) -> dict[str, Any]:
     found = verify_archive(archive, on_progress("verifying"))
     if found["problems"]:
         announce("archive.damaged", found["archive"], {"problems": len(found["problems"])})
-    _warn_of(found["problems"], "that cannot be trusted")
     return found
 
 
-def _warn_of(problems: list[tuple[str, str]], what: str) -> None:
-    """Have the run's log name one of them; the command line says all by itself, and an artifact has them."""
+def _raise_if_any(problems: Sequence[tuple[str, str]], what: str, result: dict[str, Any]) -> None:
+    """EndedUnwell that names one of them; an artifact has them all."""
     if problems:
         key, reason = problems[0]
-        count = number(len(problems), "picture")
-        get_run_logger().warning("%s %s, such as %s: %s", count, what, key, reason, extra={SAID_ELSEWHERE: True})
+        raise EndedUnwell(f"{number(len(problems), 'picture')} {what}, such as {key}: {reason}", result)

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from compressor.addresses import shown
-from compressor.errors import LatentpackError, RunStopped, told
-from compressor.wording import number
+from compressor.errors import EndedUnwell, LatentpackError, told
+from compressor.wording import TAKEN_OUT, number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.exit_codes import DONE, UNWELL
 from flows.keys import in_a_file, named
@@ -120,8 +120,8 @@ def run(options: argparse.Namespace) -> int:
     check_codec(parameters.codec, parameters.archive)
     try:
         summary = _run_flow(options, "pipeline", "pipeline", parameters)
-    except RunStopped as stop:
-        summary = stop.summary
+    except EndedUnwell as stop:
+        summary = stop.result
     return _finish_run(options, summary)
 
 
@@ -165,18 +165,14 @@ def verify(options: argparse.Namespace) -> int:
 
 def repair(options: argparse.Namespace) -> int:
     """``latentpack repair``"""
-    from flows.unwatched import repair as mend
-
-    set_defaults(options.verbose)
-    with watching(options.json):
-        result = mend(parameters_of(RepairParameters, options))
+    result = _read_back(options, "repair", parameters_of(RepairParameters, options))
     if options.json:
         print_json(result)
         return DONE if result["whole"] else UNWELL
     for name, reason in result["left"]:
         tell(name, reason)
     for key in result["taken_out"]:
-        tell(key, "taken out: it cannot be read, and was not encoded again")
+        tell(key, TAKEN_OUT)
     mended = [
         *(f"file {name} put right" for name in result["files"]),
         *(f"{name} put back" for name in result["codecs"]),
@@ -198,7 +194,10 @@ def repair(options: argparse.Namespace) -> int:
 def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:
     """Run a flow where somebody may watch it, else only its work: a private server would take longer than that."""
     if api_is_configured():
-        return _run_flow(options, "archive", name, parameters)
+        try:
+            return _run_flow(options, "archive", name, parameters)
+        except EndedUnwell as found:
+            return found.result
     set_defaults(options.verbose)
     from flows import unwatched
 

@@ -12,6 +12,7 @@ _MODULES = {
     "experiments": "flows.experiments",
     "maintain": "flows.archive",
     "pipeline": "flows.pipeline",
+    "repair": "flows.archive",
     "restore": "flows.archive",
     "train_flow": "flows.train",
     "verify": "flows.archive",

@@ -325,6 +325,11 @@ class RepairParameters(Parameters):
     max_pixels: MaxPixels = 100_000_000
     drop: bool = Field(False, description="take out bad rows that the source does not have, too")
 
+    @property
+    def subject(self) -> str:
+        """The archive, wherever its pictures come from."""
+        return shown(self.archive)
+
 
 class ExperimentsParameters(TrainingParameters):
     """Repeat the experiments: train and measure families on more and more pictures, beside what was reported."""

@@ -18,7 +18,7 @@ from compressor.baselines import STANDARD
 from compressor.clock import Clock
 from compressor.codec import with_effort
 from compressor.encoding import BatchReport, EncodeOptions
-from compressor.errors import LatentpackError, RunStopped, told
+from compressor.errors import EndedUnwell, LatentpackError, told
 from compressor.images import Limits
 from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
@@ -63,7 +63,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     ------
     LatentpackError
         The source or the archive cannot be used, or workers keep being lost. What was committed before stays.
-    RunStopped
+    EndedUnwell
         More pictures failed than ``max_failures`` allows. Those after them were not tried.
     """
     run = uuid.uuid4().hex[:12]
@@ -107,7 +107,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
         if summary.not_reached:
             missed.insert(0, number(summary.not_reached, "picture"))
         untried = f"not tried: {' and '.join(missed)}" if missed else "none was left to try"
-        raise RunStopped(
+        raise EndedUnwell(
             f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; {untried}. "
             f"What is archived stays. See: latentpack quarantine list {archive.url}",
             summary.to_dict(),

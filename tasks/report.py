@@ -10,6 +10,7 @@ from compressor.pages import markdown_table
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
 from compressor.wording import describe, number
+from tasks.artifacts import not_vital
 from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
@@ -24,6 +25,18 @@ def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
             [_flat(row) for row in quarantined[:TABLE_ROWS]],
             key="quarantine",
             description=f"{number(summary.quarantined, 'picture')} of run {summary.run} that could not be archived",
+        )
+
+
+def publish_problems(problems: Sequence[tuple[str, str]], key: str, what: str) -> None:
+    """Show what is wrong with pictures, each a key and a reason, if anything is."""
+    if not problems:
+        return
+    with not_vital("the list of problems"):
+        create_table_artifact(
+            [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
+            key=key,
+            description=f"{number(len(problems), 'picture')} {what}",
         )
 
 

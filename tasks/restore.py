@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 
 from compressor.archive import Archive
 from compressor.restoring import restore
-from compressor.wording import number
-from tasks.artifacts import not_vital
-from tasks.report import TABLE_ROWS
+from tasks.report import publish_problems
 from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
@@ -32,7 +29,7 @@ def restore_pictures(
 ) -> dict[str, Any]:
     """Restore ``keys``, or all pictures. Returns :class:`compressor.restoring.Restored` as JSON."""
     done = restore(Archive.open(archive_url), destination, keys, format, workers, on_progress)
-    _publish(done.problems, "restore", f"of {archive_url} that could not be restored")
+    publish_problems(done.problems, "restore", f"of {archive_url} that could not be restored")
     return done.to_dict()
 
 
@@ -46,17 +43,5 @@ def verify_archive(archive_url: str, on_progress: Callable[[int, int], None] | N
     """Check every row. Returns the number of pictures and the problems found, as (key, reason)."""
     archive = Archive.open(archive_url)
     problems = [(problem.key, problem.reason) for problem in archive.verify(on_progress)]
-    _publish(problems, "verify", f"of {archive.url} that cannot be trusted")
+    publish_problems(problems, "verify", f"of {archive.url} that cannot be trusted")
     return {"archive": archive.url, "pictures": len(archive), "problems": problems}
-
-
-def _publish(problems: Sequence[tuple[str, str]], key: str, what: str) -> None:
-    """Show what is wrong with pictures, if anything is."""
-    if not problems:
-        return
-    with not_vital("the list of problems"):
-        create_table_artifact(
-            [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
-            key=key,
-            description=f"{number(len(problems), 'picture')} {what}",
-        )

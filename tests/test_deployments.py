@@ -36,6 +36,7 @@ MODELS = {
     "train_flow": models.TrainParameters,
     "maintain": models.MaintainParameters,
     "verify": models.VerifyParameters,
+    "repair": models.RepairParameters,
     "restore": models.RestoreParameters,
     "benchmark": models.BenchmarkParameters,
     "experiments": models.ExperimentsParameters,
@@ -119,7 +120,7 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
     for one in deployments:
         MODELS[one["entrypoint"].split(":")[1]].model_validate(one["parameters"]["parameters"])
         assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    written = [one for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain"))]
+    written = [one for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain", ":repair"))]
     assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
 
 

@@ -15,7 +15,7 @@ import pytest
 import tasks.train
 from compressor.archive import CRASHED, Archive
 from compressor.artifact import Artifact, parse
-from compressor.errors import CodecError, LatentpackError, RunStopped, SourceError
+from compressor.errors import CodecError, EndedUnwell, LatentpackError, SourceError
 from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
 from compressor.shards import ShardRecord
@@ -85,9 +85,9 @@ def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -
     folder, archive = write_pictures(tmp_path / "in", 4), tmp_path / "archive"
     for number in range(4):
         (folder / f"00{number}a.png").write_text("not a picture")
-    with pytest.raises(RunStopped, match="2 of 4 pictures failed") as given_up:
+    with pytest.raises(EndedUnwell, match="2 of 4 pictures failed") as given_up:
         archive_it(folder, archive, batch_size=2, max_failures="1")
-    stopped = given_up.value.summary
+    stopped = given_up.value.result
     assert stopped["stopped"] and stopped["not_reached"] == 4
     assert (stopped["archived"], stopped["quarantined"]) == (2, 2)
     done = archive_it(folder, archive)
@@ -105,9 +105,9 @@ def test_a_run_that_fails_too_often_in_its_last_batch_is_no_success(
     folder, archive = write_pictures(tmp_path / "in", good), tmp_path / "archive"
     for number in range(3):
         (folder / f"bad{number}.png").write_text("not a picture")
-    with pytest.raises(RunStopped, match=rf"3 of {3 + good} pictures failed, .*; none was left to try\. ") as given_up:
+    with pytest.raises(EndedUnwell, match=rf"3 of {3 + good} pictures failed, .*; none was left to try\. ") as given_up:
         archive_it(folder, archive, max_failures=budget)
-    summary = given_up.value.summary
+    summary = given_up.value.result
     assert (summary["archived"], summary["quarantined"], summary["not_reached"]) == (good, 3, 0)
     assert "run.stopped" in announced and "run.finished" not in announced
     opened = Archive.open(str(archive))
@@ -428,12 +428,36 @@ def test_who_watches_a_restore_is_told_where_files_lie_and_what_is_missing(
 
     folder, archive, out = write_pictures(tmp_path / "in", 1), tmp_path / "archive", tmp_path / "out"
     archive_it(folder, archive)
-    with caplog.at_level("INFO", logger="prefect.flow_runs"):
+    with caplog.at_level("INFO", logger="prefect.flow_runs"), pytest.raises(EndedUnwell) as found:
         restore(RestoreParameters(archive=str(archive), destination=str(out), key=["missing.png"]))
     assert f"0 pictures written to {out} on " in caplog.text
-    assert "1 picture not restored, such as missing.png: " in caplog.text
+    assert "1 picture not restored, such as missing.png: " in str(found.value)
+    assert found.value.result["written"] == 0
     artifact = Artifact.get("restore")
     assert artifact and "missing.png" in str(artifact.data)
+
+
+def test_a_repair_on_a_server_is_a_failed_run_until_nothing_is_missing(tmp_path: Path) -> None:
+    from prefect.artifacts import Artifact
+
+    from flows.archive import repair, verify
+    from flows.parameters import RepairParameters, VerifyParameters
+
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    archive_it(folder, archive)
+    opened = Archive.open(str(archive))
+    part = archive / "images" / opened.tables[0].parts[0].path
+    data = bytearray(part.read_bytes())
+    data[data.index(opened.read_row("001.png").payload) + 9] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(EndedUnwell, match="1 picture that cannot be trusted: .*, such as 001.png: "):
+        verify(VerifyParameters(archive=str(archive)))
+    with pytest.raises(EndedUnwell, match="1 picture not mended, such as 001.png: "):
+        repair(RepairParameters(archive=str(archive)))
+    artifact = Artifact.get("repair")
+    assert artifact and "001.png" in str(artifact.data)
+    assert repair(RepairParameters(archive=str(archive), source=str(folder)))["regained"] == ["001.png"]
+    assert verify(VerifyParameters(archive=str(archive)))["problems"] == []
 
 
 def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:

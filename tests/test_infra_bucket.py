@@ -25,6 +25,7 @@ from compressor.archive import Archive
 from compressor.errors import ArchiveError, SourceError
 from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow, Row
+from compressor.repairing import repair
 from compressor.sources import Source
 from tests.conftest import free_port
 from tests.rows import face_key, picture_row
@@ -135,6 +136,14 @@ def test_each_role_can_do_its_work_and_needs_every_action_that_it_has(server: Se
     archive.commit([archive.write_part(_rows(10, seed=1))], [face_key(n) for n in range(10)], batch_id="2")
     archive.quarantine([QuarantineRow.now("bad.png", bytes(8), "corrupt", "no picture", "run")])
     assert archive.clear_quarantine(["bad.png"]) == 1
+    # It repairs, too: what a row no longer is leaves the table, and its file stays until the maintainer vacuums.
+    damaged = Archive.create("s3://archive/damaged", server.environment("writer"))
+    damaged.commit([damaged.write_part(_rows(3))])
+    [part] = damaged.tables[0].parts
+    data = bytearray(damaged._store.get(f"images/{part.path}"))
+    data[data.index(damaged.read_row(face_key(1)).payload) + 9] ^= 1
+    damaged._store.put(f"images/{part.path}", bytes(data))
+    assert len(repair(damaged, drop=True).taken_out) == 1
     # A log that is older than its retention is cut off by whoever commits: after a week, the writer.
     for number in range(4):
         write_deltalake(

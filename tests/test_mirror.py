@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from compressor.archive import Archive
-from compressor.errors import RunStopped
+from compressor.errors import EndedUnwell
 from compressor.mirroring import Mirror
 from compressor.sources import Source
 from flows.cli import run
@@ -74,8 +74,8 @@ def test_a_listing_that_may_lack_pictures_deletes_nothing(archived: tuple[Path, 
         options = {"max_failures": "0"}
     try:
         done = archive_it(Path(source), archive, mirror=True, mirror_limit="100%", **options)
-    except RunStopped as stop:
-        done = stop.summary
+    except EndedUnwell as stop:
+        done = stop.result
     assert done["not_mirrored"] and done["deleted"] == 0 and len(keys(archive)) == 6
 
 

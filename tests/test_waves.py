@@ -7,7 +7,7 @@ import pytest
 
 from compressor import planning
 from compressor.archive import Archive
-from compressor.errors import RunStopped
+from compressor.errors import EndedUnwell
 from compressor.known import KnownKeys
 from compressor.planning import Listing, plan
 from compressor.sources import Source, SourceFile
@@ -85,8 +85,8 @@ def test_a_run_in_waves_archives_all_once_and_counts_all(tmp_path: Path) -> None
 def test_a_run_that_fails_too_often_lists_no_further_wave(tmp_path: Path) -> None:
     folder, archive = write_pictures(tmp_path / "in", 9), tmp_path / "archive"
     (folder / "001a.png").write_text("not a picture")
-    with pytest.raises(RunStopped, match="not tried: what was not listed yet") as given_up:
+    with pytest.raises(EndedUnwell, match="not tried: what was not listed yet") as given_up:
         archive_it(folder, archive, wave=3, max_failures="0", mirror=True)
-    done = given_up.value.summary
+    done = given_up.value.result
     assert done["stopped"] and done["listed"] == 4 and done["not_mirrored"] == "the run was stopped"
     assert archive_it(folder, archive, wave=3)["archived"] == 6
