@@ -87,7 +87,7 @@ def read_png(data: bytes) -> Header:
     width, height, depth = struct.unpack_from(">IIB", data, 16)
     keep = "16-bit" if depth == 16 else None
     icc = exif = other = None
-    said_srgb = said_cicp = False
+    said_srgb = said_cicp = has_pixels = False
     at, kind = 8, b""
     while kind != b"IEND":
         if at + 12 > len(data):
@@ -102,6 +102,8 @@ def read_png(data: bytes) -> Header:
             raise ImageError("corrupt", f"PNG chunk {kind!r}: stored crc32 {stored:#010x}, computed {computed:#010x}")
         if kind == b"acTL":
             keep = "animated"
+        elif kind == b"IDAT":
+            has_pixels = True
         elif kind == b"eXIf":
             exif = bytes(content)
         elif kind == b"sRGB":
@@ -118,6 +120,8 @@ def read_png(data: bytes) -> Header:
             kind == b"cHRM" and length == 32 and data[25] & 2 and not _is_srgb_primaries(struct.unpack(">8I", content))
         ):
             other = other or "wide-gamut"  # of a grey picture primaries say nothing
+    if not has_pixels:
+        raise ImageError("corrupt", "the PNG holds no picture")
     if other and not (said_srgb or said_cicp or icc):  # which count before it, wherever they stand
         keep = keep or other
     return Header("png", width, height, None if said_srgb else icc, exif, keep)

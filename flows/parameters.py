@@ -81,6 +81,12 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _unpadded(url: str) -> str:
+    if url != url.strip():
+        raise ValueError("it begins or ends with a space: a run would make a second archive of nearly the same name")
+    return url
+
+
 def _is_local(path: str) -> str:
     if "://" in path:
         raise ValueError("it must be a local path (copy what is written there to the bucket afterwards)")
@@ -99,7 +105,9 @@ SourceUrl = Annotated[
     Address,
     Field(min_length=1, description="folder, bucket prefix, glob or file of pictures, at any URL that fsspec opens"),
 ]
-ArchiveUrl = Annotated[Address, Field(min_length=1, description="folder or URL of the archive")]
+ArchiveUrl = Annotated[
+    Address, AfterValidator(_unpadded), Field(min_length=1, description="folder or URL of the archive")
+]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": "^(?!-$)"})]
 CodecAddress = Annotated[Address, Field(description="codec by name, path of an artifact, or id in the archive")]

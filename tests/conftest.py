@@ -1,5 +1,6 @@
 """Fixtures that several test modules share: an empty archive, and real servers, started once a session."""
 
+import logging
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with a test process for each core, more threads only wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in the background ignore it
+logging.raiseExceptions = False  # Prefect's handler writes to the stderr that pytest gave the first test that had one
 settings.register_profile("latentpack", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentpack")
 

@@ -137,6 +137,12 @@ def test_a_deployed_run_reads_no_standard_input() -> None:
         models.RestoreParameters(archive="a", destination="b", keys_from="-")
 
 
+@pytest.mark.parametrize("archive", ["archive ", " s3://bucket/archive"])
+def test_a_space_that_a_form_does_not_show_makes_no_second_archive(archive: str) -> None:
+    with pytest.raises(ValidationError, match="begins or ends with a space"):
+        models.PipelineParameters(source="pictures", archive=archive)
+
+
 def test_a_form_has_no_shell_to_expand_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
