@@ -136,7 +136,10 @@ class Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker of a cluster may have another working directory, and another home.
-        return Source, (self._local_path if self._is_local else self.url, self.storage_options)
+        *outer, last = self.url.split("::")
+        read_from = Source(last)
+        url = "::".join([*outer, read_from._local_path if read_from._is_local else last])
+        return Source, (url, self.storage_options)
 
     def __repr__(self) -> str:
         return f"Source({self.shown!r})"

@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import re
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -112,12 +113,14 @@ def test_the_same_listing_and_bytes_everywhere(anywhere):
     assert list(again.files()) == files and source.skipped == []
 
 
-def test_a_relative_folder_stays_the_same_for_a_worker_with_another_working_directory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("url", ["pictures", "zip://*::pictures.zip", "zip://*::file://pictures.zip"])
+def test_a_relative_source_stays_the_same_for_a_worker_with_another_working_directory(tmp_path, monkeypatch, url):
     for folder, name in (("driver", "a.png"), ("worker", "b.png")):
         (tmp_path / folder / "pictures").mkdir(parents=True)
         (tmp_path / folder / "pictures" / name).write_bytes(b"")
+        shutil.make_archive(tmp_path / folder / "pictures", "zip", tmp_path / folder / "pictures")
     monkeypatch.chdir(tmp_path / "driver")
-    travelling = pickle.dumps(Source.open("pictures"))
+    travelling = pickle.dumps(Source.open(url))
     monkeypatch.chdir(tmp_path / "worker")
     assert [file.key for file in pickle.loads(travelling).files()] == ["a.png"]
 
