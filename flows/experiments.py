@@ -19,10 +19,10 @@ from compressor.experiments.measuring import Row, rows_of
 from compressor.experiments.results import Elsewhere, Quantized, Results, Trial, lossy_pictures, without_exact
 from compressor.learning import held_out, spread
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
-from compressor.shards import ShardRecord, drawn
+from compressor.shards import ShardRecord, drawn, refused_of
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import number
+from compressor.wording import by_reason, number
 from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters, Part, Strips
 from flows.progress import listener
@@ -263,6 +263,8 @@ def _context(work: _Work, ladder: Sequence[Trial]) -> dict[str, str]:
         "time to train the ladder": f"{spent / 60:.1f} minutes",
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
+    if refused := refused_of([*work.learned, *work.measured]):
+        context["left out"] = f"{by_reason(refused)}; plain pictures of 8 bits are taken"
     if asked:
         context["left out of the ladder"] = f"{', '.join(asked)}: there are only {work.pictures:,} pictures"
     return context

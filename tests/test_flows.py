@@ -322,12 +322,13 @@ def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: py
     from flows.experiments import experiments
 
     folder = write_pictures(tmp_path / "in", 10)
+    (folder / "zz.png").write_bytes(b"no picture")
     values = {"source": str(folder), "report": str(tmp_path / "report"), "family": ["v2"], "parts": ["ladder"]}
     values |= {"steps": 4, "batch": 2, "side": 32, "held_out": 2, "codec": [], "workers": 1}
     result = experiments(ExperimentsParameters(**values, ladder="3,30,all"))
     text = Path(result["markdown"]).read_text()
     assert "| V2 | 3 |" in text and "| V2 | 7 (all) |" in text and "13.1 KB" in text
-    assert "left out of the ladder: 30" in text
+    assert "left out of the ladder: 30" in text and "left out: 1 file: 1 not_a_picture; " in text
     assert "after 4 steps each: V2" in text and "after equal times" not in text
 
     trained: list[int | None] = []
