@@ -358,6 +358,11 @@ class Archive:
         """Counts, bytes and quality of all that is archived; reads no payload."""
         return maintenance.info(self, self._images, self._store, FORMAT)
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the Parquet files that hold its pictures now, and of the codecs beside them."""
+        with self._store.errors("read its sizes"):
+            return maintenance.sizes(self._images)
+
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[verifying.Problem]:
         """Check log, codecs and files against their checksums, and read and decode every picture.
 

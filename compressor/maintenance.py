@@ -60,6 +60,13 @@ class ArchiveInfo:
         return asdict(self)
 
 
+def sizes(images: KeyedTable) -> tuple[int, int]:
+    """Bytes of the Parquet files that hold an archive's pictures, and of the codecs beside them."""
+    store = images.store
+    names = [name for name in store.names("codecs") if name.endswith(".safetensors")]
+    return sum(part.size for part in images.parts), sum(store.size(f"codecs/{name}") for name in names)
+
+
 def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> ArchiveInfo:
     """Figures from all columns but the payload's."""
     counts: dict[str, Counter[Any]] = {name: Counter() for name in ("codec", "packer", "quality", "size", "psnr")}
@@ -81,9 +88,8 @@ def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> A
     histogram: Counter[int] = Counter()
     for value, count in counts["psnr"].items():
         histogram[int(np.floor(value))] += count
-    table_bytes = sum(part.size for part in images.parts)
+    table_bytes, codec_bytes = sizes(images)
     payload_bytes = sum(parquet.payload_bytes(images.footer(part)) for part in images.parts)
-    codec_bytes = sum(store.size(f"codecs/{name}") for name in store.names("codecs") if name.endswith(".safetensors"))
     reasons = Counter(row.reason for row in archive.quarantined())
     pictures = images.rows
     return ArchiveInfo(

@@ -139,6 +139,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
             "transparency, keeps its own bytes and size"
         )
+    if run["archived"] and run["codec_bytes"] > run["table_bytes"]:
+        told.append(
+            f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "
+            f"({size(run['table_bytes'])}): if they stay so few, --codec av1-444 needs none"
+        )
     return told
 
 

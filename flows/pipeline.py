@@ -95,6 +95,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
             more = plan.more
 
     summary.reconcile()
+    summary.table_bytes, summary.codec_bytes = archive.sizes()
     if mirror:
         _mirror(mirror, source, parameters.mirror_limit, summary)
     with not_vital("the run's summary"):

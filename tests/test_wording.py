@@ -7,7 +7,7 @@ from pathlib import Path
 from compressor import wording
 from compressor.archive import Archive
 from compressor.summary import RunSummary
-from compressor.wording import describe, describe_archive
+from compressor.wording import describe, describe_archive, remarks
 
 
 def summary(**figures: int) -> RunSummary:
@@ -28,6 +28,15 @@ def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:
     info = replace(empty, pictures=1, source_bytes=14_951, table_bytes=1000, codec_bytes=2000)
     assert dict(describe(run.to_dict()))["ratio"] == "15.0 to 1"
     assert dict(describe_archive(info))["ratio"] == "15.0 to 1, 5.0 to 1 with the codecs it carries"
+
+
+def test_a_decoder_that_outweighs_its_pictures_is_told_where_some_were_archived() -> None:
+    def told(**figures: int) -> bool:
+        return any("--codec av1-444" in text for text in remarks(summary(listed=1, **figures).to_dict()))
+
+    assert told(archived=1, table_bytes=1000, codec_bytes=2000)
+    assert not told(archived=1, table_bytes=2000, codec_bytes=1000)
+    assert not told(already_there=1, table_bytes=1000, codec_bytes=2000)
 
 
 def test_what_the_words_give_as_examples_holds() -> None:
