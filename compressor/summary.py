@@ -52,8 +52,8 @@ class RunSummary:
     older row, ``not_resized`` those that keep their bytes and size although others are resized. ``deleted`` were gone
     from the source; ``not_mirrored`` says why none was deleted, where that was asked for. ``unlisted`` counts files
     without a picture's extension, by theirs. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and
-    ``stored_bytes`` (Parquet, all columns) of this run; ``table_bytes`` and ``codec_bytes`` of all that the archive holds
-    at its end.
+    ``stored_bytes`` (Parquet, all columns) of this run; ``table_bytes`` and ``codec_bytes`` of all that the archive
+    holds at its end.
     """
 
     run: str

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,16 +120,28 @@ def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def sigterm() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
 def killed() -> None:
     raise Killed
 
 
+@pytest.fixture
+def as_commands_take_signals() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("as_commands_take_signals")
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-@pytest.mark.parametrize("end, lost", [(ctrl_c, 0), (killed, 1)])
+@pytest.mark.parametrize("end, lost", [(ctrl_c, 0), (sigterm, 0), (killed, 1)])
 def test_a_training_that_ends_between_validations_resumes_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], lost: int, optimizer: str
 ) -> None:
-    """Ctrl-C loses no step, and a kill no more than since the last checkpoint."""
+    """Ctrl-C loses no step, nor does SIGTERM where it is taken for one; a kill no more than since the last checkpoint."""
     config, wrong = replace(CONFIG, steps=24, validate_every=10, optimizer=optimizer), (3, 12, 13)
     whole, expected = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0 if end is killed else 1e9)
