@@ -141,7 +141,7 @@ def as_commands_take_signals() -> Iterator[None]:
 def test_a_training_that_ends_between_validations_resumes_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], lost: int, optimizer: str
 ) -> None:
-    """Ctrl-C loses no step, nor does SIGTERM where it is taken for one; a kill no more than since the last checkpoint."""
+    """Ctrl-C loses no step, nor does SIGTERM taken for one; a kill no more than since the last checkpoint."""
     config, wrong = replace(CONFIG, steps=24, validate_every=10, optimizer=optimizer), (3, 12, 13)
     whole, expected = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0 if end is killed else 1e9)
