@@ -1,11 +1,11 @@
-"""Ctrl-C, and SIGTERM where it is taken for one, held back while something must not be left half done."""
+"""Ctrl-C, or SIGTERM where it is taken for one, held back while something must not be left half done."""
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
 
 
 @dataclass
@@ -13,40 +13,37 @@ class Interrupt:
     """``heard`` once there was one: end soon."""
 
     heard: bool = False
+    raised: BaseException | None = None
 
 
 @contextmanager
 def interrupt_held() -> Iterator[Interrupt]:
-    """Have the first one wait: KeyboardInterrupt comes at the end of the block, and it should end early.
+    """Have the first interrupt wait: what its handler raises comes at the end of the block, which should end early.
 
     What a second one does is up to whoever handles them: Python raises at once. Outside the main thread nothing
-    changes, since no signal comes there.
+    changes, since no signal comes there. A SIGTERM that nobody handles ends the process as ever.
     """
     found = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
 
-    def held(handler: Callable[..., Any]) -> Callable[..., None]:
-        def hear(*arguments: object) -> None:
-            try:
-                handler(*arguments)
-            except KeyboardInterrupt:
-                if found.heard:
-                    raise
-                found.heard = True
+    def hear(number: int, frame: FrameType | None) -> None:
+        try:
+            held[signal.Signals(number)](number, frame)
+        except BaseException as error:  # of SIGTERM within a flow it is an exception of Prefect's
+            if found.heard:
+                raise
+            found.heard, found.raised = True, error
 
-        return hear
-
-    before = {
-        number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))
-    }
-    for number, handler in before.items():
-        signal.signal(number, held(handler))
+    for number in held:
+        signal.signal(number, hear)
     try:
         yield found
     finally:
-        for number, handler in before.items():
+        for number, handler in held.items():
             signal.signal(number, handler)
-    if found.heard:
-        raise KeyboardInterrupt
+    if found.raised:
+        raise found.raised

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,6 +120,14 @@ def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+class Terminated(BaseException):
+    """As Prefect raises within a flow."""
+
+
+def terminated(*_: object) -> None:
+    raise Terminated
+
+
 def sigterm() -> None:
     signal.raise_signal(signal.SIGTERM)
 
@@ -128,27 +136,27 @@ def killed() -> None:
     raise Killed
 
 
-@pytest.fixture
-def as_commands_take_signals() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("as_commands_take_signals")
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("end, lost", [(ctrl_c, 0), (sigterm, 0), (killed, 1)])
 def test_a_training_that_ends_between_validations_resumes_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], lost: int, optimizer: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    end: Callable[[], None],
+    lost: int,
+    optimizer: str,
 ) -> None:
-    """Ctrl-C loses no step, nor does SIGTERM taken for one; a kill no more than since the last checkpoint."""
+    """Ctrl-C and SIGTERM lose no step, and a kill no more than since the last checkpoint."""
+    before = signal.signal(signal.SIGTERM, terminated)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     config, wrong = replace(CONFIG, steps=24, validate_every=10, optimizer=optimizer), (3, 12, 13)
     whole, expected = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0 if end is killed else 1e9)
     checkpoint = tmp_path / "training.ckpt"
-    with pytest.raises((Killed, KeyboardInterrupt)):
+    with pytest.raises((Killed, KeyboardInterrupt, Terminated)):
         fit(Breaking(14, end, wrong), gradients(16), gradients(4), config, checkpoint)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is terminated
     kept = torch.load(checkpoint, weights_only=True)["state"]
     assert (kept["step"], kept["skipped"]) == (14 - lost, 3)
     resumed, state = fit(Breaking(wrong=wrong), gradients(16), gradients(4), config, checkpoint)
