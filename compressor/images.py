@@ -14,7 +14,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -264,7 +264,12 @@ def _refusal(name: str, error: Exception) -> ImageError:
         return ImageError("too_large", text)
     if "truncated" in lower or "too small" in lower:
         return ImageError("truncated", f"the {name} file ends early ({text}): copy or download it again")
-    if "unknown pixel mode" in lower or "unsupported" in lower or "not supported" in lower:
+    if (
+        "unknown pixel mode" in lower
+        or "unsupported" in lower
+        or "not supported" in lower
+        or "not been built in" in lower
+    ):
         return ImageError("unsupported", f"a kind of {name} that is not read here ({text})")
     return ImageError("corrupt", f"the {name} file is damaged ({text})")
 
@@ -386,6 +391,8 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
         with _quiet(name == "tiff"):
+            with suppress(Exception):  # a broken EXIF block is as good as none, which Pillow takes it for from now on
+                picture.getexif()
             picture = ImageOps.exif_transpose(picture)
             samples, why = _samples(picture, header.icc)
     if picture.mode == "CMYK":

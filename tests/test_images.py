@@ -119,6 +119,12 @@ def test_orientation(format, orientation):
 
 def test_broken_exif_is_no_obstacle():
     assert close(decode_picture(file_of(RGB, "jpeg", exif=b"Exif\0\0II*\0nonsense")).pixels, PIXELS)
+    exif = Image.Exif()
+    exif[306] = "2026:11:26 00:00:00"
+    for format in ("webp", "heic"):
+        data = file_of(RGB, format, exif=exif.tobytes(), **FORMATS[format])
+        broken = data.replace(exif.tobytes().removeprefix(b"Exif\0\0")[:4], b"none")
+        assert broken != data and close(decode_picture(broken).pixels, PIXELS)
 
 
 def test_colour_profiles():
@@ -310,6 +316,7 @@ def test_empty_and_unsupported():
     png = file_of(RGB)
     assert refusal(png[:33] + png_chunk(b"IEND", b"")) == "corrupt"
     assert refusal(imagecodecs.jpegxl_encode(PIXELS)) == "unsupported"
+    assert refusal(imagecodecs.avif_encode(PIXELS).replace(b"avif", b"mif1")) == "unsupported"  # a HEIF of AV1
     assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "corrupt"
 
 
