@@ -116,7 +116,7 @@ def titles(names: Sequence[str]) -> dict[str, str]:
 
 def artifact_bytes(name: str) -> bytes:
     """The artifact behind a released name or a path. CodecError where there is none."""
-    path = RELEASED / f"{name}.safetensors" if name in released() else Path(name).expanduser()
+    path = RELEASED / f"{name}.safetensors" if name in released() else Path(os.path.expanduser(name))
     if not path.is_file():
         from compressor.baselines import STANDARD
 

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from compressor.archive import Archive
 from compressor.codec import artifact_bytes
+from compressor.errors import CodecError
 from compressor.images import decode_picture, encode_picture
 from compressor.samples import PHOTOGRAPHS, tiles
 from flows import parameters as models
@@ -149,6 +150,8 @@ def test_a_form_has_no_shell_to_expand_a_path(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "mine.safetensors").write_bytes(b"a codec")
     assert models.RestoreParameters(archive="a", destination="~/out").destination == str(tmp_path / "out")
     assert artifact_bytes("~/mine.safetensors") == b"a codec"
+    with pytest.raises(CodecError):
+        artifact_bytes("~nobody-of-this-name/mine.safetensors")
 
 
 @pytest.mark.parametrize(
