@@ -18,7 +18,7 @@ from tasks.dashboard import announce, publish_state
 from tasks.maintain import compact, vacuum
 from tasks.report import publish_problems
 from tasks.restore import restore_pictures, verify_archive
-from tasks.retries import IF_TRANSIENT, NOT_KEPT
+from tasks.retries import NOT_KEPT
 
 
 @flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
@@ -55,13 +55,13 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
         There are problems.
     """
     found = _verified(parameters.archive)
-    _raise_if_any(found["problems"], "that cannot be trusted: run 'latentpack repair' on it", found)
+    _raise_if_any(found["problems"], "cannot be trusted", found, "; run repair")
     return found
 
 
-@task(name="repair", retries=2, **IF_TRANSIENT, **NOT_KEPT)
+@task(name="repair", **NOT_KEPT)
 def _mended(parameters: RepairParameters) -> dict[str, Any]:
-    """May run again from the start: what is sound is left alone."""
+    """Without retries: what the first try took out, the next would find sound, and nobody would be told."""
     return unwatched.repair(parameters)
 
 
@@ -122,8 +122,8 @@ def _verified(archive: str) -> dict[str, Any]:
     return found
 
 
-def _raise_if_any(problems: Sequence[tuple[str, str]], what: str, result: dict[str, Any]) -> None:
+def _raise_if_any(problems: Sequence[tuple[str, str]], what: str, result: dict[str, Any], then: str = "") -> None:
     """EndedUnwell that names one of them; an artifact has them all."""
     if problems:
         key, reason = problems[0]
-        raise EndedUnwell(f"{number(len(problems), 'picture')} {what}, such as {key}: {reason}", result)
+        raise EndedUnwell(f"{number(len(problems), 'picture')} {what}, such as {key}: {reason}{then}", result)

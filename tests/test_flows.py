@@ -451,7 +451,7 @@ def test_a_repair_on_a_server_is_a_failed_run_until_nothing_is_missing(tmp_path:
     data = bytearray(part.read_bytes())
     data[data.index(opened.read_row("001.png").payload) + 9] ^= 1
     part.write_bytes(data)
-    with pytest.raises(EndedUnwell, match="1 picture that cannot be trusted: .*, such as 001.png: "):
+    with pytest.raises(EndedUnwell, match="1 picture cannot be trusted, such as 001.png: .*; run repair"):
         verify(VerifyParameters(archive=str(archive)))
     with pytest.raises(EndedUnwell, match="1 picture not mended, such as 001.png: "):
         repair(RepairParameters(archive=str(archive)))
@@ -459,6 +459,24 @@ def test_a_repair_on_a_server_is_a_failed_run_until_nothing_is_missing(tmp_path:
     assert artifact and "001.png" in str(artifact.data)
     assert repair(RepairParameters(archive=str(archive), source=str(folder)))["regained"] == ["001.png"]
     assert verify(VerifyParameters(archive=str(archive)))["problems"] == []
+
+
+def test_a_repair_that_storage_breaks_off_is_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second try would find sound what the first took out rows of, and the run would be a success."""
+    from flows import unwatched
+    from flows.archive import repair
+    from flows.parameters import RepairParameters
+
+    tries = []
+
+    def breaks_off(parameters: RepairParameters) -> None:
+        tries.append(parameters)
+        raise ConnectionResetError("storage")
+
+    monkeypatch.setattr(unwatched, "repair", breaks_off)
+    with pytest.raises(ConnectionResetError):
+        repair(RepairParameters(archive=str(tmp_path)))
+    assert len(tries) == 1
 
 
 def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:
@@ -480,7 +498,11 @@ def test_a_cluster_serves_one_command_after_another_each_with_a_private_server(t
         for number in range(2):
             command = ["run", str(folder), str(tmp_path / f"{number}"), "--scheduler", cluster.scheduler_address]
             done = subprocess.run(
-                [sys.executable, "-m", "flows.cli", *command], env=environment, capture_output=True, text=True
+                [sys.executable, "-m", "flows.cli", *command],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             assert done.returncode == 0, done.stderr
 
