@@ -2,7 +2,7 @@
 
 Not here: where the bytes come from (sources.py), the structure of the files (picture_files.py), profiles (colours.py).
 imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), simplejpeg JPEG (it tells
-what libjpeg remarks on, with the same pixels), Pillow and its plugin for HEIC the rest.
+what libjpeg remarks on, with the same pixels), pillow-heif HEIC, Pillow the rest.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
                 with _within(header.width, header.height, limits):
                     samples, why = _jpeg(data, header)
                     return _finish(samples, replace(header, keep=header.keep or why), upright=False)
+        if name == "heic":
+            return _heic(data, limits)
         return _decode_by_pillow(data, name, limits)
     except (ImageError, MemoryError, ImportError):  # a library that is not loaded says nothing of a file
         raise
@@ -257,6 +259,40 @@ def _jpeg(data: bytes, header: Header) -> tuple[np.ndarray, str | None]:
 _MADE_UP = re.compile("premature end|bad huffman|bad arithmetic|inconsistent progression", re.IGNORECASE)
 
 
+def _heic(data: bytes, limits: Limits) -> Picture:
+    """The primary picture of a HEIC, turned as the file says; EXIF has no say in that.
+
+    By the parts of pillow-heif: its opener copies EXIF and profiles of each picture before anything can be checked, and
+    there may be a thousand that share one of a megabyte.
+    """
+    import _pillow_heif
+    from pillow_heif.heif import BaseImage
+
+    picture_files.check_boxes(data)
+    keep = picture_files.read_heic_keep(data)
+    found, _ = _pillow_heif.load_file(data, 1, True, False, True, True, "", False)  # one thread, to 8 bits, as RGB
+    pictures = [one for one in found if one is not None]
+    primary = next((one for one in pictures if one.primary), None)
+    if primary is None:
+        raise ImageError("corrupt", "the HEIC has no primary picture")
+    if len(pictures) > 1:
+        keep = keep or "multi-page"
+    if primary.bit_depth > 8:
+        keep = keep or "16-bit"
+    icc, profile = None, primary.color_profile
+    if profile.get("type") in ("rICC", "prof"):
+        icc = bytes(profile["data"])
+    elif profile and not picture_files.is_srgb_like(
+        profile["data"]["color_primaries"], profile["data"]["transfer_characteristics"]
+    ):
+        keep = keep or "wide-gamut"
+    opened = BaseImage(primary)
+    width, height = opened.size
+    with _within(width, height, limits):
+        samples, why = _samples(opened.to_pillow(), icc)
+    return _finish(samples, Header("heic", width, height, icc, keep=keep or why), upright=True)
+
+
 def _refusal(name: str, error: Exception) -> ImageError:
     text = str(error) or type(error).__name__
     lower = text.lower()
@@ -340,14 +376,13 @@ def _upright(samples: np.ndarray, exif: bytes) -> np.ndarray:
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _PLUGINS = {
-    "jpeg": "PIL.JpegImagePlugin.JpegImageFile",
-    "webp": "PIL.WebPImagePlugin.WebPImageFile",
-    "tiff": "PIL.TiffImagePlugin.TiffImageFile",
-    "bmp": "PIL.BmpImagePlugin.BmpImageFile",
-    "avif": "PIL.AvifImagePlugin.AvifImageFile",
-    "heic": "pillow_heif.as_plugin.HeifImageFile",
-    "jpeg2000": "PIL.Jpeg2KImagePlugin.Jpeg2KImageFile",
-    "gif": "PIL.GifImagePlugin.GifImageFile",
+    "jpeg": "JpegImagePlugin.JpegImageFile",
+    "webp": "WebPImagePlugin.WebPImageFile",
+    "tiff": "TiffImagePlugin.TiffImageFile",
+    "bmp": "BmpImagePlugin.BmpImageFile",
+    "avif": "AvifImagePlugin.AvifImageFile",
+    "jpeg2000": "Jpeg2KImagePlugin.Jpeg2KImageFile",
+    "gif": "GifImagePlugin.GifImageFile",
 }
 
 
@@ -361,17 +396,14 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     elif name == "avif":
         picture_files.check_boxes(data)
         keep = picture_files.read_avif_keep(data)
-    elif name == "heic":
-        picture_files.check_boxes(data)
-        keep = picture_files.read_heic_keep(data)
     elif name == "jpeg2000":
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
         picture_files.check_tiff(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
-    module, _, plugin = _PLUGINS[name].rpartition(".")
+    module, _, plugin = _PLUGINS[name].partition(".")
     with opening:
-        picture = getattr(importlib.import_module(module), plugin)(io.BytesIO(data))
+        picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
     width, height = picture.size
     with _within(width, height, limits):
         return _decode_opened(picture, data, name, keep)
@@ -383,10 +415,8 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     width, height = picture.size
     if name == "tiff":
         keep = _check_tiff(picture, data)
-    elif name == "heic":
-        keep = keep or _heic_keep(picture.info)
     if getattr(picture, "n_frames", 1) > 1:
-        keep = "multi-page" if name in ("tiff", "heic") else "animated"
+        keep = "multi-page" if name == "tiff" else "animated"
     header = Header(name, width, height, icc=picture.info.get("icc_profile"), keep=keep)
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
@@ -432,16 +462,6 @@ def _check_tiff(picture: Any, data: bytes) -> str | None:
     if max(tags.get(258, (1,))) > 8:
         return "16-bit"
     return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
-
-
-def _heic_keep(info: dict[str, Any]) -> str | None:
-    if info["bit_depth"] > 8:
-        return "16-bit"
-    colours = info.get("nclx_profile")
-    if not colours or info.get("icc_profile"):  # which counts before it
-        return None
-    srgb_like = picture_files.is_srgb_like(colours["color_primaries"], colours["transfer_characteristics"])
-    return None if srgb_like else "wide-gamut"
 
 
 _SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import imagecodecs
@@ -487,6 +488,19 @@ def test_a_heic_for_hdr_keeps_the_file_unless_a_profile_says_otherwise():
     assert decode_picture(heic_of(PIXELS, save_nclx_profile=True, **hdr)).keep == "wide-gamut"
     picture = decode_picture(file_of(RGB, "heic", quality=95, icc_profile=srgb))
     assert picture.keep is None and close(picture.pixels, PIXELS)
+
+
+def test_a_profile_that_many_pictures_of_a_heic_share_is_in_memory_once():
+    """Opened by pillow-heif's plugin, a file of a megabyte took a gigabyte, whatever the limits."""
+    small, megabyte = RGB.resize((16, 16)), 2**20
+    data = file_of(small, "heic", save_all=True, append_images=[small] * 49, icc_profile=bytes(megabyte))
+    assert len(data) < 1.1 * megabyte, "the pictures were to share it"
+    tracemalloc.start()
+    try:
+        assert decode_picture(data).keep == "multi-page"
+        assert tracemalloc.get_traced_memory()[1] < 4 * megabyte
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_heic_of_tiles_as_phones_write_them():
