@@ -55,9 +55,9 @@ class Picture:
         None if ``pixels`` are all there is to the picture. Otherwise why only its bytes are faithful: ``alpha``,
         ``16-bit`` (any depth over 8), ``float``, ``signed`` and ``untyped`` (samples of a TIFF that are no unsigned
         integers), ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut`` (colours that sRGB does not have, or by
-        primaries that a PNG gives as numbers), ``gamma`` (a PNG's, where it is not sRGB's), ``irregular`` (bytes in a
-        JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white, rounded to 8 bits, the
-        first frame. An alpha channel that is opaque everywhere is dropped and no reason.
+        primaries that a PNG gives as numbers, or not from 0 to 255), ``gamma`` (a PNG's, where it is not sRGB's),
+        ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white,
+        rounded to 8 bits, the first frame. An alpha channel that is opaque everywhere is dropped and no reason.
     """
 
     pixels: np.ndarray

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, is_shortage, told
+from compressor.wording import legible
 from flows.exit_codes import INTERRUPTED, UNUSABLE
 from flows.interrupts import TOLD, interrupt_once, interrupted
 
@@ -82,7 +83,7 @@ def _end_interrupted() -> int:
 
 
 def _say(text: str) -> None:
-    print(f"latentpack: {text}", file=sys.stderr)
+    print("latentpack: " + "\n".join(map(legible, text.split("\n"))), file=sys.stderr)  # a server's log has lines
 
 
 if __name__ == "__main__":

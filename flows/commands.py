@@ -246,6 +246,9 @@ def quarantine(options: argparse.Namespace) -> int:
     rows = [
         row for row in archive.quarantined() if (not keys or row.key in keys) and options.reason in (None, row.reason)
     ]
+    if options.reason and not rows:
+        reasons = sorted({row.reason for row in archive.quarantined()})
+        warn(f"no picture is listed for {options.reason!r}; reasons there are: {', '.join(reasons) or 'none'}")
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
         _answer(options, {"cleared": cleared}, f"{number(cleared, 'picture')} will be tried again by the next run")

@@ -16,7 +16,8 @@ class PostgresqlError(Exception):
 
 def _program(name: str) -> str:
     """Its file, on the path or where Debian keeps it; empty where there is none."""
-    return shutil.which(name) or max(glob(f"/usr/lib/postgresql/*/bin/{name}"), default="")
+    found = glob(f"/usr/lib/postgresql/*/bin/{name}")
+    return shutil.which(name) or max(found, key=lambda path: float(path.split("/")[4]), default="")
 
 
 def is_installed() -> bool:

@@ -265,7 +265,8 @@ def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
     assert said(capsys, "quarantine", "list", archive)[1].startswith("bad.png\tnot_a_picture\t")
-    assert "0 pictures will" in said(capsys, "quarantine", "retry", archive, "--reason", "unsupported")[1]
+    _, out, err = said(capsys, "quarantine", "retry", archive, "--reason", "unsupported")
+    assert "0 pictures will" in out and "reasons there are: not_a_picture" in err
     assert "1 picture will" in said(capsys, "quarantine", "retry", archive, "--reason", "not_a_picture")[1]
     code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
     assert code == 1 and json.loads(out)["quarantined"] == 1
@@ -281,6 +282,8 @@ def test_a_name_gives_the_terminal_no_orders(archive: Path, capsys: pytest.Captu
     assert entry["key"] == key
     code, _, err = said(capsys, "delete", archive, "--key", "no\x1b[31m.png")
     assert code == 1 and r"no\x1b[31m.png" in err and "\x1b" not in err
+    code, _, err = said(capsys, "info", "no\x1b[31m-archive")
+    assert code == 2 and r"no\x1b[31m-archive" in err and "\x1b" not in err
 
 
 def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
