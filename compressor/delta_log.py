@@ -6,6 +6,7 @@ Every change is one commit against the version it was planned on (compare and sw
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -206,17 +207,20 @@ class DeltaLog:
             planned_on = self.version
             change: Change | None = None
             failure: Exception | None = None
+            name = batch_id
             try:
                 change = plan()
                 if change is None or not (change.add or change.remove):
                     return
-                self._commit(change, batch_id)
+                if not change.add and name is None:
+                    name = uuid.uuid4().hex  # no file will show that it arrived: others remove files too
+                self._commit(change, name)
             except Exception as error:  # lost the race, or files to rewrite went in it, or nobody knows
                 if not isinstance(error, (DeltaError, FileNotFoundError)) and not is_transient(error):
                     raise
                 failure = error
             self.refresh(anew=failure is not None)
-            if failure is None or (change is not None and self._shows(change)):
+            if failure is None or (change is not None and self._shows(change, name)):
                 self._settle(planned_on + 1)
                 return
             stuck += self.version == planned_on  # nobody was faster: the commit itself is refused
@@ -257,10 +261,11 @@ class DeltaLog:
             ),
         )
 
-    def _shows(self, change: Change) -> bool:
-        """Whether the version that is seen has a change whose answer was lost."""
-        added = {part.path for part in change.add}
-        return bool(added) and added <= {part.path for part in self.parts}
+    def _shows(self, change: Change, name: str | None) -> bool:
+        """Whether the version that is seen has a change, committed as ``name``, whose answer was lost."""
+        if not change.add:
+            return name is not None and self.holds(name)
+        return {part.path for part in change.add} <= {part.path for part in self.parts}
 
     def cut(self) -> None:
         """Have the log start anew from a checkpoint of the present version, and delete what it says of earlier ones.

@@ -175,6 +175,23 @@ def test_a_commit_whose_answer_is_lost_costs_nothing_though_others_went_on_from_
     assert Archive.open(archive.url).verify() == []
 
 
+def test_a_removal_whose_answer_is_lost_is_counted(archive):
+    for letter in "ab":
+        add(archive, [picture_row(f"{letter}{number}") for number in range(5)])
+    with at_first_commit(after=lose_the_answer):
+        assert archive.remove([f"a{number}" for number in range(5)]) == 5
+    assert len(contents(archive)) == 5
+
+    def merged() -> None:
+        Archive.open(archive.url).compact()
+        lose_the_answer()
+
+    add(archive, [picture_row(f"c{number}") for number in range(5)])
+    with at_first_commit(before=merged):  # the file is gone, and its pictures are not
+        assert archive.remove([f"b{number}" for number in range(5)]) == 5
+    assert sorted(contents(archive)) == [f"c{number}" for number in range(5)]
+
+
 def test_what_is_committed_outlives_a_power_cut(tmp_path, monkeypatch):
     """All files and folders were synced after they last changed: at each commit, and before the log behind is cut."""
     synced: dict[int, int] = {}
