@@ -16,7 +16,7 @@ from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.clock import Clock
 from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
-from compressor.errors import CodecError, ImageError
+from compressor.errors import UNREADABLE, CodecError, ImageError
 from compressor.fallback import fall_back, is_costly
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
@@ -146,7 +146,13 @@ def encode_batch(
                         raise content
                     picture = _prepare(content, options)
             except ImageError as error:
-                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, error.reason, str(error), run))
+                reason, detail = error.reason, str(error)
+                if isinstance(content, bytes) and file.size and len(content) != file.size:
+                    # Cut short, an error's page in its place, or written meanwhile: not the file that was listed,
+                    # which would never be tried again.
+                    reason = UNREADABLE
+                    detail += f"; the source gave {len(content):,} bytes of it, its listing says {file.size:,}"
+                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, reason, detail, run))
                 continue
             not_resized += options.resize is not None and picture.pixels.shape[:2] != (options.resize, options.resize)
             waiting.append((file, content, picture))

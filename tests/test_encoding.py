@@ -83,6 +83,27 @@ def test_every_kind_of_file_is_archived_or_named(tmp_path: Path) -> None:
     assert archive.verify() == []
 
 
+def test_bytes_that_are_not_those_of_the_listed_file_are_asked_for_again_in_the_next_run(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("cut.png", "error.png", "grown.png"):
+        (folder / name).write_bytes(file_of(smooth_pictures(1, 40, 30)[0]))
+    source = Source.open(str(folder))
+    files = list(source.files())
+    os.truncate(folder / "cut.png", 60)
+    (folder / "error.png").write_bytes(b"<Error><Code>InternalError</Code></Error>")
+    with open(folder / "grown.png", "ab") as file:  # sound all the same
+        file.write(b"more")
+    archive, codec = archive_of(tmp_path)
+    report = encode_batch(source, files, archive, EncodeOptions(codec), "run")
+    assert report.archived == 1 and {row.key: row.reason for row in report.quarantined} == {
+        "cut.png": "unreadable",
+        "error.png": "unreadable",
+    }
+    archive.quarantine(report.quarantined)
+    assert archive.known().state(files[:2]) == ["new", "new"]
+
+
 @pytest.mark.parametrize("name", ["jpeg", "lossless", "v5"])
 def test_a_large_picture_stays_with_the_codec_asked_for_but_for_networks(tmp_path: Path, name: str) -> None:
     large = np.full((2049, 2048, 3), 90, np.uint8)
