@@ -8,9 +8,11 @@ import heapq
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
+
+from compressor.errors import LatentpackError, SourceError
 
 READ_EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
@@ -152,7 +154,21 @@ def list_bucket(call_s3: Callable[..., Any], root: str, prefix: str, depth: floa
             yield item["Key"][len(folder) :], f"{bucket}/{item['Key']}", item
         if not page.get("IsTruncated"):
             return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+        request["ContinuationToken"] = next_page(page, request, SourceError)
+
+
+def next_page(page: Mapping[str, Any], request: Mapping[str, Any], error: type[LatentpackError]) -> str:
+    """The token that asks for what follows a page of ``list_objects_v2``.
+
+    ``error`` where there is none, or the last one again, with which a listing would never end.
+    """
+    token = page.get("NextContinuationToken")
+    if not token or token == request.get("ContinuationToken"):
+        raise error(
+            f"s3://{request['Bucket']}/{request['Prefix']}: the S3 store says that more keys follow, but not where to "
+            "go on, so that none of its listings is sure to be whole"
+        )
+    return str(token)
 
 
 def list_folders(ls: Callable[[str], list[Info]], root: str, depth: float) -> Iterator[tuple[str, str, Info]]:

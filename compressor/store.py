@@ -16,7 +16,7 @@ import fsspec
 
 from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import ArchiveError, LatentpackError, s3_status, told
-from compressor.listing import KEYS_A_PAGE
+from compressor.listing import KEYS_A_PAGE, next_page
 
 # delta-rs's names, which are also the environment's, to s3fs's.
 S3FS_OPTIONS = {
@@ -202,7 +202,7 @@ class Store:
             yield from (name for key in found if (name := key[len(prefix) :].rstrip("/")))
             if not page.get("IsTruncated"):
                 return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+            request["ContinuationToken"] = next_page(page, request, ArchiveError)
 
     def delete_unfinished(self, folder: str, older_than: float) -> int:
         """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""

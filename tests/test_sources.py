@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from compressor import listing, retrying
-from compressor.errors import SourceError, told
+from compressor.errors import ArchiveError, SourceError, told
 from compressor.images import Limits
 from compressor.reading import read_contents
 from compressor.sources import Source
+from compressor.store import Store
 
 NAMES = ["00000/00000.png", "00000/00001.PNG", "00000-b.jpeg", "00000.png", "01000/x[1].webp", "01000/deep/y z.tif"]
 NAMES.append("é.jpg")
@@ -314,6 +316,16 @@ def test_bucket_of_several_pages(bucket, monkeypatch):
     assert keys("s3://pictures/ffhq") == sorted(NAMES)
     files = Source.open("s3://pictures/ffhq").files()
     assert [file.key for file in itertools.islice(files, 2)] == sorted(NAMES)[:2]
+
+
+@pytest.mark.parametrize("token", [{}, {"NextContinuationToken": "again"}])
+def test_a_bucket_that_does_not_say_where_its_listing_goes_on_is_not_listed_for_ever(bucket, monkeypatch, token):
+    page = {"Contents": [{"Key": "ffhq/a.png", "Size": 1, "ETag": '"1"'}], "IsTruncated": True, **token}
+    monkeypatch.setattr(S3FileSystem, "call_s3", lambda fs, method, **request: page)
+    with pytest.raises(SourceError, match="s3://pictures/ffhq/: .* not where to go on"):
+        keys("s3://pictures/ffhq")
+    with pytest.raises(ArchiveError, match="not where to go on"):
+        Store("s3://pictures/ffhq").names()
 
 
 class Storage(BaseHTTPRequestHandler):
