@@ -330,6 +330,22 @@ class Jobs:
         check(after < before, f"{before} files before compaction, {after} after")
         return f"{_rows(self.archive, len(self.all))}; {before} files became {after}"
 
+    def damage_repaired(self) -> str:
+        opened = _open(self.archive)
+        damaged = min(opened.keys())
+        [part] = [one for one in opened.tables[0].parts if one.key_range[0] == damaged]
+        path = f"{self.archive}/images/{part.path}"
+        data = bytearray(_s3().cat_file(path))
+        data[data.index(opened.read_row(damaged).payload) + 9] ^= 1
+        _s3().pipe_file(path, bytes(data))
+        state = self.site.ended(self.site.trigger("verify", archive=self.archive)).state
+        check(state == "FAILED", f"a verification of a damaged archive ended as {state}")
+        self.site.completed(self.site.trigger("repair", archive=self.archive, source=self.source))
+        self.site.completed(self.site.trigger("verify", archive=self.archive))
+        return (
+            f"{_rows(self.archive, len(self.all))}; the verification before the repair failed, the one after it did not"
+        )
+
     def dask_worker_killed(self) -> str:
         archive = "s3://archives/killed-worker"
         run = self._bulk(archive, batch_size=SMALL_BATCH)
@@ -420,6 +436,7 @@ STEPS: dict[str, Callable[[Jobs], str]] = {
     "a schedule fires": Jobs.scheduled,
     "bulk job over Dask": Jobs.bulk_over_dask,
     "verify and compact": Jobs.maintenance,
+    "damage is repaired": Jobs.damage_repaired,
     "a Dask worker is killed": Jobs.dask_worker_killed,
     "the server is killed": Jobs.server_killed,
 }
