@@ -17,7 +17,7 @@ from flows.parameters import MaintainParameters
 from tasks.artifacts import archive_slug
 from tasks.dashboard import publish_state, state_markdown
 from tasks.home import UNWATCHED
-from tests.test_flows import archive_it, write_pictures
+from tests.runs import archive_it, write_pictures
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

@@ -8,7 +8,7 @@ from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from flows.cli import run
 from flows.parameters import MaintainParameters
-from tests.test_flows import archive_it, write_pictures
+from tests.runs import archive_it, write_pictures
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

@@ -17,7 +17,7 @@ from compressor.mirroring import Mirror
 from compressor.sources import Source
 from flows.cli import run
 from flows.parameters import PipelineParameters
-from tests.test_flows import archive_it, write_pictures
+from tests.runs import archive_it, write_pictures
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

@@ -11,7 +11,7 @@ from compressor.errors import EndedUnwell
 from compressor.known import KnownKeys
 from compressor.planning import Listing, plan
 from compressor.sources import Source, SourceFile
-from tests.test_flows import archive_it, write_pictures
+from tests.runs import archive_it, write_pictures
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,212 @@
+"""Flows that train and measure: codecs trained in a run, benchmarks, experiments."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tasks.train
+from compressor.artifact import Artifact, parse
+from compressor.errors import CodecError, SourceError
+from compressor.images import encode_picture
+from compressor.shards import ShardRecord
+from compressor.sources import Source, SourceFile
+from compressor.training import TrainingConfig
+from flows.parameters import BenchmarkParameters, ExperimentsParameters, TrainingParameters, TrainParameters
+from tests.codecs import tiny_artifact
+from tests.runs import archive_it, write_pictures
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> None:
+    from flows.train import train_flow
+
+    folder, archive = write_pictures(tmp_path / "in", 12), tmp_path / "archive"
+    training = {"steps": 4, "batch": 2, "side": 32}
+    done = archive_it(folder, archive, codec="faces", train="v2", min_psnr=1, training=TrainingParameters(**training))
+    assert done["archived"] == 12 and "v2" in done["codec"]
+    out = tmp_path / "v2.safetensors"
+    repeated = train_flow(TrainParameters(source=str(folder), family="v2", out=str(out), workers=1, **training))
+    assert repeated["id"] in done["codecs"], "the same training was not found in the cache"
+    assert out.stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("family", ["v2", "v6"])
+def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
+    from compressor.families import FAMILIES
+    from flows.train import train_flow
+
+    folder, out = write_pictures(tmp_path / "in", 12), tmp_path / "out.safetensors"
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(tiny_artifact(family, "int8"))
+    given = {"source": str(folder), "start": str(start), "out": str(out), "batch": 2, "side": 32, "workers": 1}
+    gentle = train_flow(TrainParameters(**given, steps=1, learning_rate=1e-12))
+    before, after = parse(start.read_bytes()), parse(out.read_bytes())
+    assert gentle["family"] == family and after.metadata["network"] == before.metadata["network"]
+    assert after.metadata["card"]["start"]["id"] == before.id
+
+    def values(artifact: Artifact) -> np.ndarray:
+        return np.concatenate([p.numpy().ravel() for p in FAMILIES[family].network(artifact).parameters()])
+
+    np.testing.assert_array_equal(values(after), values(before))
+    train_flow(TrainParameters(**given, steps=20))
+    assert parse(out.read_bytes()).metadata["card"]["training"]["learning_rate"] == 1e-3
+    assert (values(parse(out.read_bytes())) != values(before)).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("start", "family", "message"),
+    [
+        ("avif", None, "avif is a standard format, it learns nothing: start from faces or a file"),
+        ("faces", "v3", "faces is of family v5, not v3: leave --family out"),
+        ("missing.safetensors", None, "there is no codec 'missing.safetensors'"),
+    ],
+)
+def test_what_a_training_cannot_start_from(tmp_path: Path, start: str, family: str | None, message: str) -> None:
+    from flows.train import train_flow
+
+    folder = write_pictures(tmp_path / "in", 2)
+    with pytest.raises(CodecError, match=message):
+        train_flow(TrainParameters(source=str(folder), start=start, family=family, out=str(tmp_path / "out"), steps=1))
+
+
+def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from flows.benchmark import benchmark
+
+    folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "mine.safetensors"
+    codec.write_bytes(tiny_artifact("v5", "int8"))
+    (folder / "long.png").write_bytes(encode_picture(np.zeros((1, 140_000, 3), np.uint8), 3))  # its middle is measured
+    given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
+    table = pq.read_table(benchmark(BenchmarkParameters(**given, workers=1))["parquet"])
+
+    def stored(name: str) -> list[tuple[int, float]]:
+        return [(row["bytes"], row["psnr"]) for row in table.to_pylist() if row["codec"] == name]
+
+    assert {"mine", "mine, effort 2", "JPEG"} <= set(table["codec"].to_pylist())
+    decoded = {row["key"]: row["decoded_png_bytes"] for row in table.to_pylist()}
+    assert decoded.keys() == {"000.png", "001.png", "long.png"} and decoded["long.png"] < 200
+    assert len(stored("mine")) == len(stored("mine, effort 2")) and stored("mine") != stored("mine, effort 2")
+
+
+def test_a_codec_with_the_name_of_a_standard_format_is_not_measured_as_that(tmp_path: Path) -> None:
+    from flows.benchmark import benchmark
+
+    folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "AVIF.safetensors"
+    codec.write_bytes(tiny_artifact("v3"))
+    with pytest.raises(CodecError, match="the name of a standard format, AVIF"):
+        benchmark(BenchmarkParameters(source=str(folder), codec=[str(codec)], report=str(tmp_path / "report")))
+
+
+def test_experiments_are_repeated_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.experiments import cells, measuring
+    from flows.experiments import experiments
+
+    folder = write_pictures(tmp_path / "in", 10)
+    (folder / "zz.png").write_bytes(b"no picture")
+    values = {"source": str(folder), "report": str(tmp_path / "report"), "family": ["v2"], "parts": ["ladder"]}
+    values |= {"steps": 4, "batch": 2, "side": 32, "held_out": 2, "codec": [], "workers": 1}
+    result = experiments(ExperimentsParameters(**values, ladder="3,30,all"))
+    text = Path(result["markdown"]).read_text()
+    assert "| V2 | 3 |" in text and "| V2 | 7 (all) |" in text and "13.1 KB" in text
+    assert "left out of the ladder: 30" in text and "left out: 1 file: 1 not_a_picture; " in text
+    assert "after 4 steps each: V2" in text and "after equal times" not in text
+
+    trained: list[int | None] = []
+    train = cells.train_cell
+    monkeypatch.setattr(cells, "train_cell", lambda cell, *rest: trained.append(cell.pictures) or train(cell, *rest))
+    monkeypatch.setattr(measuring, "measure_standards", lambda *_: pytest.fail("measured again"))
+    again = experiments(ExperimentsParameters(**values, ladder="3,5,all"))
+    assert trained == [5], "a new row costs that row"
+    assert "| V2 | 5 |" in Path(again["markdown"]).read_text()
+    assert "| V2 | 7 |" in Path(experiments(ExperimentsParameters(**values, ladder="7"))["markdown"]).read_text()
+    with pytest.raises(SourceError, match="there are 7 pictures to train on"):
+        experiments(ExperimentsParameters(**values, ladder="8,30"))
+
+
+def test_a_report_says_how_long_each_cell_was_trained() -> None:
+    from flows.experiments import _length
+
+    assert _length(TrainingConfig(steps=2000)) == "2,000 steps"
+    assert _length(TrainingConfig(0, minutes=1)) == "1 minute"
+    assert _length(TrainingConfig(steps=2000, minutes=0.5)) == "2,000 steps or 0.5 minutes"
+    assert (
+        _length(TrainingConfig(0, minutes=2, patience=3)) == "2 minutes at most, or 3 validations without improvement,"
+    )
+
+
+@pytest.mark.parametrize("where", ["", "sub", "link"])
+def test_experiments_train_on_nothing_that_they_measure_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from flows import experiments as flow
+
+    folder = write_pictures(tmp_path / "in", 6)
+    write_pictures(folder / "sub", 4)
+    (tmp_path / "link").symlink_to(folder / "sub")
+    monkeypatch.setattr(flow, "pin_threads", lambda _: None)
+    batches: list[list[Path]] = []
+
+    def prepare(source: Source, files: Iterator[SourceFile], *_: Any) -> list[ShardRecord]:
+        batches.append([Path(file.path).resolve() for file in files])
+        return [ShardRecord("", "", len(batches[-1]), {})]
+
+    monkeypatch.setattr(flow, "prepare_shards", prepare)
+    evaluation = tmp_path / "link" if where == "link" else folder / where
+    values = {"source": str(folder), "evaluation": str(evaluation), "steps": 4}
+    flow._prepare(ExperimentsParameters(**values, held_out=3))
+    learned, measured = batches
+    assert len(learned) == 7 and len(measured) == 3 and not set(learned) & set(measured)
+    if not where:
+        with pytest.raises(SourceError, match="no picture is left to train on, beside the 10 pictures"):
+            flow._prepare(ExperimentsParameters(**values, held_out=100))
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "share", "expected"),
+    [
+        (199, 100, 1, 100),
+        (200, 150, 1, 150),
+        (200, 100, 5, 40),
+        (200, 10, 5, 10),
+        (10, 100, 1, 10),
+        (7, 4, 5, 2),
+        (2, 9, 5, 1),
+    ],
+)
+def test_pictures_are_spread_evenly_whatever_their_number(
+    tmp_path: Path, total: int, count: int, share: int, expected: int
+) -> None:
+    from flows.experiments import _spread
+
+    for number in range(total + 5):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"")
+    chosen = [int(file.key[:3]) for file in _spread(Source.open(str(tmp_path)), total, count, share)]
+    assert len(chosen) == len(set(chosen)) == expected and chosen == sorted(chosen)
+    gaps = np.diff([*chosen, total + chosen[0]])
+    assert gaps.max() - gaps.min() <= 1, "as even as whole numbers are"
+
+
+def test_a_training_that_a_person_has_to_mend_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.train import train_flow
+
+    tries: list[int] = []
+    real = tasks.train.load_shards
+
+    def counting(*arguments: Any) -> Any:
+        tries.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr("tasks.train.load_shards", counting)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no picture")
+    parameters = TrainParameters(source=str(tmp_path), family="v1", steps=1, out=str(tmp_path / "c"), workers=1)
+    with pytest.raises(SourceError, match="no picture to train on"):
+        train_flow(parameters)
+    assert len(tries) == 1

@@ -1,0 +1,249 @@
+"""Where batches are worked on: processes and Dask clusters, whose losses lose no picture and blame none."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from compressor.archive import CRASHED, Archive
+from compressor.artifact import parse
+from compressor.errors import LatentpackError
+from compressor.parquet import QuarantineRow
+from flows.parameters import TrainParameters
+from tasks.home import UNWATCHED
+from tests.runs import archive_it, write_pictures
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(2**24, 1), (100, 2)])
+def test_few_pictures_of_many_bytes_are_work_for_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batches: int
+) -> None:
+    import flows.pipeline
+
+    asked: list[int] = []
+
+    def pool(scheduler: str | None, workers: int, batches: int, *rest: Any) -> Any:
+        asked.append(batches)
+        return real(scheduler, 1, 1)
+
+    real = flows.pipeline.pool
+    monkeypatch.setattr(flows.pipeline, "pool", pool)
+    monkeypatch.setattr(flows.pipeline, "SMALL_BYTES", limit)
+    assert archive_it(write_pictures(tmp_path / "in", 4), tmp_path / "archive", workers=2)["archived"] == 4
+    assert asked == [batches]
+
+
+def held_signals() -> set[int]:
+    return {int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+
+
+def test_processes_leave_ctrl_c_to_the_command_that_started_them() -> None:
+    """A terminal sends it to all, and theirs would end in tracebacks."""
+    from flows.dispatch import dask_pool
+
+    with dask_pool(None, 1) as pool:
+        assert signal.SIGINT in pool._runner.client.submit(held_signals, pure=False).result()
+        assert signal.SIGINT not in held_signals()
+
+
+def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.pipeline, "SMALL", 0)
+    folder, archive = write_pictures(tmp_path / "in", 40), tmp_path / "archive"
+    real, killed = flows.pipeline.commit, []
+
+    def kill_a_worker_first(*arguments: Any) -> int:
+        if not killed:
+            workers = [
+                child
+                for child in psutil.Process(os.getpid()).children(True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+        return real(*arguments)
+
+    monkeypatch.setattr(flows.pipeline, "commit", kill_a_worker_first)
+    done = archive_it(folder, archive, workers=2, batch_size=5)
+    assert killed and done["workers"] == 2
+    assert (done["archived"], done["quarantined"]) == (40, 0)
+    assert sorted(Archive.open(str(archive)).keys()) == [f"{number:03d}.png" for number in range(40)]
+
+
+def test_an_adaptive_cluster_starts_workers_for_the_run(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster.adapt(minimum=0, maximum=2, interval="200ms")
+        summary = archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
+    assert summary["archived"] == 6 and len(Archive.open(str(archive))) == 6
+
+
+def test_a_cluster_serves_one_command_after_another_each_with_a_private_server(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    folder = write_pictures(tmp_path / "in", 2)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", UNWATCHED)}
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        for number in range(2):
+            command = ["run", str(folder), str(tmp_path / f"{number}"), "--scheduler", cluster.scheduler_address]
+            done = subprocess.run(
+                [sys.executable, "-m", "flows.cli", *command],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stderr
+
+
+def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    from compressor.codec import load_codec
+    from flows.train import train_flow
+
+    folder, out = write_pictures(tmp_path / "in", 6), tmp_path / "v2.safetensors"
+    given = {"source": str(folder), "family": "v2", "out": str(out), "steps": 3, "batch": 2, "side": 32, "seed": 5}
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        LocalCluster(**settings, processes=False, protocol="tcp") as cluster,
+        pytest.raises(LatentpackError, match="start one with: dask worker tcp://.* --resources GPU=1"),
+    ):
+        train_flow(TrainParameters(**given, scheduler=cluster.scheduler_address))
+    away = tmp_path / "away"
+    with LocalCluster(**settings, env={"LATENTPACK_HOME": str(away)}, resources={"GPU": 1}) as cluster:
+        record = train_flow(TrainParameters(**given, scheduler=cluster.scheduler_address))
+        assert record["steps"] == 3 and record["pictures"] == 5
+        (there,) = (away / "training").glob("*.safetensors")
+        assert out.read_bytes() == there.read_bytes() and load_codec(str(out)).id == record["id"]
+        on = TrainParameters(**{**given, "family": None}, start=str(out), scheduler=cluster.scheduler_address)
+        assert train_flow(on)["id"] != record["id"]
+        assert parse(out.read_bytes()).metadata["card"]["start"]["id"] == record["id"]
+
+
+KILLING = """
+import os, signal
+from compressor import encoding
+
+decode = encoding.decode_picture
+
+def killing(data, *rest):
+    if data.endswith(b"killer"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(data, *rest)
+
+encoding.decode_picture = killing  # in Dask's workers too, which import this file
+
+if __name__ == "__main__":
+    from flows.cli import main
+    main()
+"""
+
+
+def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Path, prefect_api: str) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    with open(folder / "000.png", "ab") as file:
+        file.write(b"killer")
+    (tmp_path / "killing.py").write_text(KILLING)
+    command = [sys.executable, tmp_path / "killing.py", "run", folder, archive, "--codec", "webp"]
+    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}
+    environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    environment |= {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100ms"}  # at 15 s the run would hang by chance
+
+    def run() -> tuple[int, str]:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        return ended.returncode, ended.stderr
+
+    code, err = run()
+    assert code == -signal.SIGKILL and len(Archive.open(str(archive))) == 0, err
+    assert len(list((tmp_path / "tmp").glob("latentpack-*"))) == 1
+    code, err = run()
+    assert code == 1, err
+    assert not list((tmp_path / "tmp").glob("latentpack-*"))
+    opened = Archive.open(str(archive))
+    assert list(opened.keys()) == ["001.png"]
+    assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
+    assert not list((tmp_path / "home" / "encoding").iterdir())
+
+
+def test_a_picture_that_has_crashed_is_tried_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.pipeline
+
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    apart: list[bool] = []
+
+    def pool(scheduler: str | None, workers: int, batches: int, *rest: Any) -> Any:
+        apart.append(rest[0])
+        return real(scheduler, workers, batches)
+
+    real = flows.pipeline.pool
+    monkeypatch.setattr(flows.pipeline, "pool", pool)
+    for reason in ("corrupt", CRASHED):
+        opened = Archive.open_or_create(str(archive))
+        opened.quarantine([QuarantineRow.now("001.png", bytes(8), reason, "", "an earlier run")])
+        archive_it(folder, archive)
+        Archive.open(str(archive)).delete(["000.png", "001.png"])
+    assert apart == [False, True]
+
+
+def test_a_run_tells_that_the_process_of_an_earlier_one_is_gone(tmp_path: Path) -> None:
+    from flows.dispatch import ThisProcess, pool, was_killed
+
+    mark = tmp_path / "home" / "mark"
+    with pool(None, 1, 1, mark=mark) as found:
+        assert isinstance(found, ThisProcess) and mark.exists() and not was_killed(mark)
+        left = mark.read_text()
+    assert not mark.exists() and not was_killed(mark)
+    with pytest.raises(ZeroDivisionError), pool(None, 1, 1, mark=mark):
+        raise ZeroDivisionError
+    assert not mark.exists(), "the process lives"
+    mark.write_text(left.replace('"started": ', '"started": 1'))  # by another process of the same id
+    assert was_killed(mark)
+    mark.write_text(left[:9])  # as a power cut may leave it
+    assert not was_killed(mark)
+    with pool(None, 1, 1, mark=Path("/dev/null/mark")) as found:
+        assert isinstance(found, ThisProcess), "where no mark can be left, the run goes on"
+
+
+def test_a_scheduler_that_is_gone_is_told_and_no_picture_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    import flows.dispatch
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.dispatch, "CONNECT_S", 1)
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    real = flows.pipeline.commit
+    with LocalCluster(**settings, processes=False, protocol="tcp") as cluster:
+
+        def close_the_cluster(*arguments: Any) -> int:
+            cluster.close()
+            return real(*arguments)
+
+        monkeypatch.setattr(flows.pipeline, "commit", close_the_cluster)
+        with pytest.raises(LatentpackError, match="the Dask scheduler is gone .* what is archived stays"):
+            archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
+    opened = Archive.open(str(archive))
+    assert len(opened) == 1 and not list(opened.quarantined())
+
+
+@pytest.mark.parametrize("scheduler", ["foo", "nonsense://host:1"])
+def test_an_address_that_is_none_is_told(tmp_path: Path, scheduler: str) -> None:
+    with pytest.raises(LatentpackError, match=f"no Dask worker can be reached at {scheduler} .* tcp://"):
+        archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=scheduler)
