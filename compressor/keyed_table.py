@@ -138,6 +138,10 @@ class KeyedTable:
             self._hashes[part.path] = hash_keys(self._keys(part))
         return self._hashes[part.path]
 
+    def _forget_hashes_but_of(self, parts: Sequence[Part]) -> None:
+        known = {part.path for part in parts}
+        self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in known}
+
     # --- writing ---
 
     def write(self, tables: Iterator[pa.Table] | Sequence[pa.Table]) -> Part | None:
@@ -174,6 +178,7 @@ class KeyedTable:
         def plan() -> Change | None:
             nonlocal removed
             removed = 0
+            self._forget_hashes_but_of(self.parts)
             drops: list[tuple[Part, set[str]]] = []
             wanted = set(keys)
             hashes = hash_keys(keys)
@@ -203,8 +208,7 @@ class KeyedTable:
 
     def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:
         self.check_there(arriving)
-        known = {part.path for part in [*self.parts, *arriving]}
-        self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in known}
+        self._forget_hashes_but_of([*self.parts, *arriving])
         drops: dict[str, set[str]] = {}
         earlier: list[Part] = []
         for part in arriving:
