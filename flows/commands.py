@@ -243,11 +243,10 @@ def quarantine(options: argparse.Namespace) -> int:
 
     keys = set(named(options.key, options.keys_from))
     archive = Archive.open(options.archive)
-    rows = [
-        row for row in archive.quarantined() if (not keys or row.key in keys) and options.reason in (None, row.reason)
-    ]
+    listed = [row for row in archive.quarantined() if not keys or row.key in keys]
+    rows = [row for row in listed if options.reason in (None, row.reason)]
     if options.reason and not rows:
-        reasons = sorted({row.reason for row in archive.quarantined()})
+        reasons = sorted({row.reason for row in listed})
         warn(f"no picture is listed for {options.reason!r}; reasons there are: {', '.join(reasons) or 'none'}")
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])

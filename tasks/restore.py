@@ -28,8 +28,9 @@ def restore_pictures(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Restore ``keys``, or all pictures. Returns :class:`compressor.restoring.Restored` as JSON."""
-    done = restore(Archive.open(archive_url), destination, keys, format, workers, on_progress)
-    publish_problems(done.problems, "restore", f"of {archive_url} that could not be restored")
+    archive = Archive.open(archive_url)
+    done = restore(archive, destination, keys, format, workers, on_progress)
+    publish_problems(done.problems, "restore", f"of {archive.url} that could not be restored")
     return done.to_dict()
 
 
