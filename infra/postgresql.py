@@ -38,21 +38,11 @@ class Postgresql:
         self.folder.mkdir()
         if user:
             shutil.chown(self.folder, user)
-        command = (
-            _program("initdb"),
-            "-D",
-            self.folder,
-            "-U",
-            USER,
-            "--auth",
-            "trust",
-            "--encoding",
-            "UTF8",
-            "--no-sync",
-        )
+        options = ("-U", USER, "--auth", "trust", "--encoding", "UTF8", "--no-sync")
+        command = (_program("initdb"), "-D", str(self.folder), *options)
         made = subprocess.run(command, capture_output=True, text=True, user=user, cwd=self.folder)
         if made.returncode:
             raise PostgresqlError(f"initdb: {made.stderr.strip()[-500:]}")
         settings = (f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
-        options = [word for setting in settings for word in ("-c", setting)]
-        start("postgresql", _program("postgres"), "-D", str(self.folder), *options, user=user)
+        given = [word for setting in settings for word in ("-c", setting)]
+        start("postgresql", _program("postgres"), "-D", str(self.folder), *given, user=user)

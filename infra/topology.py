@@ -479,7 +479,7 @@ def main() -> None:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="latentpack-topology-", ignore_cleanup_errors=True) as scratch:
         Path(scratch).chmod(0o711)  # where this runs as root, PostgreSQL is another user and has its folder in here
-        site = Site(Path(scratch), options.s3 == "ceph", options.database == "postgresql")
+        site = Site(Path(scratch), with_ceph=options.s3 == "ceph", with_postgresql=options.database == "postgresql")
         try:
             site.start_all()
             jobs = Jobs(site, pictures)
