@@ -17,7 +17,8 @@ def _adamw(parameters: Iterable[nn.Parameter], rate: float, decay: float) -> tor
     for parameter in parameters:
         (kernels if parameter.ndim == 4 else vectors).append(parameter)
     groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate)
+    on_gpu = any(parameter.is_cuda for parameter in (*kernels, *vectors))
+    return torch.optim.AdamW(groups, lr=rate, fused=on_gpu, capturable=on_gpu)
 
 
 class Muon:
@@ -76,8 +77,9 @@ class BatchedMuon(torch.optim.Muon):
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))
                 updates = _orthogonalized(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                updates *= -0.2 * math.sqrt(max(shape)) * group["lr"]  # which may be a tensor
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, updates.unbind(), alpha=-0.2 * math.sqrt(max(shape)) * group["lr"])
+                torch._foreach_add_(matrices, updates.unbind())
 
     def _average(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

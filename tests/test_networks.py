@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from compressor.networks.blocks import ShuffledConv, UnshuffledConv
 from compressor.networks.hyperprior import Hyperprior
+from compressor.networks.integer import OVER_ACTIVATIONS, OVER_INTEGERS
+from compressor.networks.qualities import QUALITY_STEPS, QualityCurve
 from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
 
 each_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -76,3 +78,17 @@ def test_places_found_while_encoding_serve_training() -> None:
 def test_latents_that_four_steps_cannot_share_are_refused() -> None:
     with pytest.raises(ValueError, match="10 latents"):
         Hyperprior(latents=10)
+
+
+@pytest.mark.parametrize("unit", [None, OVER_INTEGERS, OVER_ACTIVATIONS])
+def test_curves_are_the_same_in_training_as_in_use(unit: int | None) -> None:
+    torch.manual_seed(0)
+    curve = QualityCurve(5, -1.0, 1.0)
+    curve.values.data += 0.3 * torch.randn_like(curve.values)
+    eighths_B = torch.arange(8 * (QUALITY_STEPS - 1) + 1) / 8
+
+    def values() -> torch.Tensor:
+        return curve(eighths_B) if unit is None else curve.integers(eighths_B, unit)
+
+    in_training, in_use = values(), (curve.eval(), values())[1]
+    assert torch.allclose(in_training, in_use, atol=1e-6) if unit is None else torch.equal(in_training, in_use)

@@ -202,23 +202,43 @@ def test_an_endless_configuration_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["v2", "v5", "v6", "context"])
-def test_a_loss_is_one_graph_that_a_compiler_sees_through(family: str) -> None:
-    """What breaks it costs a GPU most of what compiling gives, or ends the training."""
+def test_a_compiler_sees_through_what_it_is_given(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks a graph costs a GPU most of what compiling gives, or ends the training."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     options = {"v2": {}, "context": {**TINY_HYPERPRIOR, "prior_features": 8}}.get(family, TINY_HYPERPRIOR)
     network = FAMILIES[{"context": "v5"}.get(family, family)].build(**options).train()
     x_BCHW = torch.from_numpy(gradients(2)).float() / 255
     drawn = network.draw(x_BCHW, torch.Generator())
-    compiled = torch.compile(network.training_loss, backend="eager", fullgraph=True)
-    assert compiled(x_BCHW, *drawn).item() == pytest.approx(network.training_loss(x_BCHW, *drawn).item(), rel=1e-4)
+
+    def learned(loss_of: Callable[..., torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+        network.zero_grad()
+        loss = loss_of(x_BCHW, *drawn)
+        loss.backward()
+        return loss.item(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    loss, gradients_of = learned(network.training_loss)
+    if hasattr(network, "compile_repeated"):
+        network.compile_repeated()
+        compiled = learned(network.training_loss)
+    else:
+        compiled = learned(torch.compile(network.training_loss))
+    assert compiled[0] == pytest.approx(loss, rel=1e-4)
+    for here, there in zip(compiled[1], gradients_of, strict=True):
+        assert torch.allclose(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
 
 
-def test_a_compiled_training_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_a_compiled_training_is_the_same_training(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is recorded as well, and replayed from the fourth step on."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    config = replace(CONFIG, steps=6)
+    config = replace(CONFIG, steps=8)
     plain, compiled = (
-        fit(hyperprior(), gradients(16), gradients(4), replace(config, compile=how)) for how in (False, True)
+        fit(hyperprior(), gradients(16), gradients(4), replace(config, compile=how), device=torch.device(device))
+        for how in (False, True)
     )
-    assert torch.allclose(weights(plain[0]), weights(compiled[0]), atol=1e-5)
+    assert torch.allclose(weights(plain[0]), weights(compiled[0]), atol=1e-5 if device == "cpu" else 1e-3)
     assert plain[1].history[-1]["loss"] == pytest.approx(compiled[1].history[-1]["loss"], rel=1e-3)
 
 

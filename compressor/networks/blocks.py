@@ -7,6 +7,7 @@ about entropy coding.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import product
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -49,6 +50,37 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution; for a compiler a product of matrices, of which a GPU's library has faster ones."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x_BCHW)
+        return F.linear(x_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A 3x3 convolution of each channel by itself; for a compiler nine shifted products, which it makes one loop of."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x_BCHW)
+        assert self.bias is not None
+        height, width = x_BCHW.shape[-2:]
+        padded = F.pad(x_BCHW, (1, 1, 1, 1)).float()
+        total = self.bias[:, None, None]
+        for row, column in product(range(3), repeat=2):
+            tap = padded[:, :, row : row + height, column : column + width]
+            total = total + tap * self.weight[:, :, row, column, None]
+        return total.to(x_BCHW.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Spatial mixing by a depthwise 3x3, then channel mixing by two 1x1; both residual.
 
@@ -58,11 +90,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(channels, channels, 1)
-        self.spatial = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.leave = faint(nn.Conv2d(channels, channels, 1))
-        self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.contract = faint(nn.Conv2d(2 * channels, channels, 1))
+        self.enter = PointwiseConv(channels, channels)
+        self.spatial = DepthwiseConv(channels)
+        self.leave = faint(PointwiseConv(channels, channels))
+        self.expand = PointwiseConv(channels, 2 * channels)
+        self.contract = faint(PointwiseConv(2 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         x = added(x, self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1, inplace=True))))

@@ -47,6 +47,8 @@ class QualityCurve(nn.Module):
     def forward(self, quality_B: Tensor) -> Tensor:
         """Vectors (B, C, 1, 1) for quality steps (B,), which may be fractional."""
         position = quality_B.to(torch.float32) * ((self.anchors - 1) / (QUALITY_STEPS - 1))
+        if self.training:
+            return self._blended(self.values, position, 1)
         left = position.floor().clamp(0, self.anchors - 2).long()
         share = (position - left)[:, None]
         values = self.values[left] * (1 - share) + self.values[left + 1] * share
@@ -70,7 +72,19 @@ class QualityCurve(nn.Module):
         span = QUALITY_STEPS - 1
         anchors = round_ste(self.values.double() * unit)
         scaled = quality_B.double() * (self.anchors - 1)
-        left = torch.div(scaled, span, rounding_mode="floor").clamp(0, self.anchors - 2)
-        weight = (scaled - left * span)[:, None]
-        mixed = anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight
-        return floor_ste((mixed + span // 2) / span)[:, :, None, None]
+        if self.training:
+            mixed = self._blended(anchors, scaled, span)
+        else:
+            left = torch.div(scaled, span, rounding_mode="floor").clamp(0, self.anchors - 2)
+            weight = (scaled - left * span)[:, None]
+            mixed = (anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight)[:, :, None, None]
+        return floor_ste((mixed + span // 2) / span)
+
+    def _blended(self, anchors_QC: Tensor, position_B: Tensor, span: int) -> Tensor:
+        """Anchors, ``span`` apart, mixed by how near they are, times ``span``: (B, C, 1, 1).
+
+        Not by index, whose gradient a GPU sorts and adds up place by place.
+        """
+        knots_Q = torch.arange(self.anchors, device=position_B.device) * span
+        share_BQ = (span - (position_B[:, None] - knots_Q).abs()).clamp(min=0)
+        return (share_BQ[:, :, None] * anchors_QC).sum(dim=1)[:, :, None, None]

@@ -62,18 +62,11 @@ def _blocks(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1).reshape(len(x_BCHW), -1, x_BCHW.shape[1] // STEPS)
 
 
+@lru_cache(maxsize=64)
 def _places(height: int, width: int, step: int, device: torch.device) -> Tensor:
     """Which of :func:`_blocks` a step codes: position times four plus quarter, by row, column and quarter."""
-    make = _new_places if torch.compiler.is_compiling() else _kept_places  # a compiler keeps constants by itself
-    return make(height, width, step, device)
-
-
-def _new_places(height: int, width: int, step: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in that mode could not be used in training
         phases = torch.tensor([_PHASES[step ^ quarter] for quarter in range(STEPS)], device=device)
         rows = torch.arange(0, height, 2, device=device)[:, None, None] + phases[:, 0]
         columns = torch.arange(0, width, 2, device=device)[None, :, None] + phases[:, 1]
         return ((rows * width + columns) * STEPS + torch.arange(STEPS, device=device)).flatten()
-
-
-_kept_places = lru_cache(maxsize=64)(_new_places)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.networks.blocks import added, faint
+from compressor.networks.blocks import PointwiseConv, added, faint
 from compressor.networks.hyperprior import Hyperprior
 
 WINDOW = 8
@@ -32,11 +32,11 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"{channels} channels cannot be shared among {heads} heads")
         self.heads = heads
         self.normalise = nn.LayerNorm(channels)
-        self.enter = nn.Conv2d(channels, 3 * channels, 1)
+        self.enter = PointwiseConv(channels, 3 * channels)
         self.place = nn.Parameter(torch.zeros(heads, (2 * WINDOW - 1) ** 2))
-        self.leave = faint(nn.Conv2d(channels, channels, 1))
-        self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.contract = faint(nn.Conv2d(2 * channels, channels, 1))
+        self.leave = faint(PointwiseConv(channels, channels))
+        self.expand = PointwiseConv(channels, 2 * channels)
+        self.contract = faint(PointwiseConv(2 * channels, channels))
         row, column = torch.arange(WINDOW).repeat_interleave(WINDOW), torch.arange(WINDOW).repeat(WINDOW)
         down, right = (at[:, None] - at[None, :] + WINDOW - 1 for at in (row, column))
         self.register_buffer("_relative", down * (2 * WINDOW - 1) + right, persistent=False)
