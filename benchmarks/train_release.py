@@ -13,6 +13,7 @@ a larger network of a codec and trains what codes its new latents: ``train --sta
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -35,8 +36,14 @@ LOOKED_AT = 2048
 def load(path: str) -> np.ndarray:
     """uint8 (N, 3, H, W) of a Parquet file of encoded pictures."""
     encoded = pq.read_table(path)["image"].to_pylist()
-    pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in encoded]
-    return np.stack([picture[:, :, ::-1].transpose(2, 0, 1) for picture in pictures])
+    with ThreadPoolExecutor() as threads:
+        return np.stack(list(threads.map(decoded, encoded)))
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """uint8 (3, H, W) of an encoded picture."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return picture[:, :, ::-1].transpose(2, 0, 1)
 
 
 def split(pictures_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +74,12 @@ def evaluate(network: Hyperprior, pictures_NCHW: np.ndarray, device: torch.devic
 
 
 def starting_network(path: str | None, family: str, settings: dict | None) -> tuple[Hyperprior, dict]:
-    """A network to train and its options: new, with a training's weights.pt, or a frozen codec with its own options."""
+    """A network to train and its options: new, with a training's weights.pt, or a frozen codec with its own options.
+
+    It may have more blocks than what it starts from.
+    """
+    from compressor.enlarging import deepen
+
     if path and path.endswith(".safetensors"):
         from compressor.artifact import parse
         from compressor.families import FAMILIES
@@ -80,8 +92,8 @@ def starting_network(path: str | None, family: str, settings: dict | None) -> tu
     settings = settings or {}
     try:
         network = NETWORKS[family](**settings)
-        network.load_state_dict(weights or network.state_dict())
-    except (TypeError, ValueError, RuntimeError) as error:
+        deepen(network, weights or network.state_dict())
+    except (TypeError, ValueError) as error:
         raise SystemExit(f"{path or family} is no network of the options {settings}: {error}") from error
     return network, settings
 

@@ -96,6 +96,28 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
     return new
 
 
+@torch.no_grad()
+def deepen(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load the weights of a network of fewer blocks: those that they lack are the identity.
+
+    Raises
+    ------
+    ValueError
+        The weights are of a network that differs in more than that.
+    """
+    try:
+        lacking, unknown = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    for name, module in network.named_modules():
+        if isinstance(module, ResidualBlock) and f"{name}.leave.weight" in lacking:
+            for parameter in (*module.leave.parameters(), *module.contract.parameters()):
+                parameter.zero_()
+            lacking = [key for key in lacking if not key.startswith(f"{name}.")]
+    if lacking or unknown:
+        raise ValueError(f"weights do not fit: {', '.join((*lacking, *unknown))}")
+
+
 def _looked_at(network: Hyperprior, pictures_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which latents are coded, bool (M,); and 16x16 patches of pictures and of what is lost of them, (N, 768) each."""
     used, patches, lost = [], [], []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.enlarging import RateAlone, grow
+from compressor.enlarging import RateAlone, deepen, grow
 from compressor.networks.hyperprior import Hyperprior
 from compressor.training import TrainingConfig, fit
 from tests.codecs import TINY_HYPERPRIOR, smooth_pictures
@@ -94,3 +94,23 @@ def test_training_the_rate_leaves_pictures_as_they_are_and_makes_them_cheaper(tr
 def test_what_cannot_grow_is_refused(trained, pictures, change, complaint):
     with pytest.raises(ValueError, match=complaint):
         grow(trained, {**LARGER, **change}, pictures)
+
+
+def test_a_deeper_network_begins_as_the_one_it_goes_on_from(trained, pictures):
+    deeper = Hyperprior(**{**TINY_HYPERPRIOR, "deep_blocks": 3, "blocks": 3, "analysis_blocks": 5})
+    deeper = deeper.eval().to(memory_format=torch.channels_last)
+    deepen(deeper, trained.state_dict())
+    x_BCHW, quality_B = pictures[:8].float() / 255, torch.full((8,), 40.0)
+    with torch.no_grad():
+        for here, there in zip(deeper.coded(x_BCHW, quality_B), trained.coded(x_BCHW, quality_B), strict=True):
+            assert torch.equal(here, there)
+        y_hat, _ = trained.coded(x_BCHW, quality_B)
+        assert torch.equal(deeper.synthesis(y_hat, quality_B), trained.synthesis(y_hat, quality_B))
+    fit(deeper, pictures, pictures[:8], TrainingConfig(steps=1, batch=8, validate_every=1))
+    assert all(p.grad is not None for p in deeper.synthesis.blocks[-1].leave.parameters())
+
+
+@pytest.mark.parametrize("options", [{"latents": 20}, {"shortcut": True}, {"blocks": 0}])
+def test_weights_of_a_network_that_differs_otherwise_are_refused(trained, options):
+    with pytest.raises(ValueError, match="mismatch|do not fit"):
+        deepen(Hyperprior(**{**TINY_HYPERPRIOR, **options}), trained.state_dict())
