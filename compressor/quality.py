@@ -16,7 +16,7 @@ from compressor.codec import Codec, Encoded
 from compressor.decoding import grey_planes
 from compressor.metrics import psnr
 
-TOLERANCE = 0.35  # dB above the target at which a try is good enough
+TOLERANCE = 0.4  # dB above the target at which a try is good enough
 AIM = 0.05  # dB above the target that tries aim at: for bytes and time together
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
