@@ -36,13 +36,17 @@ class Trials(Protocol):
     """Tries of some pictures with one codec, which share what is the same for every quality.
 
     ``qualities`` is what can be tried, worst first: the codec's quality steps, or parts of them. ``curves`` is the PSNR
-    expected of every picture at each, float64 (pictures, qualities). ``slack`` is what a reader may measure less of
-    each picture than a try did, in dB: in another batch sums of floating point round otherwise.
+    expected of every picture at each, float64 (pictures, qualities).
     """
 
     qualities: range
     curves: np.ndarray
-    slack: np.ndarray
+
+    def slack(self, target: float) -> np.ndarray:
+        """What a reader may measure less of each picture than a try at ``target`` did, in dB.
+
+        In another batch, and in another type, sums of floating point round otherwise.
+        """
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
         """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels a reader gets."""
@@ -86,7 +90,7 @@ class _WholeTrials:
     """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
 
     def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
-        self.slack, self.qualities = np.zeros(len(pixels)), codec.qualities
+        self.qualities = codec.qualities
         steps = np.array(codec.qualities)
         self._codec, self._pixels, self._packer = codec, pixels, packer
         if isinstance(codec, Drafted) and codec.draft is not None:
@@ -97,6 +101,9 @@ class _WholeTrials:
             self.curves = low + (high - low) * (steps - at[0]) / (at[1] - at[0])
         else:
             self.curves = np.tile((steps - (steps[0] + steps[-1] + 1) / 2) * _STEP + target, (len(pixels), 1))
+
+    def slack(self, target: float) -> np.ndarray:
+        return np.zeros(len(self._pixels))
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Encoded, np.ndarray]]:
         stored = encode_measured(self._codec, [self._pixels[index] for index in indices], qualities, self._packer)
@@ -183,7 +190,7 @@ def encode_to_target(
         trials = codec.trials(pixels, packer)
     else:
         trials = _WholeTrials(codec, pixels, packer, target)
-    goals = target + trials.slack
+    goals = target + trials.slack(target)
     first, stop = trials.qualities.start, trials.qualities.stop
     searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))

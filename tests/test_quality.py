@@ -51,10 +51,13 @@ class Predicting(Noise):
 
 class NoiseTrials:
     def __init__(self, codec: Predicting, pixels: Sequence[np.ndarray]) -> None:
-        self.codec, self.pixels, self.slack = codec, pixels, np.full(len(pixels), codec.slack)
+        self.codec, self.pixels = codec, pixels
         self.qualities = codec.qualities
         curve = [20 * np.log10(255 / 0.5) - 6.02 * (63 - q) / 10 for q in codec.qualities]
         self.curves = np.tile(np.array(curve) + codec.error, (len(pixels), 1))
+
+    def slack(self, target: float) -> np.ndarray:
+        return np.full(len(self.pixels), self.codec.slack)
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Encoded, np.ndarray]]:
         encoded = self.codec.encode([self.pixels[index] for index in indices], qualities)
@@ -194,17 +197,18 @@ def test_what_a_reader_of_other_arithmetic_loses_is_aimed_above() -> None:
     pieces = [np.ascontiguousarray(astronaut()[y : y + 32, x : x + 32]) for y, x in places]
     writer, reader = copy.copy(load_codec(DEFAULT)), copy.copy(load_codec(DEFAULT))
     writer._low_precision, reader._low_precision = False, True
-    slack = writer.trials(pieces, "auto").slack
+    slack = writer.trials(pieces, "auto").slack(34.0)
     for piece, stored, allowed in zip(pieces, encode_to_target(writer, pieces, 34.0), slack, strict=True):
         if stored is not None:
             read = psnr(piece, reader.decode([stored.encoded])[0])
-            assert read >= 34 and stored.psnr - read <= allowed
+            near = stored.psnr <= 34 + allowed + TOLERANCE
+            assert read >= 34 and (not near or stored.psnr - read <= allowed)
 
 
 def test_the_shipped_codec_lands_just_above_the_target_in_few_bytes() -> None:
     """Bounds a little above what was measured with and without bfloat16; a new release has bounds of its own."""
     codec = load_codec(DEFAULT)
-    goal = 34 + codec.trials(tiles()[:1], "auto").slack[0]
+    goal = 34 + codec.trials(tiles()[:1], "auto").slack(34.0)[0]
     stored = [one for one in encode_to_target(codec, tiles(), 34.0) if one is not None]
     assert len(stored) >= 12 and np.mean([one.psnr for one in stored]) < goal + 0.17
     assert np.mean(sorted(len(one.encoded.payload) for one in stored)[:12]) < 605
