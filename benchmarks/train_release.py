@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from compressor.devices import pick_device
+from compressor.enlarging import deepen
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.transformer import transformer_hyperprior
@@ -76,10 +77,8 @@ def evaluate(network: Hyperprior, pictures_NCHW: np.ndarray, device: torch.devic
 def starting_network(path: str | None, family: str, settings: dict | None) -> tuple[Hyperprior, dict]:
     """A network to train and its options: new, with a training's weights.pt, or a frozen codec with its own options.
 
-    It may have more blocks than what it starts from.
+    It may have more residual blocks than what it starts from.
     """
-    from compressor.enlarging import deepen
-
     if path and path.endswith(".safetensors"):
         from compressor.artifact import parse
         from compressor.families import FAMILIES
@@ -92,7 +91,8 @@ def starting_network(path: str | None, family: str, settings: dict | None) -> tu
     settings = settings or {}
     try:
         network = NETWORKS[family](**settings)
-        deepen(network, weights or network.state_dict())
+        if weights:
+            deepen(network, weights)
     except (TypeError, ValueError) as error:
         raise SystemExit(f"{path or family} is no network of the options {settings}: {error}") from error
     return network, settings

@@ -9,7 +9,6 @@ pass's multiply-adds (one forward, two backward) at the rate of large matrix pro
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from train_release import NETWORKS, load, split
 
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.networks import autoencoders
-from compressor.training import TrainingConfig, TrainingState, fit
+from compressor.training import TrainingConfig, fit
 
 FAMILIES = {**NETWORKS, **{name: getattr(autoencoders, name) for name in ("v1", "v2", "v3", "v4")}}
 MATRIX = 2048
@@ -61,7 +60,7 @@ def main() -> None:
         drawn = network.draw(x_BCHW, torch.Generator())
         forward = multiply_adds(network, lambda: network.training_loss(x_BCHW, *drawn)) / options.batch
 
-    seen: list[TrainingState] = []
+    seen: list[tuple[int, float]] = []  # pictures and seconds, once a validation has waited for the device
     config = TrainingConfig(
         steps=options.steps,
         batch=options.batch,
@@ -72,9 +71,14 @@ def main() -> None:
     )
     # One held-out picture: validating is no part of a step.
     fit(
-        network, pictures, held_out[:1], config, on_progress=lambda state, _: seen.append(replace(state)), device=device
+        network,
+        pictures,
+        held_out[:1],
+        config,
+        on_progress=lambda state, _: seen.append((state.pictures, time.monotonic())),
+        device=device,
     )
-    rate = (seen[-1].pictures - seen[0].pictures) / (seen[-1].seconds - seen[0].seconds)
+    rate = (seen[-1][0] - seen[0][0]) / (seen[-1][1] - seen[0][1])
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     products = matrix_rate(dtype, device)
     floor = 3 * forward / products

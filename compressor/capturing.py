@@ -19,15 +19,21 @@ class Captured:
     the next call.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
         self._function = function
+        self._device = device
         self._calls = 0
         self._graph = torch.cuda.CUDAGraph()
+        self._warming = torch.cuda.Stream(device)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        with torch.cuda.device(self._device):
+            return self._called(inputs)
+
+    def _called(self, inputs: tuple[Tensor, ...]) -> Tensor:
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._beside(*inputs)
+            return self._beside(inputs)
         if self._calls == WARM_UP + 1:
             self._inputs = [value.clone() for value in inputs]
             with torch.cuda.graph(self._graph):
@@ -37,11 +43,10 @@ class Captured:
         self._graph.replay()
         return self._output
 
-    def _beside(self, *inputs: Tensor) -> Tensor:
+    def _beside(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Run in a stream of its own, as recording does."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._warming.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._warming):
             output = self._function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._warming)
         return output

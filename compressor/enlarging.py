@@ -37,6 +37,10 @@ class RateAlone(nn.Module):
         for part in (network.analysis, network.synthesis, network.gain):
             part.requires_grad_(False)
 
+    def compile_repeated(self) -> None:
+        """See :class:`compressor.training.Trainable`."""
+        self.network.compile_repeated()
+
     def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`compressor.training.Trainable`."""
         return self.network.draw(x_BCHW, generator)
@@ -79,8 +83,7 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
     kept, places, fresh = _arranged(coded_M, new.latents)
     for name, module in new.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.leave.weight" not in old.state_dict():
-            for parameter in (*module.leave.parameters(), *module.contract.parameters()):
-                parameter.zero_()
+            _make_identity(module)
     for shortcut in (new.analysis.shortcut, new.synthesis.shortcut):
         shortcut.weight.zero_()
     _copy(old, new, kept, places)
@@ -98,7 +101,7 @@ def grow(old: Hyperprior, settings: dict[str, Any], pictures_NCHW: Tensor) -> Hy
 
 @torch.no_grad()
 def deepen(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load the weights of a network of fewer blocks: those that they lack are the identity.
+    """Load the weights of a network with fewer residual blocks: those that they lack are the identity.
 
     Raises
     ------
@@ -111,11 +114,15 @@ def deepen(network: nn.Module, weights: dict[str, Tensor]) -> None:
         raise ValueError(str(error)) from error
     for name, module in network.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.leave.weight" in lacking:
-            for parameter in (*module.leave.parameters(), *module.contract.parameters()):
-                parameter.zero_()
+            _make_identity(module)
             lacking = [key for key in lacking if not key.startswith(f"{name}.")]
     if lacking or unknown:
         raise ValueError(f"weights do not fit: {', '.join((*lacking, *unknown))}")
+
+
+def _make_identity(block: ResidualBlock) -> None:
+    for parameter in (*block.leave.parameters(), *block.contract.parameters()):
+        parameter.zero_()
 
 
 def _looked_at(network: Hyperprior, pictures_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,13 @@ def _adamw(parameters: Iterable[nn.Parameter], rate: float, decay: float) -> tor
         (kernels if parameter.ndim == 4 else vectors).append(parameter)
     groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     on_gpu = any(parameter.is_cuda for parameter in (*kernels, *vectors))
-    return torch.optim.AdamW(groups, lr=rate, fused=on_gpu, capturable=on_gpu)
+    optimizer = torch.optim.AdamW(groups, lr=rate, fused=on_gpu)
+
+    def fit_for_here(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**group, "fused": on_gpu} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(fit_for_here)  # a checkpoint may be of another device
+    return optimizer
 
 
 class Muon:

@@ -40,7 +40,11 @@ class Trainable(Protocol):
         """All that is random in the loss of a batch: apart from it, for no compiler sees through a generator."""
 
     def training_loss(self, x_BCHW: Tensor, *drawn: Tensor) -> Tensor:
-        """Scalar loss of pictures in [0, 1] with what :meth:`draw` gave."""
+        """Scalar loss of pictures in [0, 1] with what :meth:`draw` gave.
+
+        Compiled on a GPU it is recorded once and replayed: nothing in it may depend on a state of Python's or wait for
+        the device.
+        """
 
     def validation(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """Sums over the batch; ``loss`` among them, lower is better."""
@@ -69,8 +73,8 @@ class TrainingConfig:
     seed
         Of initialisation and of every random draw.
     compile
-        Compile the network, and record a step as one graph where it runs on a GPU: an H100 took 8,490 instead of 1,450
-        portraits a second by that graph. On two cores compiling measured slower.
+        Compile the network, and record a step as one graph where it runs on a GPU. On two cores compiling measured
+        slower.
     """
 
     steps: int = 2000
@@ -172,7 +176,8 @@ def fit(
         else:
             loss_of = torch.compile(loss_of)
         network.train()
-        _warm_up(loss_of, draw, pictures, config, precision)
+        with torch._dynamo.config.patch(recompile_limit=64):  # for each shape of a block, of every training before too
+            _warm_up(loss_of, draw, pictures, config, precision)
         network.zero_grad(set_to_none=True)
 
     network.train()
@@ -194,8 +199,12 @@ def fit(
         return loss.detach()
 
     captured = config.compile and device.type == "cuda"
-    step: Callable[..., Tensor] = Captured(learn) if captured else learn
+    step: Callable[..., Tensor] = Captured(learn, device) if captured else learn
     shared_rate = torch.zeros((), device=device)  # which a recorded step reads
+    for group in optimizer.param_groups if captured else ():
+        group["lr"] = shared_rate
+        if "capturable" in group:
+            group["capturable"] = True
 
     started = time.monotonic() - state.seconds
     impatient = 0 < config.patience <= state.stale  # where it ended before, by what a checkpoint says
@@ -214,9 +223,11 @@ def fit(
     with interrupt_held() as interrupt:
         while done < 1 and not interrupt.heard:
             learning_rate = _learning_rate(state.step, done, config)
-            shared_rate.fill_(learning_rate)
-            for group in optimizer.param_groups:
-                group["lr"] = shared_rate if captured else learning_rate
+            if captured:
+                shared_rate.fill_(learning_rate)
+            else:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
             batch = _draw(pictures, config, generator)
             loss = step(batch, *draw(batch, generator))
             state.step += 1
@@ -252,6 +263,8 @@ def fit(
     if state.history and not state.kept:
         steps, last = number(state.step, "step"), state.history[-1]["loss"]
         raise LatentpackError(f"the training diverged: after {steps} its loss is {last}; lower the learning rate")
+    for module in network.modules():
+        module._compiled_call_impl = None
     average.load_state_dict(best)
     return average, state
 
@@ -356,7 +369,7 @@ def _resume(
     generator: torch.Generator,
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     # Networks and optimizers copy what belongs on the device. The counts of steps that PyTorch's optimizers keep do
-    # not: there, each step would wait for the device twice for every parameter.
+    # only where these are fused: else each step would wait for the device twice for every parameter.
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["fingerprint"] != fingerprint:
         raise ValueError(

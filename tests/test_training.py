@@ -19,6 +19,7 @@ from compressor.errors import CodecError, LatentpackError
 from compressor.families import FAMILIES
 from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
+from compressor.networks.blocks import ResidualBlock
 from compressor.networks.hyperprior import Hyperprior
 from compressor.optimizers import OPTIMIZERS, BatchedMuon
 from compressor.training import TrainingConfig, TrainingState, fit
@@ -219,6 +220,7 @@ def test_a_compiler_sees_through_what_it_is_given(family: str, monkeypatch: pyte
     loss, gradients_of = learned(network.training_loss)
     if hasattr(network, "compile_repeated"):
         network.compile_repeated()
+        assert all(module._compiled_call_impl for module in network.modules() if isinstance(module, ResidualBlock))
         compiled = learned(network.training_loss)
     else:
         compiled = learned(torch.compile(network.training_loss))
@@ -230,14 +232,15 @@ def test_a_compiler_sees_through_what_it_is_given(family: str, monkeypatch: pyte
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 )
-def test_a_compiled_training_is_the_same_training(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_compiled_training_is_the_same_training(device: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it is recorded as well, and replayed from the fourth step on."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    config = replace(CONFIG, steps=8)
-    plain, compiled = (
-        fit(hyperprior(), gradients(16), gradients(4), replace(config, compile=how), device=torch.device(device))
-        for how in (False, True)
-    )
+    config = replace(CONFIG, steps=8, optimizer=optimizer)
+    network = hyperprior()
+    plain = fit(hyperprior(), gradients(16), gradients(4), config, device=torch.device(device))
+    compiled = fit(network, gradients(16), gradients(4), replace(config, compile=True), device=torch.device(device))
+    assert not any(module._compiled_call_impl for module in network.modules())
     assert torch.allclose(weights(plain[0]), weights(compiled[0]), atol=1e-5 if device == "cpu" else 1e-3)
     assert plain[1].history[-1]["loss"] == pytest.approx(compiled[1].history[-1]["loss"], rel=1e-3)
 
@@ -297,8 +300,8 @@ def test_nothing_is_read_from_the_device_between_validations(
         read = getattr(torch.Tensor, name)
 
         def reading(self: torch.Tensor, *rest: Any) -> Any:
-            # The optimizers count their steps in tensors that stay with the host, whatever the device.
-            if "optim" not in sys._getframe(1).f_code.co_filename:
+            # PyTorch's optimizers count their steps in tensors that stay with the host unless they are fused.
+            if "torch/optim" not in sys._getframe(1).f_code.co_filename:
                 reads.append(name)
             return read(self, *rest)
 
@@ -334,12 +337,15 @@ def test_a_fork_of_a_process_that_uses_the_gpu_works_without(monkeypatch: pytest
     assert pick_device().type == "cpu"
 
 
-def test_muon_in_batches_is_pytorchs_muon() -> None:
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_muon_in_batches_is_pytorchs_muon(rate: float | torch.Tensor) -> None:
     """Tall, wide and square matrices, one without a gradient; PyTorch's own works in bfloat16."""
     shapes = [(8, 24), (24, 8), (16, 16), (8, 24), (16, 16)]
     start = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
     ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
     batched = BatchedMuon(ours, lr=0.1, weight_decay=0.1)
+    for group in batched.param_groups:
+        group["lr"] = rate
     single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
         for index, (mine, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=True)):

@@ -217,14 +217,18 @@ def residual_probability(residual: Tensor, scale: Tensor) -> Tensor:
     return unit_interval(residual, scale * (math.sqrt(3) / math.pi))
 
 
-def coded_step(off_BChw: Tensor, level: Tensor, gain: Tensor, noise_BChw: Tensor | None) -> tuple[Tensor, Tensor]:
+class CodedStep(nn.Module):
     """Residuals of latents that are ``off_BChw`` from their means, rounded, and their bits (B,)."""
-    residual = off_BChw * gain
-    coded = level >= SKIP_LEVEL
-    rounded = round_ste(residual.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)) * coded
-    noisy = rounded if noise_BChw is None else residual + noise_BChw
-    cost = bits(residual_probability(noisy, level_to_scale(level)))
-    return rounded, (cost * coded if noise_BChw is None else cost).sum(dim=(1, 2, 3))
+
+    def forward(
+        self, off_BChw: Tensor, level: Tensor, gain: Tensor, noise_BChw: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        residual = off_BChw * gain
+        coded = level >= SKIP_LEVEL
+        rounded = round_ste(residual.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)) * coded
+        noisy = rounded if noise_BChw is None else residual + noise_BChw
+        cost = bits(residual_probability(noisy, level_to_scale(level)))
+        return rounded, (cost * coded if noise_BChw is None else cost).sum(dim=(1, 2, 3))
 
 
 class Hyperprior(nn.Module):
@@ -287,15 +291,13 @@ class Hyperprior(nn.Module):
         self.means = MeanNetwork(latents, hyper, features, step_blocks)
         self.scales = ScaleNetwork(latents, hyper, scale_features)
         self.gain = QualityCurve(latents, 0.0, math.log(LAMBDA_MAX / LAMBDA_MIN) / 2)
-        self._coded_step = coded_step
+        self.coded_step = CodedStep()
 
     def compile_repeated(self) -> None:
         """See :class:`compressor.training.Trainable`."""
-        blocks = (ResidualBlock, type(self.analysis.deep))
         for module in self.modules():
-            if isinstance(module, blocks):
+            if isinstance(module, (ResidualBlock, CodedStep, type(self.analysis.deep))):
                 module.compile(dynamic=False)
-        self._coded_step = torch.compile(coded_step, dynamic=False)
 
     def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """For the loss of a batch: random quality steps (B,), and noise in the shapes of z and of y."""
@@ -361,7 +363,7 @@ class Hyperprior(nn.Module):
             mean = self.means(step, mean_features, y_hat).float()
             level = self._integers(self.scales, step, scale_features, r_hat, quality_B)
             step_noise = None if noise is None else of_step(noise[1], step)
-            rounded, step_bits_B = self._coded_step(of_step(y, step) - mean, level, gain, step_noise)
+            rounded, step_bits_B = self.coded_step(of_step(y, step) - mean, level, gain, step_noise)
             bits_B = bits_B + step_bits_B
             r_hat = with_step(r_hat, rounded, step)
             y_hat = with_step(y_hat, mean + rounded / gain, step)

@@ -72,13 +72,7 @@ class QualityCurve(nn.Module):
         span = QUALITY_STEPS - 1
         anchors = round_ste(self.values.double() * unit)
         scaled = quality_B.double() * (self.anchors - 1)
-        if self.training:
-            mixed = self._blended(anchors, scaled, span)
-        else:
-            left = torch.div(scaled, span, rounding_mode="floor").clamp(0, self.anchors - 2)
-            weight = (scaled - left * span)[:, None]
-            mixed = (anchors[left.long()] * (span - weight) + anchors[left.long() + 1] * weight)[:, :, None, None]
-        return floor_ste((mixed + span // 2) / span)
+        return floor_ste((self._blended(anchors, scaled, span) + span // 2) / span)
 
     def _blended(self, anchors_QC: Tensor, position_B: Tensor, span: int) -> Tensor:
         """Anchors, ``span`` apart, mixed by how near they are, times ``span``: (B, C, 1, 1).
