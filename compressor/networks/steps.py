@@ -62,7 +62,7 @@ def _blocks(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1).reshape(len(x_BCHW), -1, x_BCHW.shape[1] // STEPS)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)  # of 64 sizes; a recorded step reads them for as long as its training takes
 def _places(height: int, width: int, step: int, device: torch.device) -> Tensor:
     """Which of :func:`_blocks` a step codes: position times four plus quarter, by row, column and quarter."""
     with torch.inference_mode(False):  # a tensor made in that mode could not be used in training
