@@ -9,7 +9,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,7 +221,7 @@ def fit(
         kept_at, kept_step = time.monotonic(), state.step
 
     # Whole steps alone are kept, for half of one cannot be gone on from.
-    with interrupt_held() as interrupt:
+    with _compiled_no_longer(network), interrupt_held() as interrupt:
         while done < 1 and not interrupt.heard:
             learning_rate = _learning_rate(state.step, done, config)
             if captured:
@@ -263,8 +264,6 @@ def fit(
     if state.history and not state.kept:
         steps, last = number(state.step, "step"), state.history[-1]["loss"]
         raise LatentpackError(f"the training diverged: after {steps} its loss is {last}; lower the learning rate")
-    for module in network.modules():
-        module._compiled_call_impl = None
     average.load_state_dict(best)
     return average, state
 
@@ -278,6 +277,16 @@ def validate(network: nn.Module, pictures_NCHW: Tensor, batch: int) -> dict[str,
         for name, value in measure(part.float() / 255).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return {name: total / len(pictures_NCHW) for name, total in totals.items()}
+
+
+@contextmanager
+def _compiled_no_longer(network: nn.Module) -> Iterator[None]:
+    """Leave the network as it came, however the training ends."""
+    try:
+        yield
+    finally:
+        for module in network.modules():
+            module._compiled_call_impl = None
 
 
 def _warm_up(loss_of: Any, draw: Any, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> None:

@@ -51,7 +51,7 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution; for a compiler a product of matrices, of which a GPU's library has faster ones."""
+    """A 1x1 convolution; for a compiler a product of matrices."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1)
