@@ -47,7 +47,8 @@ ENTROPY = "entropy"
 _PRIOR_WEIGHT = 300.0  # symbols' worth of trust in the trained density beside what calibration counted
 _MULTIPLE = Hyperprior.multiple
 _PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integers is exact at these
-# In another batch sums round otherwise, at 34 dB and in pictures of this size; in fewer pixels each counts for more.
+# In another batch sums round otherwise: with bfloat16 (emulated) PSNR of 64 portraits read one by one and together
+# differed by 0.009 dB at most at 32.5 dB and 0.012 at 36. This is at 34 dB; in fewer pixels each counts for more.
 _SLACK = 0.015  # dB
 # A reader whose processor multiplies bfloat16 does so in its synthesis. Of what was written in float32 it lost, of 128
 # portraits, 0.024 dB at most at 31.5 dB, 0.035 at 33.7, 0.061 at 36 and 0.083 at 39.5. The other way round it gains.
