@@ -28,6 +28,11 @@ from compressor.optimizers import OPTIMIZERS
 from compressor.wording import number
 
 CHECKPOINT_S = 60.0  # between validations, which may be an hour apart
+# Share of the peak rate of learning that is left, by the share of the run that is done.
+FALLS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+}
 
 
 class Trainable(Protocol):
@@ -58,11 +63,13 @@ class TrainingConfig:
     Parameters
     ----------
     steps, minutes
-        Length of the run; the learning rate follows a cosine over whichever is nearer its end. 0: no such limit.
+        Length of the run; the learning rate falls over whichever is nearer its end. 0: no such limit.
     patience
         Stop after this many validations without improvement; 0: never.
     batch, learning_rate, warmup, weight_decay, clip
         Pictures a step, peak rate, steps of linear warm-up, decay (not on vectors), gradient norm.
+    fall
+        Of the learning rate from its peak: ``cosine``, or ``linear``. Of :data:`FALLS`.
     optimizer
         ``adamw``, or ``muon`` for the matrices of convolutions with AdamW for the rest.
     ema
@@ -83,6 +90,7 @@ class TrainingConfig:
     patience: int = 0
     batch: int = 16
     learning_rate: float = 2e-3
+    fall: str = "cosine"
     warmup: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -99,6 +107,8 @@ class TrainingConfig:
             raise ValueError("training needs an end: give steps or minutes above 0")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"there is no optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        if self.fall not in FALLS:
+            raise ValueError(f"the rate of learning does not fall {self.fall!r}: choose one of {', '.join(FALLS)}")
         if self.batch <= 0:
             raise ValueError(f"batch must be at least 1, not {self.batch}")
 
@@ -330,7 +340,7 @@ def _share(state: TrainingState, config: TrainingConfig) -> float:
 
 def _learning_rate(step: int, done: float, config: TrainingConfig) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
-    return config.learning_rate * warm * max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
+    return config.learning_rate * warm * max(1e-3, FALLS[config.fall](done))
 
 
 @torch.no_grad()

@@ -63,6 +63,23 @@ def test_loss_falls(build: Callable[[], torch.nn.Module], optimizer: str) -> Non
     assert state.pictures == 960
 
 
+@pytest.mark.parametrize(("fall", "after_a_quarter"), [("cosine", 0.8536), ("linear", 0.75)])
+def test_rates_fall_from_their_peak_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, fall: str, after_a_quarter: float
+) -> None:
+    rates: list[float] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lambda network, rate, decay: Watched(network.parameters(), rate))
+    config = replace(CONFIG, steps=40, learning_rate=0.5, warmup=1, validate_every=40, fall=fall)
+    fit(autoencoder(), gradients(8), gradients(2), config)
+    assert rates[0] == 0.5 and rates[10] == pytest.approx(0.5 * after_a_quarter, rel=1e-3)
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     first, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
     second, _ = fit(autoencoder(), gradients(16), gradients(4), CONFIG)
