@@ -3,12 +3,10 @@
     python benchmarks/train_release.py train PICTURES --eval PICTURES --out DIR --minutes 20 --batch 256 --compile
     python benchmarks/train_release.py grow CODEC PICTURES --out DIR --network '{"blocks": 6, ...}'
     python benchmarks/train_release.py freeze DIR PICTURES --out compressor/weights/faces.safetensors
-    python benchmarks/train_release.py refit CODEC PICTURES --out compressor/weights/faces.safetensors
 
 PICTURES is a Parquet file with a column ``image`` of encoded 128x128 pictures. ``train`` needs torch, NumPy, pyarrow
 and OpenCV alone, keeps everything on the device, and goes on from DIR/training.ckpt where there is one. ``grow`` makes
 a larger network of a codec and trains what codes its new latents: ``train --start DIR/weights.pt`` does the rest.
-``refit``, and ``freeze`` by itself, let the shortcut of the synthesis make up for the rounding of all other weights.
 """
 
 import argparse
@@ -26,7 +24,7 @@ from compressor.enlarging import deepen
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.transformer import transformer_hyperprior
-from compressor.training import TrainingConfig, TrainingState, fit, validate
+from compressor.training import FALLS, TrainingConfig, TrainingState, fit, validate
 
 NETWORKS = {"v5": Hyperprior, "v6": transformer_hyperprior}
 HELD_OUT = 128
@@ -106,6 +104,7 @@ def train(options: argparse.Namespace) -> None:
         minutes=options.minutes,
         batch=options.batch,
         learning_rate=options.learning_rate,
+        fall=options.fall,
         warmup=300,
         shift=4,
         optimizer=options.optimizer,
@@ -155,39 +154,21 @@ def enlarge(options: argparse.Namespace) -> None:
 
 
 def freeze(options: argparse.Namespace) -> None:
-    from compressor.artifact import parse
     from compressor.families import freeze as freeze_codec
-    from compressor.refitting import refitted
 
     folder = Path(options.folder)
     training = json.loads((folder / "history.json").read_text())
     network = NETWORKS[training["family"]](**training["network"])
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
-    pictures_NHWC = calibration(options.pictures)
+    pictures_NCHW, _ = split(load(options.pictures))
+    pictures_NHWC = np.ascontiguousarray(np.moveaxis(pictures_NCHW[:CALIBRATION], 1, -1))
     card = {name: training[name] for name in ("pictures_seen", "device", "validation")}
     settings = training["network"]
     data = freeze_codec(
         training["family"], network.eval(), pictures_NHWC, settings, options.title, card, options.weights
     )
-    if options.weights == "int8" and settings.get("shortcut"):
-        data = refitted(parse(data), pictures_NHWC)
     Path(options.out).write_bytes(data)
     print(f"{options.out}: {len(data):,} bytes")
-
-
-def refit(options: argparse.Namespace) -> None:
-    from compressor.artifact import parse
-    from compressor.refitting import refitted
-
-    data = refitted(parse(Path(options.codec).read_bytes()), calibration(options.pictures))
-    Path(options.out).write_bytes(data)
-    print(f"{options.out}: {len(data):,} bytes")
-
-
-def calibration(path: str) -> np.ndarray:
-    """uint8 (N, H, W, 3): training pictures that tables, scales and the shortcut are chosen on."""
-    pictures_NCHW, _ = split(load(path))
-    return np.ascontiguousarray(np.moveaxis(pictures_NCHW[:CALIBRATION], 1, -1))
 
 
 def main() -> None:
@@ -203,6 +184,7 @@ def main() -> None:
     training.add_argument("--family", choices=NETWORKS, default="v5")
     training.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     training.add_argument("--learning-rate", type=float, default=3e-3)
+    training.add_argument("--fall", choices=FALLS, default="cosine", help="of the learning rate")
     training.add_argument("--validate-every", type=int, default=1000)
     training.add_argument(
         "--network", type=json.loads, help="options of the network as JSON; left out, those of a codec given as --start"
@@ -224,11 +206,6 @@ def main() -> None:
     freezing.add_argument("--title", default="faces")
     freezing.add_argument("--weights", choices=("int8", "fp16"), default="int8")
     freezing.set_defaults(run=freeze)
-    refitting = commands.add_parser("refit")
-    refitting.add_argument("codec")
-    refitting.add_argument("pictures")
-    refitting.add_argument("--out", required=True)
-    refitting.set_defaults(run=refit)
     options = parser.parse_args()
     options.run(options)
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from compressor.hyperprior_codec import HyperpriorCodec, freeze_hyperprior
 from compressor.networks import autoencoders
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.transformer import transformer_hyperprior
+from compressor.refitting import SHORTCUT, refit_shortcut
 from compressor.tensors import load_state
 from compressor.weight_quantization import quantize_weights
 
@@ -149,13 +150,17 @@ def freeze(
         Model card: JSON about data, terms, configuration, history, measured figures.
     weights, method
         Type that weights are stored in and how they get there, see :mod:`compressor.weight_quantization`; None: the
-        family's own floating-point type. Steps, tables and predictors are made with the weights that are stored.
+        family's own floating-point type. With calibration a shortcut is fitted to the rounding of all else, see
+        :mod:`compressor.refitting`. Steps, tables and predictors are made with the weights that are stored.
     """
     metadata = {"family": name, "name": title or name, "network": options or {}, "card": card or {}}
     if weights is None:
         return dump(metadata, family(name).freeze(network, pictures_NHWC))
     network = copy.deepcopy(network)
-    stored = quantize_weights(network, pictures_NHWC, weights, method)
+    refits = method == "calibrated" and isinstance(network, Hyperprior) and network.synthesis.shortcut is not None
+    stored = quantize_weights(network, pictures_NHWC, weights, method, {SHORTCUT} if refits else ())
+    if refits and stored.replaced:
+        refit_shortcut(cast(Hyperprior, network), torch.from_numpy(np.moveaxis(pictures_NHWC, -1, 1)))
     arrays = {
         key: value.astype(np.float16) if key.startswith("network.") and value.dtype.kind == "f" else value
         for key, value in family(name).freeze(network, pictures_NHWC).items()

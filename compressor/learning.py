@@ -40,6 +40,7 @@ def learn(
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
     loss: Callable[[Any], nn.Module] | None = None,
+    weights: str | None = None,
 ) -> Learned:
     """Train a codec and freeze it.
 
@@ -57,6 +58,8 @@ def learn(
         See :func:`compressor.training.fit`.
     loss
         Makes of a network what is trained instead, which has it as ``network``.
+    weights
+        Type that they are stored in, see :func:`compressor.families.freeze`.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def learn(
         full_card["start"] = {"id": start.id, "name": start.name, "card": before}
     network = (trained.network if loss else trained).cpu().eval()
     calibration_NHWC = pictures_NHWC[spread(count, min(CALIBRATION, count))]
-    data = freeze(family, network, calibration_NHWC, options, card=full_card)
+    data = freeze(family, network, calibration_NHWC, options, card=full_card, weights=weights)
     return Learned(data, count, state, device.type)
 
 

@@ -1,51 +1,19 @@
 """What makes up for the rounding of weights: a layer that is not rounded, fitted to those that are.
 
 INT8 took 0.02 dB at 35 dB and 0.1 at 41 from the network that ships. Its synthesis ends in a sum of which one part, the
-shortcut, is a linear map of the latents: the best weights for it follow from the others without any training.
+shortcut, is a linear map of the latents: the best weights for it follow from the others without any training. What is
+stored of a picture is decided before it.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.artifact import Artifact, dump
-from compressor.families import family
-from compressor.hyperprior_codec import fit_predictor
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.qualities import draw_qualities, quality_to_lambda
-from compressor.weight_quantization import SCALE
 
-SHORTCUT = "synthesis.shortcut.weight"  # 2 % of the weights, stored as float16
+SHORTCUT = "synthesis.shortcut"  # the layer, with 2 % of the weights
 _DAMPING = 0.1  # of the mean of the diagonal, added to it: of 0.001 to 3 the best on portraits left out
-
-
-def refitted(artifact: Artifact, pictures_NHWC: np.ndarray) -> bytes:
-    """A codec with a shortcut that makes up for the rounding of its weights, and a predictor that knows of it.
-
-    What is stored of a picture is decided before the shortcut, and so are its tables: they are those of ``artifact``.
-
-    Parameters
-    ----------
-    artifact
-        Of a hyperprior with a shortcut.
-    pictures_NHWC
-        uint8, sides that are multiples of 32: pictures of the training data to fit the shortcut to.
-
-    Raises
-    ------
-    ValueError
-        The network has no shortcut.
-    """
-    network = family(artifact.family).network(artifact)
-    refit_shortcut(network, torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures_NHWC, -1, 1))))
-    shortcut = network.state_dict()[SHORTCUT]
-    shortcut.copy_(shortcut.half())  # as readers will have it
-    tensors = {**artifact.tensors, f"network.{SHORTCUT}": shortcut.half().numpy()}
-    tensors["predictor"] = fit_predictor(network, pictures_NHWC)
-    tensors.pop(SCALE + SHORTCUT, None)
-    card = {**artifact.metadata.get("card", {}), "refitted": {"of": artifact.id, "pictures": len(pictures_NHWC)}}
-    return dump({**artifact.metadata, "card": card}, tensors)
 
 
 @torch.no_grad()
@@ -53,7 +21,8 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor, batch: int = 32) 
     """Give the linear shortcut of the synthesis the weights of least squared error, all else as it is.
 
     At random quality steps, each error weighed by what it costs there, so that all tell about as much.
-    ``pictures_NCHW`` as in :func:`refitted`. ValueError where there is no shortcut.
+    ``pictures_NCHW`` are uint8, of the training data, with sides that are multiples of 32. ValueError where there is no
+    shortcut.
     """
     shortcut = network.synthesis.shortcut
     if shortcut is None:

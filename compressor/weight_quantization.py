@@ -7,7 +7,7 @@ with FP16 weights, stored smaller. Integer networks are integers already and kee
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,11 @@ class QuantizedWeights:
 
 
 def quantize_weights(
-    network: nn.Module, pictures_NHWC: np.ndarray, kind: str, method: str = "calibrated"
+    network: nn.Module,
+    pictures_NHWC: np.ndarray,
+    kind: str,
+    method: str = "calibrated",
+    floats: Collection[str] = (),
 ) -> QuantizedWeights:
     """Round a network's weights, in place, to what ``kind`` can store, and return what is to be stored.
 
@@ -58,6 +62,8 @@ def quantize_weights(
         uint8 pictures of the kind to be stored: up to 96 of them are run through the network.
     kind, method
         Of :data:`KINDS` and :data:`METHODS`. ``rounded``: each weight to the nearest, nothing clipped, no pictures.
+    floats
+        Layers, by name, that are rounded to float16 alone.
     """
     if kind not in KINDS or method not in METHODS:
         raise CodecError(
@@ -69,7 +75,7 @@ def quantize_weights(
     shapes: dict[str, Any] = {}
     bits = KINDS[kind]
     if bits < 16:
-        layers = {name: module for name, module in network.named_modules() if _is_layer(module)}
+        layers = {name: each for name, each in network.named_modules() if _is_layer(each) and name not in floats}
         moments = _moments(network, layers, pictures_NHWC) if method == "calibrated" else {}
         for name, module in network.named_modules():
             weight_name = f"{name}.weight"

@@ -29,7 +29,8 @@ def main(folder: str = "example-pictures", out: str = "example-codec.safetensors
         TrainingConfig(steps=0, minutes=float(minutes), shift=4),
         on_progress=lambda state, done: print(f"{done:.0%}: {state.history[-1]}"),
     )
-    Path(out).write_bytes(freeze("v5", network, pictures_NHWC[held_out:][:512], title=Path(out).stem))
+    calibration_NHWC = pictures_NHWC[held_out:][:512]
+    Path(out).write_bytes(freeze("v5", network, calibration_NHWC, title=Path(out).stem, weights="int8"))
     print(f"{out}: best validation loss {state.best:.4f} after {state.pictures} pictures")
 
 

@@ -57,6 +57,13 @@ class Optimizer(StrEnum):
     MUON = "muon"
 
 
+class Weights(StrEnum):
+    """Type that a codec's weights are stored in."""
+
+    INT8 = "int8"
+    FP16 = "fp16"
+
+
 class Strips(StrEnum):
     """Pictures that a report of experiments shows side by side."""
 
@@ -172,6 +179,9 @@ class TrainingParameters(Parameters):
         100_000, ge=2, description="learn from at most this many pictures, drawn at random; all are in memory at once"
     )
     seed: int = Field(1, ge=0, description="seed of every random draw")
+    weights: Weights = Field(
+        Weights.INT8, description="type that the codec's weights are stored in; fp16 takes twice the room"
+    )
 
 
 class PipelineParameters(Parameters):

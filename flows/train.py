@@ -126,6 +126,7 @@ def _train_there(
             "family": str(family),
             "config": configure(training, start is not None),
             "card": {"source": source.shown, "side": training.side},
+            "weights": training.weights.value,
             "start": start,
         }
         waiting = [arguments]
@@ -155,7 +156,6 @@ def train_on(
     shards = prepare_shards(source, files, training.side, batch_size, workers)
     pin_threads(workers)
     config = configure(training, start is not None)
-    card = {"source": source.shown, "side": training.side}
     listener().stage(f"training {family}", 100, "%")
 
     def tell(state: TrainingState, done: float) -> None:
@@ -163,7 +163,14 @@ def train_on(
         note = f"step {state.step:,}, loss {last['loss']:.5f}" + (f", {last['psnr']:.2f} dB" if "psnr" in last else "")
         listener().advance(round(100 * done), note)
 
-    arguments = {"family": str(family), "records": shards, "config": config, "card": card, "start": start}
+    arguments = {
+        "family": str(family),
+        "records": shards,
+        "config": config,
+        "card": {"source": source.shown, "side": training.side},
+        "weights": training.weights.value,
+        "start": start,
+    }
     return fresh(train, TrainingRecord, **arguments, on_progress=tell)
 
 

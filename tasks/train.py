@@ -59,15 +59,17 @@ def codec_folder() -> Path:
 
 
 def training_key(
-    family: str, records: Sequence[ShardRecord], config: TrainingConfig, start: bytes | None = None
+    family: str, records: Sequence[ShardRecord], config: TrainingConfig, weights: str, start: bytes | None = None
 ) -> str:
-    """Name of a training: what is learned from what, and how."""
+    """Name of a training: what is learned from what, how, and how it is stored."""
     origin = {"start": hashlib.sha256(start).hexdigest()} if start else {}
-    return stage_key("train", VERSION, content_of(records), {"family": family, **asdict(config), **origin})
+    return stage_key(
+        "train", VERSION, content_of(records), {"family": family, "weights": weights, **asdict(config), **origin}
+    )
 
 
 def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
-    return training_key(arguments["family"], arguments["records"], arguments["config"], arguments["start"])
+    return training_key(*(arguments[name] for name in ("family", "records", "config", "weights", "start")))
 
 
 # No timeout: a blocking call cannot be interrupted, and --minutes bounds it. One training at a time where a limit on
@@ -86,6 +88,7 @@ def train(
     records: Sequence[ShardRecord],
     config: TrainingConfig,
     card: dict[str, Any],
+    weights: str,
     start: bytes | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
 ) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def train(
 
     held = held_out(sum(record.count for record in records), VALIDATION)
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
-    key = training_key(family, records, config, start)
+    key = training_key(family, records, config, weights, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
     show = training_progress(family)
 
@@ -111,7 +114,15 @@ def train(
         get_run_logger().info("training %s on %d pictures on %s", family, len(learned), pick_device().type)
     origin = parse(start) if start else None
     trained = learn(
-        family, learned, load_shards(records, held), config, None, origin, card, checkpoint=checkpoint, on_progress=tell
+        family,
+        learned,
+        load_shards(records, held),
+        config,
+        start=origin,
+        card=card,
+        checkpoint=checkpoint,
+        on_progress=tell,
+        weights=weights,
     )
     data, state, refused = trained.data, trained.state, refused_of(records)
     path = codec_folder() / f"{key}.safetensors"
@@ -157,6 +168,7 @@ def train_there(
     family: str,
     config: TrainingConfig,
     card: dict[str, Any],
+    weights: str,
     start: bytes | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
@@ -164,7 +176,7 @@ def train_there(
     files = drawn(itertools.islice(source.files(), limit), most, config.seed)
     batches = [files[at : at + batch_size] for at in range(0, len(files), batch_size)]
     records = [prepare_shard(source, batch, shards, home() / "shards") for batch in batches]
-    trained = train.fn(family, records, config, card, start)
+    trained = train.fn(family, records, config, card, weights, start)
     return trained, Path(trained["path"]).read_bytes()
 
 

@@ -34,6 +34,21 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     assert out.stat().st_size > 100_000
 
 
+def test_a_trained_codec_stores_its_weights_as_asked(tmp_path: Path) -> None:
+    from flows.train import train_flow
+
+    folder = write_pictures(tmp_path / "in", 12)
+    artifacts = {}
+    for weights in (None, "int8", "fp16"):
+        out = tmp_path / f"{weights}.safetensors"
+        given: dict[str, Any] = {"weights": weights} if weights else {}
+        given |= {"source": str(folder), "family": "v2", "out": str(out), "steps": 4, "batch": 2, "side": 32}
+        train_flow(TrainParameters(**given, workers=1))
+        artifacts[weights] = out.read_bytes()
+    assert artifacts[None] == artifacts["int8"] and 1.7 * len(artifacts["int8"]) < len(artifacts["fp16"])
+    assert parse(artifacts["int8"]).metadata["weights"]["kind"] == "int8"
+
+
 @pytest.mark.parametrize("family", ["v2", "v6"])
 def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
     from compressor.families import FAMILIES
@@ -43,6 +58,7 @@ def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
     start = tmp_path / "start.safetensors"
     start.write_bytes(tiny_artifact(family, "int8"))
     given = {"source": str(folder), "start": str(start), "out": str(out), "batch": 2, "side": 32, "workers": 1}
+    given["weights"] = "fp16"  # rounding to INT8 again might choose other scales
     gentle = train_flow(TrainParameters(**given, steps=1, learning_rate=1e-12))
     before, after = parse(start.read_bytes()), parse(out.read_bytes())
     assert gentle["family"] == family and after.metadata["network"] == before.metadata["network"]

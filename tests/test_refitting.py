@@ -5,44 +5,48 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from compressor import families
 from compressor.artifact import parse
 from compressor.codec import load_codec
+from compressor.families import refreeze
 from compressor.networks.hyperprior import Hyperprior
 from compressor.quality import encode_measured
-from compressor.refitting import refit_shortcut, refitted
-from tests.codecs import TINY_HYPERPRIOR, smooth_pictures, tiny_artifact, tiny_codec
+from compressor.refitting import refit_shortcut
+from tests.codecs import TINY_HYPERPRIOR, smooth_pictures, tiny_artifact
 
 PICTURES = np.stack(smooth_pictures(16, seed=3))
 NCHW = torch.from_numpy(np.moveaxis(PICTURES, -1, 1).copy())
 
 
-def test_only_the_shortcut_becomes_another() -> None:
-    data = tiny_artifact("shortcuts", weights="int8")
-    old, new = parse(data), parse(refitted(parse(data), PICTURES))
-    assert set(old.tensors) - set(new.tensors) == {"scale.synthesis.shortcut.weight"}
-    changed = {name for name, value in new.tensors.items() if value.tobytes() != old.tensors[name].tobytes()}
+def test_only_the_shortcut_becomes_another_and_shows_pictures_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = refreeze(tiny_artifact("shortcuts"), PICTURES, "int8")
+    monkeypatch.setattr(families, "refit_shortcut", lambda network, pictures: None)
+    before = refreeze(tiny_artifact("shortcuts"), PICTURES, "int8")
+    old, new = parse(before).tensors, parse(after).tensors
+    assert old.keys() == new.keys() and "scale.synthesis.shortcut.weight" not in new
+    changed = {name for name, value in new.items() if value.tobytes() != old[name].tobytes()}
     assert changed == {"network.synthesis.shortcut.weight", "predictor"}
-    assert new.state()["synthesis.shortcut.weight"].dtype == np.float16
-    assert new.metadata["card"]["refitted"] == {"of": old.id, "pictures": len(PICTURES)}
-
-
-def test_a_codec_stores_the_same_of_a_picture_and_shows_it_better() -> None:
-    before = tiny_codec("shortcuts")
-    after = load_codec(refitted(parse(tiny_artifact("shortcuts")), PICTURES))
-    pictures = smooth_pictures(8, seed=9)
-    errors = []
-    for codec in (before, after):
+    assert new["network.synthesis.shortcut.weight"].dtype == np.float16
+    pictures, errors, payloads = smooth_pictures(8, seed=9), [], []
+    for codec in map(load_codec, (before, after)):
         stored = encode_measured(codec, pictures, 40)
+        payloads.append([one.encoded.payload for one in stored])
         errors.append(
             np.mean([np.square(one.pixels - a.astype(float)).mean() for one, a in zip(stored, pictures, strict=True)])
         )
-        assert [one.encoded.payload for one in stored] == [one.payload for one in before.encode(pictures, 40)]
-    assert errors[1] < errors[0]
+    assert payloads[0] == payloads[1] and errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(("kind", "method"), [("int8", "rounded"), ("fp16", "calibrated")])
+def test_a_shortcut_is_not_refitted_without_calibration_or_rounding(kind: str, method: str) -> None:
+    state = parse(refreeze(tiny_artifact("shortcuts"), PICTURES, kind, method)).state()
+    before = parse(tiny_artifact("shortcuts")).state()["synthesis.shortcut.weight"].astype(np.float32)
+    assert np.abs(state["synthesis.shortcut.weight"] - before).max() <= np.abs(before).max() / 100
 
 
 def test_a_network_without_a_shortcut_is_refused() -> None:
     with pytest.raises(ValueError, match="no shortcut"):
-        refitted(parse(tiny_artifact("v5", weights="int8")), PICTURES)
+        refit_shortcut(Hyperprior(**TINY_HYPERPRIOR), NCHW)
 
 
 def test_the_shortcut_is_the_best_that_there_is() -> None:

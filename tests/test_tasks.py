@@ -217,7 +217,7 @@ def test_another_source_with_the_same_names_sizes_and_times_is_another(
     )
     assert not np.array_equal(load_shards([one]), load_shards([other]))
     config = TrainingConfig()
-    assert training_key("v3", [one], config) != training_key("v3", [other], config)
+    assert training_key("v3", [one], config, "int8") != training_key("v3", [other], config, "int8")
     keys = {_train_key(None, {"cell": Cell("v3"), "config": config, "shards": [shard]}) for shard in (one, other)}
     assert len(keys) == 2
     monkeypatch.chdir(tmp_path)
@@ -273,7 +273,7 @@ def test_a_shard_lacks_what_the_source_did_not_give_only_until_the_next_time(tmp
     (tmp_path / "away").rename(tmp_path / "in")
     whole = fresh(prepare, ShardRecord, **arguments)
     assert whole.count == 4
-    keys = [training_key("v3", [record], TrainingConfig()) for record in (with_gaps, whole)]
+    keys = [training_key("v3", [record], TrainingConfig(), "int8") for record in (with_gaps, whole)]
     assert keys[0] != keys[1], "what was learned with gaps is no answer once there are none"
 
 
