@@ -181,15 +181,7 @@ def fit(
     draw: Any = network.draw
     precision = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
     if config.compile:
-        compile_repeated: Any = getattr(network, "compile_repeated", None)
-        if compile_repeated:
-            compile_repeated()
-        else:
-            loss_of = torch.compile(loss_of)
-        network.train()
-        with torch._dynamo.config.patch(recompile_limit=64):  # for each shape of a block, of every training before too
-            _warm_up(loss_of, draw, pictures, config, precision)
-        network.zero_grad(set_to_none=True)
+        loss_of = _compiled(network, pictures, config, precision)
 
     network.train()
     parameters = list(network.parameters())
@@ -295,8 +287,38 @@ def _compiled_no_longer(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in network.modules():
-            module._compiled_call_impl = None
+        _forget_compiled(network)
+
+
+def _forget_compiled(network: nn.Module) -> None:
+    for module in network.modules():
+        module._compiled_call_impl = None
+
+
+def _compiled(network: nn.Module, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> Any:
+    """The network's loss, compiled, or of a network whose repeated parts are. LatentpackError where that fails."""
+    loss_of: Any = network.training_loss
+    compile_repeated: Any = getattr(network, "compile_repeated", None)
+    if compile_repeated:
+        compile_repeated()
+    else:
+        loss_of = torch.compile(loss_of)
+    network.train()
+    try:
+        # The limit is for each shape of a block, of every training before too.
+        with torch._dynamo.config.patch(recompile_limit=64):
+            _warm_up(loss_of, network.draw, pictures_NCHW, config, precision)
+    except BaseException as error:
+        from torch._dynamo.exc import BackendCompilerFailed  # takes seconds, and is loaded by now
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        _forget_compiled(network)
+        if isinstance(error, BackendCompilerFailed | InvalidCxxCompiler):
+            said = str(error).strip().partition("\n")[0]
+            raise LatentpackError(f"the network cannot be compiled here: {said}; train without that") from error
+        raise
+    network.zero_grad(set_to_none=True)
+    return loss_of
 
 
 def _warm_up(loss_of: Any, draw: Any, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> None:

@@ -21,7 +21,7 @@ from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason
 from flows.dispatch import UndeclaredError, dask_pool
 from flows.machine import worker_count
-from flows.parameters import Family, PipelineParameters, TrainingParameters, TrainParameters
+from flows.parameters import CodecTrainingParameters, Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from flows.terminal import SAID_ELSEWHERE
 from tasks.caching import cached, fresh
@@ -77,7 +77,7 @@ def _family(parameters: TrainParameters, start: bytes | None) -> str:
 def train_codec(
     source: Source,
     family: str,
-    training: TrainingParameters,
+    training: CodecTrainingParameters,
     work: TrainParameters | PipelineParameters,
     start: bytes | None = None,
 ) -> TrainingRecord:
@@ -111,7 +111,7 @@ def _train_there(
     scheduler: str,
     source: Source,
     family: str,
-    training: TrainingParameters,
+    training: CodecTrainingParameters,
     work: TrainParameters | PipelineParameters,
     start: bytes | None,
 ) -> TrainingRecord:
@@ -147,7 +147,7 @@ def train_on(
     source: Source,
     files: Iterator[SourceFile],
     family: str,
-    training: TrainingParameters,
+    training: CodecTrainingParameters,
     batch_size: int,
     workers: int,
     start: bytes | None = None,
@@ -187,6 +187,7 @@ def configure(training: TrainingParameters, learned: bool) -> TrainingConfig:
         warmup=max(1, min(200, training.steps // 10 or 200)),
         validate_every=max(1, training.steps // VALIDATIONS) if training.steps else VALIDATE_EVERY,
         seed=training.seed,
+        compile=training.compile,
     )
 
 

@@ -1,11 +1,13 @@
 """Flows that train and measure: codecs trained in a run, benchmarks, experiments."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tasks.train
 from compressor.artifact import Artifact, parse
@@ -14,7 +16,7 @@ from compressor.images import encode_picture
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig
-from flows.parameters import BenchmarkParameters, ExperimentsParameters, TrainingParameters, TrainParameters
+from flows.parameters import BenchmarkParameters, CodecTrainingParameters, ExperimentsParameters, TrainParameters
 from tests.codecs import tiny_artifact
 from tests.runs import archive_it, write_pictures
 
@@ -26,7 +28,9 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
 
     folder, archive = write_pictures(tmp_path / "in", 12), tmp_path / "archive"
     training = {"steps": 4, "batch": 2, "side": 32}
-    done = archive_it(folder, archive, codec="faces", train="v2", min_psnr=1, training=TrainingParameters(**training))
+    done = archive_it(
+        folder, archive, codec="faces", train="v2", min_psnr=1, training=CodecTrainingParameters(**training)
+    )
     assert done["archived"] == 12 and "v2" in done["codec"]
     out = tmp_path / "v2.safetensors"
     repeated = train_flow(TrainParameters(source=str(folder), family="v2", out=str(out), workers=1, **training))
@@ -34,19 +38,20 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     assert out.stat().st_size > 100_000
 
 
-def test_a_trained_codec_stores_its_weights_as_asked(tmp_path: Path) -> None:
+def test_a_codec_is_trained_and_stored_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.train import train_flow
 
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     folder = write_pictures(tmp_path / "in", 12)
-    artifacts = {}
-    for weights in (None, "int8", "fp16"):
-        out = tmp_path / f"{weights}.safetensors"
-        given: dict[str, Any] = {"weights": weights} if weights else {}
-        given |= {"source": str(folder), "family": "v2", "out": str(out), "steps": 4, "batch": 2, "side": 32}
-        train_flow(TrainParameters(**given, workers=1))
-        artifacts[weights] = out.read_bytes()
-    assert artifacts[None] == artifacts["int8"] and 1.7 * len(artifacts["int8"]) < len(artifacts["fp16"])
-    assert parse(artifacts["int8"]).metadata["weights"]["kind"] == "int8"
+    artifacts = []
+    for asked in ({}, {"weights": "int8"}, {"weights": "fp16", "compile": True}):
+        given = {"family": "v2", "out": str(tmp_path / "out"), "steps": 4, "batch": 2, "side": 32, "workers": 1}
+        train_flow(TrainParameters(source=str(folder), **given, **asked))
+        artifacts.append((tmp_path / "out").read_bytes())
+    unasked, int8, fp16 = artifacts
+    assert unasked == int8 and 1.7 * len(int8) < len(fp16)
+    assert parse(int8).metadata["weights"]["kind"] == "int8"
+    assert [parse(data).metadata["card"]["training"]["compile"] for data in (int8, fp16)] == [False, True]
 
 
 @pytest.mark.parametrize("family", ["v2", "v6"])

@@ -246,6 +246,19 @@ def test_a_compiler_sees_through_what_it_is_given(family: str, monkeypatch: pyte
         assert torch.allclose(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
+def test_what_cannot_be_compiled_is_told_and_left_as_it_was() -> None:
+    from torch._inductor.config import patch
+
+    network = hyperprior()
+    with (
+        patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
+        pytest.raises(LatentpackError, match="cannot be compiled here: .*no-such-compiler"),
+    ):
+        fit(network, gradients(16), gradients(4), replace(CONFIG, compile=True), device=torch.device("cpu"))
+    assert not any(module._compiled_call_impl for module in network.modules())
+
+
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 )
