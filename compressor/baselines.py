@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from compressor import picture_files
 from compressor.codec import Encoded, per_picture
 from compressor.errors import CodecError
 
@@ -32,6 +33,7 @@ class _Format:
     effort: int  # the format's own scale: WebP's method, AVIF's speed, JPEG XL's effort; not used by JPEG
     size: tuple[int, int]  # width and height at most
     library: Callable[[], str]
+    read_size: Callable[[bytes], tuple[int, int]]  # width and height that a file tells before it is decoded
     draft: int | None = None  # the fastest effort, where the usual one takes so long that it pays to ask there first
     draft_loss: float = 0.0  # dB that it loses on average at the same quality
     # What a file begins with and a payload leaves out, from width, height and the bytes that follow.
@@ -99,6 +101,11 @@ class StandardCodec:
         """Settings and the versions of the libraries that do the work."""
         return f"{self._format.title.format(effort=self._effort)}, one thread ({self._format.library()})"
 
+    @property
+    def writes_files(self) -> bool:
+        """Whether a payload is a file by itself, and not what only an archive's row makes one of."""
+        return not self._format.container(0, 0, 0)
+
     def suits(self, height: int, width: int) -> bool:
         """See :class:`compressor.codec.Codec`: here whether the format can hold it."""
         widest, highest = self._format.size
@@ -148,7 +155,11 @@ class StandardCodec:
     def _decode(self, encoded: Encoded) -> np.ndarray:
         try:
             container = self._format.container(encoded.width, encoded.height, len(encoded.payload))
-            picture = self._format.decode(container + encoded.payload)
+            file = container + encoded.payload
+            told = self._format.read_size(file)
+            if told != (encoded.width, encoded.height):  # before memory is taken for it
+                raise ValueError(f"it holds {told[0]} x {told[1]} pixels, not {encoded.width} x {encoded.height}")
+            picture = self._format.decode(file)
         except Exception as error:
             raise CodecError(f"the payload is not a {self.id} file that can be read: {error}") from error
         if picture.shape != (encoded.height, encoded.width, 3) or picture.dtype != np.uint8:
@@ -294,24 +305,45 @@ def _avif_container(brand: bytes, av1: bytes, colour: bytes, width: int, height:
     )
 
 
-def _av1_decode(file: bytes) -> np.ndarray:
-    # libavif scales a picture to the size that its container tells: a wrong one would not be noticed.
-    told, held = struct.unpack_from(">II", file, file.index(b"ispe") + 8), _av1_size(file[_AVIF_CONTAINER:])
-    if told != held:
-        raise ValueError(f"it holds {held[0]} x {held[1]} pixels")
-    return _avif_decode(file)
+def _jpeg_size(file: bytes) -> tuple[int, int]:
+    header = picture_files.read_jpeg(file)
+    return header.width, header.height
 
 
-def _av1_size(data: bytes) -> tuple[int, int]:
-    """Width and height in the reduced sequence header of a still picture (AV1, 5.5.1), after a temporal delimiter."""
-    if data[:3] != b"\x12\0\x0a":
-        raise ValueError("it does not begin with a sequence header")
+def _av1_size(file: bytes) -> tuple[int, int]:
+    """Width and height in the reduced sequence header (AV1, 5.5.1) of the still picture behind a container.
+
+    libavif scales what it finds to the size that the container tells. A second header would count instead.
+    """
+    data = file[_AVIF_CONTAINER:]
+    if _av1_units(data) != [2, 1, 6] or data[:3] != b"\x12\0\x0a":
+        raise ValueError("it is not a temporal delimiter, a sequence header and a frame")
     bits = "".join(f"{byte:08b}" for byte in data[4:16])
     if bits[3:5] != "11":
         raise ValueError("it is not a still picture with a reduced header")
     width_bits, height_bits = int(bits[10:14], 2) + 1, int(bits[14:18], 2) + 1
     width, height = bits[18 : 18 + width_bits], bits[18 + width_bits : 18 + width_bits + height_bits]
     return int(width, 2) + 1, int(height, 2) + 1
+
+
+def _av1_units(data: bytes) -> list[int]:
+    """Types of the units of a stream, each of which tells its size (AV1, 5.3)."""
+    kinds, at = [], 0
+    while at < len(data):
+        kinds.append(data[at] >> 3 & 15)
+        size = shift = 0
+        while shift < 35:
+            at += 1
+            if at >= len(data):
+                raise ValueError("its last unit is cut short")
+            size |= (data[at] & 127) << shift
+            shift += 7
+            if data[at] < 128:
+                break
+        at += 1 + size
+    if at != len(data):
+        raise ValueError("its last unit is cut short")
+    return kinds
 
 
 def _jpegxl_encode(pixels: np.ndarray, quality: int, effort: int) -> bytes:
@@ -359,7 +391,7 @@ def _without_container(avif: _Format, brand: bytes, av1: bytes, colour: bytes) -
     return replace(
         avif,
         title=avif.title.replace(", speed", " without its container, speed"),
-        decode=_av1_decode,
+        read_size=_av1_size,
         container=partial(_avif_container, brand, av1, colour),
         size=(2048, 1152),
         pixels=147_456,
@@ -373,9 +405,25 @@ _WEBP_SIZE = (16_382, 16_382)
 _AVIF_SIZE = (32_768, 32_768)
 _JPEGXL_SIZE = (2**30 - 1, 2**30 - 1)
 _AVIF = _Format(
-    "AVIF 4:2:0, speed {effort}", _avif_encode, _avif_decode, 4, _AVIF_SIZE, _imagecodecs("libavif"), 9, 0.55
+    "AVIF 4:2:0, speed {effort}",
+    _avif_encode,
+    _avif_decode,
+    4,
+    _AVIF_SIZE,
+    _imagecodecs("libavif"),
+    picture_files.read_avif_size,
+    9,
+    0.55,
 )
-_JPEGXL = _Format("JPEG XL, effort {effort}", _jpegxl_encode, _jpegxl_decode, 7, _JPEGXL_SIZE, _imagecodecs("libjxl"))
+_JPEGXL = _Format(
+    "JPEG XL, effort {effort}",
+    _jpegxl_encode,
+    _jpegxl_decode,
+    7,
+    _JPEGXL_SIZE,
+    _imagecodecs("libjxl"),
+    picture_files.read_jpegxl_size,
+)
 # Its fastest speed loses 0.6 to 1 dB to speed 6, which is what falls back.
 _AVIF_444 = _Format(
     "AVIF 4:4:4 tuned for PSNR, speed {effort}",
@@ -384,13 +432,22 @@ _AVIF_444 = _Format(
     4,
     _AVIF_SIZE,
     _pillow_libavif,
+    picture_files.read_avif_size,
     9,
     0.85,
     qualities=range(1, 100),
 )
 _FORMATS = {
-    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _pillow_libjpeg),
-    "webp": _Format("WebP, method {effort}", _webp_encode, _webp_decode, 6, _WEBP_SIZE, _imagecodecs("libwebp")),
+    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _pillow_libjpeg, _jpeg_size),
+    "webp": _Format(
+        "WebP, method {effort}",
+        _webp_encode,
+        _webp_decode,
+        6,
+        _WEBP_SIZE,
+        _imagecodecs("libwebp"),
+        picture_files.read_webp_size,
+    ),
     "avif": _AVIF,
     "avif-444": _AVIF_444,
     "av1": _without_container(_AVIF, b"MA1B", b"\0\x0c\0", b"\0\2\0\2"),

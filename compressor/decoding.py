@@ -76,7 +76,7 @@ def grey_planes(pixels: np.ndarray) -> np.ndarray:
 
 def _decode(codec: Codec, rows: Sequence[Row]) -> list[np.ndarray]:
     for row in rows:
-        most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # standard formats tell their size before they decode
+        most = MOST_LEARNED_PIXELS if codec.packers else 2**63  # files tell their size before they are decoded
         if not (row.width > 0 and row.height > 0 and padded_pixels(row.height, row.width) <= most):
             raise CodecError(f"{row.key}: the row is damaged: {row.width} x {row.height} pixels")
     pixels = min(sum(row.width * row.height for row in rows), MOST_ORIGINAL_PIXELS)  # they may lie

@@ -214,6 +214,45 @@ def read_webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
+def read_avif_size(data: bytes) -> tuple[int, int]:
+    """Width and height that the container of an AVIF tells, to which its decoder scales what it holds."""
+    at = data.find(b"ispe")  # ISO/IEC 23008-12, section 6.5.3
+    if at < 0 or at + 16 > len(data):
+        raise ImageError("corrupt", "the AVIF says no size")
+    width, height = struct.unpack_from(">II", data, at + 8)
+    return width, height
+
+
+_JPEGXL_BOX = re.compile(rb"jxlc|jxlp.{4}", re.DOTALL)
+_JPEGXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def read_jpegxl_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG XL (ISO/IEC 18181-1, D.2), in a container (18181-2) or without one."""
+    found = _JPEGXL_BOX.search(data) if data.startswith(b"\0\0\0\x0cJXL ") else None
+    at = found.end() if found else 0
+    if data[at : at + 2] != b"\xff\x0a" or len(data) < at + 12:
+        raise ImageError("corrupt", "it is no JPEG XL codestream")
+    bits = int.from_bytes(data[at + 2 : at + 12], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & (1 << count) - 1, bits >> count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    height = side()
+    ratio = take(3)
+    if not ratio:
+        return side(), height
+    over, under = _JPEGXL_RATIOS[ratio - 1]
+    return height * over // under, height
+
+
 def check_boxes(data: bytes) -> None:
     """Refuse an ISO base media file (AVIF, HEIC, JPEG 2000) whose outermost boxes reach beyond its end."""
     at = 0

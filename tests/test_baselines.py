@@ -2,6 +2,7 @@
 
 import io
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from skimage import data
 
 from compressor.baselines import LOSSLESS, STANDARD, StandardCodec, payload_size
 from compressor.codec import Codec, Encoded
-from compressor.errors import CodecError
+from compressor.errors import CodecError, ImageError
 from compressor.metrics import psnr
+from compressor.picture_files import read_jpegxl_size
 from compressor.quality import encode_to_target
 
 LOSSY = [name for name in STANDARD if name != LOSSLESS]
@@ -230,3 +232,42 @@ def test_what_does_not_suit_a_format_is_an_error(name: str, height: int, width: 
 def test_av1_of_another_size_than_its_rows_is_an_error(name: str, width: int) -> None:
     with pytest.raises(CodecError, match="20 x 12 pixels"):
         STANDARD[name].decode([Encoded(FROZEN[name], width, 12, 3, name, 60, "")])
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_av1_holds_one_picture_and_no_more(name: str, pictures: list[np.ndarray]) -> None:
+    """libavif would take the last header of several, and scale what that promises to the row's size."""
+    codec = STANDARD[name]
+    small, large = codec.encode([picture[:side, :side] for picture, side in zip(pictures, (16, 48), strict=True)], 60)
+    for tail in (b"\0", large.payload, large.payload[2:], small.payload):
+        with pytest.raises(CodecError, match="a temporal delimiter, a sequence header and a frame|cut short"):
+            codec.decode([replace(small, payload=small.payload + tail)])
+    with pytest.raises(CodecError, match="cut short"):
+        codec.decode([replace(small, payload=small.payload[:-1])])
+
+
+@pytest.mark.parametrize("name", [name for name in STANDARD if STANDARD[name].writes_files])
+def test_a_file_of_another_size_than_its_row_is_not_decoded(
+    name: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = STANDARD[name]
+    [encoded] = codec.encode(pictures[:1], 60 if codec.qualities else -1)
+    decoded: list[bytes] = []
+    monkeypatch.setattr(codec, "_format", replace(codec._format, decode=lambda file: decoded.append(file)))
+    for width, height in ((16, 16), (128, 127), (129, 128)):
+        with pytest.raises(CodecError, match=f"it holds 128 x 128 pixels, not {width} x {height}"):
+            codec.decode([replace(encoded, width=width, height=height)])
+    assert not decoded
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1, 1), (8, 256), (264, 40), (120, 100), (160, 120), (150, 100), (160, 90), (125, 100), (200, 100), (1, 9_000)],
+)
+def test_a_jpegxl_tells_its_size_in_every_way_that_it_may(width: int, height: int) -> None:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    [encoded] = STANDARD[LOSSLESS].encode([pixels], -1)
+    assert read_jpegxl_size(encoded.payload) == (width, height)
+    for at in range(len(encoded.payload)):
+        with suppress(ImageError):
+            read_jpegxl_size(encoded.payload[:at])
