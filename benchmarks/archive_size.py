@@ -4,14 +4,16 @@
 
 Every figure is of files written in this run: the archive's parts, and one file a picture for the other formats
 (``payload`` leaves out what every file of a format repeats, and of a JPEG its Huffman tables too). Pictures are taken
-as they are; each codec runs through its qualities and its curve is read off at the given PSNR. BD-rates are all taken
-over the one range of PSNR that every curve has.
+as they are, without those that cannot be read or whose own bytes an archive keeps; each codec runs through its
+qualities and its curve is read off at the given PSNR. BD-rates are all taken over the one range of PSNR that every curve
+has.
 """
 
 import argparse
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -21,10 +23,11 @@ from compressor.artifact import identify
 from compressor.baselines import STANDARD, payload_size
 from compressor.codec import artifact_bytes
 from compressor.encoding import EncodeOptions, encode_batch
+from compressor.errors import ImageError
 from compressor.images import decode_picture
 from compressor.metrics import RateCurve, bd_rate, psnr
 from compressor.quality import encode_measured
-from compressor.sources import Source
+from compressor.sources import Source, SourceFile
 
 TARGETS = (30.0, 32.0, 34.0, 36.0)
 QUALITIES = {
@@ -41,6 +44,7 @@ def standard_curve(name: str, pictures: Sequence[np.ndarray]) -> np.ndarray:
     rows = []
     for quality in QUALITIES[name]:
         stored = encode_measured(STANDARD[name], pictures, quality)
+        check_inexact(name, quality, [one.psnr for one in stored])
         payloads = [one.encoded.payload for one in stored]
         rows.append(
             (
@@ -52,10 +56,11 @@ def standard_curve(name: str, pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(rows)
 
 
-def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, effort: int = 0) -> np.ndarray:
+def archive_curve(
+    source: Source, files: Sequence[SourceFile], pictures: Sequence[np.ndarray], codec: str, effort: int = 0
+) -> np.ndarray:
     """Rows of (mean PSNR, bytes of Parquet a picture, bytes of payload) at fixed quality steps, read back from disk."""
     data = artifact_bytes(codec)
-    files = list(islice(source.files(), len(pictures)))
     rows = []
     for quality in range(8, 64, 6):
         with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +72,7 @@ def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, ef
             archive.commit(report.parts)
             read = [archive.read(file.key) for file in files]
             reached = [psnr(a, b) for a, b in zip(pictures, read, strict=True)]
+            check_inexact("the archive", quality, reached)
             rows.append(
                 (
                     np.mean(reached),
@@ -75,6 +81,21 @@ def archive_curve(source: Source, pictures: Sequence[np.ndarray], codec: str, ef
                 )
             )
     return np.array(rows)
+
+
+def check_inexact(name: str, quality: int, psnrs: Sequence[float]) -> None:
+    """End where a picture comes back exact: it has no PSNR that a mean could hold."""
+    exact = [index for index, value in enumerate(psnrs) if math.isinf(value)]
+    if exact:
+        raise SystemExit(f"{name} at quality {quality} stores picture {exact[0] + 1} exactly: leave such pictures out")
+
+
+def readable(source: Source, files: Sequence[SourceFile]) -> Iterator[tuple[SourceFile, np.ndarray]]:
+    """Files that every codec can be measured on, and their pixels, uint8 (H, W, 3)."""
+    for file, content in zip(files, source.read([file.path for file in files]), strict=True):
+        with suppress(ImageError):
+            if not isinstance(content, Exception) and (picture := decode_picture(content)).keep is None:
+                yield file, picture.pixels
 
 
 def at(curve: np.ndarray, psnr: float, column: int) -> float:
@@ -92,10 +113,15 @@ def main() -> None:
     options = parser.parse_args()
 
     source = Source.open(options.folder)
-    files = list(islice(source.files(), options.limit))
-    pictures = [decode_picture(content).pixels for content in source.read([file.path for file in files])]
+    listed = list(islice(source.files(), options.limit))
+    found = list(readable(source, listed))
+    if not found:
+        raise SystemExit(f"{options.folder} holds no picture that can be measured")
+    if len(found) < len(listed):
+        print(f"left out: {len(listed) - len(found)} that cannot be read, or whose own bytes an archive keeps")
+    files, pictures = [file for file, _ in found], [pixels for _, pixels in found]
     curves = {name: standard_curve(name, pictures) for name in QUALITIES}
-    archive = archive_curve(source, pictures, options.codec, options.effort)
+    archive = archive_curve(source, files, pictures, options.codec, options.effort)
 
     ends = [(curve[:, 0].min(), curve[:, 0].max()) for curve in (*curves.values(), archive)]
     low, high = max(low for low, _ in ends), min(high for _, high in ends)

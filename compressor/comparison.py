@@ -241,11 +241,11 @@ def headline(
         f"{abs(1 - bars[subject] / bars[name]):.0%} {'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
         for name in sorted((name for name in anchors if name in bars and name != subject), key=lambda name: bars[name])
     ]
-    detail = f"Mean over {number(pictures, 'picture')} at a mean PSNR of {level:.4g} dB"
+    exact = not np.isfinite(level)
+    detail = f"Mean over {number(pictures, 'picture')}" + ("" if exact else f" at a mean PSNR of {level:.4g} dB")
     detail += (f": {', '.join(against)}." if against else ".") + others
-    return Headline(
-        subject, f"{subject}: {count(bars[subject])} bytes a picture at {level:.4g} dB", detail, level, ranked
-    )
+    said = "stored exactly" if exact else f"at {level:.4g} dB"
+    return Headline(subject, f"{subject}: {count(bars[subject])} bytes a picture {said}", detail, level, ranked)
 
 
 def count(value: float | None) -> str:

@@ -160,7 +160,8 @@ def measure(
         for quality in plan[name]:
             for start in range(0, len(keys), batch):
                 chunk = keys[start : start + batch]
-                overhead = 0 if codec.id in STANDARD else ARCHIVE_ROW_BYTES
+                is_file = codec.id in STANDARD and STANDARD[codec.id].writes_files
+                overhead = 0 if is_file else ARCHIVE_ROW_BYTES
                 for row in _measure_batch(codec, quality, chunk, [pictures[key] for key in chunk], perceptual):
                     rows.append({"codec": name, **row, "bytes": row["bytes"] + overhead})
                 done += len(chunk)
@@ -312,8 +313,8 @@ def _settings(table: pa.Table) -> Table:
     rows.append(["machine", machine()])
     rows.append(["written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"])
     note = (
-        "Standard codecs run on one thread, learned ones on as many as PyTorch is given. Bytes of a learned codec "
-        f"include {ARCHIVE_ROW_BYTES} for its archive row. "
+        "Standard codecs run on one thread, learned ones on as many as PyTorch is given. Bytes of what is no file by "
+        f"itself (learned codecs, av1, av1-444) include {ARCHIVE_ROW_BYTES} for its archive row. "
         "SSIM: Gaussian window, sigma 1.5, mean of RGB."
     )
     return Table("Settings", note, ["", ""], rows)
@@ -340,7 +341,7 @@ def _summary(head: Headline, found: dict[str, Curve], tables: list[Table]) -> di
     return {
         "headline": head.text,
         "detail": head.detail,
-        "level_db": head.level,
+        "level_db": head.level if np.isfinite(head.level) else None,
         "bytes_at_level": dict(head.bars),
         "usual_level_db": USUAL_LEVEL,
         "curves": {

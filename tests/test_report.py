@@ -36,6 +36,12 @@ class OneQuality(Renamed):
         return codec.encode(pixels, 40)
 
 
+class LosslessOfOurs(StandardCodec):
+    def __init__(self) -> None:
+        super().__init__("lossless")
+        self.id = "b" * 64
+
+
 QUALITIES = {"mine": [5, 40, 80], "fixed": [-1], "WebP": [5, 40, 80], "JPEG": [8, 30, 80]}
 
 
@@ -86,6 +92,13 @@ def test_an_archived_codec_is_charged_its_row_and_a_file_its_header(table) -> No
             assert extra == ARCHIVE_ROW_BYTES
         else:
             assert extra >= 20
+
+
+def test_what_only_an_archive_makes_a_file_of_is_charged_its_row_too(pictures) -> None:
+    one = {"larger.png": pictures["larger.png"]}
+    table = measure(one, {"av1": STANDARD["av1"]}, {"av1": [40]}, ssimulacra2_pictures=0)
+    [row] = table.to_pylist()
+    assert row["bytes"] - row["payload_bytes"] == ARCHIVE_ROW_BYTES
 
 
 def test_curves_are_means_over_pictures(table) -> None:
@@ -153,6 +166,16 @@ def test_baselines_alone_and_a_single_picture(pictures, tmp_path: Path) -> None:
     report = write_report(table, one, tmp_path, codecs)
     assert report.summary["headline"].startswith("JPEG: ") and "exact" in report.markdown.read_text()
     assert "ssimulacra2" not in report.plots
+
+
+def test_what_is_stored_exactly_has_a_headline_without_a_level(pictures, tmp_path: Path) -> None:
+    one = {"larger.png": pictures["larger.png"]}
+    codecs: dict[str, Codec] = {"exactly": LosslessOfOurs(), "JPEG": STANDARD["jpeg"]}
+    table = measure(one, codecs, {"exactly": [-1], "JPEG": [10, 50]}, ssimulacra2_pictures=0)
+    report = write_report(table, one, tmp_path, codecs)
+    assert re.fullmatch(r"exactly: [\d,]+ bytes a picture stored exactly", report.summary["headline"])
+    assert json.loads(json.dumps(report.summary, allow_nan=False))["level_db"] is None
+    assert "inf" not in re.sub(r"[a-z]inf|inf[a-z]", "", report.markdown.read_text())
 
 
 @pytest.mark.parametrize("level", [255, 128])
