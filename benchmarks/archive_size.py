@@ -5,8 +5,7 @@
 Every figure is of files written in this run: the archive's parts, and one file a picture for the other formats
 (``payload`` leaves out what every file of a format repeats, and of a JPEG its Huffman tables too). Pictures are taken
 as they are, without those that cannot be read or whose own bytes an archive keeps; each codec runs through its
-qualities and its curve is read off at the given PSNR. BD-rates are all taken over the one range of PSNR that every curve
-has.
+qualities and its curve is read off at the given PSNR. BD-rates are all taken over the one range of PSNR that all have.
 """
 
 import argparse
