@@ -136,7 +136,7 @@ def _add_fields(
             parser.add_argument(field, metavar=metavar, help=_literally(text), **optional)
             continue
         if about.annotation is bool:
-            parser.add_argument(_option(field), action="store_true", help=_literally(text))
+            parser.add_argument(_option(field), action="store_true", default=argparse.SUPPRESS, help=_literally(text))
             continue
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
         choices = _choices(about.annotation)
@@ -184,7 +184,7 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
         training_here = name == "workers" and "train" in given  # where the cluster has no GPU
         if name in given and other in given and not training_here:
             raise LatentpackError(f"{_option(name)} does not go with {_option(other)}, which {why}: leave one out")
-    if "mirror_limit" in given and not given["mirror"]:
+    if "mirror_limit" in given and not given.get("mirror"):
         raise LatentpackError("--mirror-limit is for --mirror alone, which deletes: add that, or leave this out")
     if nested:
         inner = model.model_fields[nested].annotation
