@@ -211,12 +211,14 @@ def restore(
     Raises
     ------
     ArchiveError
-        There is no such format, ``destination`` cannot be created, storage failed in a way that may pass, or another
-        run has taken files away.
+        There is no such format, ``destination`` cannot be created or lies in the archive, storage failed in a way that
+        may pass, or another run has taken files away.
     """
     check_several(keys or ())
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
+    if destination.resolve().is_relative_to(Path(archive.url).resolve()):  # a URL is no folder of this machine
+        raise ArchiveError(f"{destination} is in the archive itself, among its own files; name another folder")
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,20 +4,23 @@
 used; 130 interrupted. Nothing heavy is imported before a command is known.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from compressor.addresses import shown
 from compressor.errors import LatentpackError, is_shortage, told
-from compressor.wording import legible
 from flows.exit_codes import INTERRUPTED, UNUSABLE
 from flows.interrupts import TOLD, interrupt_once, interrupted
+from flows.terminal import flush, warn
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``latentpack``."""
     interrupt_once()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in a locale that lacks a letter of a key
     sys.exit(run(arguments))
 
 
@@ -26,13 +29,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for argument in sys.argv[1:] if arguments is None else arguments:
         if argument.encode(errors="replace").decode() != argument:
             named = argument.encode(errors="backslashreplace").decode()
-            _say(f"{named}: the name is not valid UTF-8, and neither archives nor Prefect can hold it: rename it")
+            _say(
+                f"{named}: the name is not valid UTF-8, and neither archives nor Prefect can hold it: rename it, or "
+                "set PYTHONUTF8=1 where it is only the locale that is not UTF-8"
+            )
             return UNUSABLE
     debug = False
     try:
         from pydantic import ValidationError
 
-        from flows.options import build_parser
+        from flows.options import build_parser, in_words
 
         try:
             options = build_parser().parse_args(arguments)
@@ -41,7 +47,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         debug = options.debug
         from flows import commands
 
-        return int(getattr(commands, options.command.replace("-", "_"))(options))
+        code = int(getattr(commands, options.command.replace("-", "_"))(options))
+        flush()
+        return code
     except KeyboardInterrupt:
         return _end_interrupted()
     except ImportError as error:
@@ -54,16 +62,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
     except ValidationError as error:
         for problem in error.errors():
-            where = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
-            text = problem["msg"].removeprefix("Value error, ")
-            _say(f"--{where.replace('_', '-')}: {text[:1].lower()}{text[1:]}, not {shown(repr(problem['input']))}")
+            _say(in_words(error.title, problem))
         return UNUSABLE
     except LatentpackError as error:
         if debug:
             raise
         _say(str(error))
-        return UNUSABLE
-    except BrokenPipeError:
         return UNUSABLE
     except Exception as error:
         if debug:
@@ -78,12 +82,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_interrupted() -> int:
-    print(TOLD, file=sys.stderr)
+    warn(TOLD)
     return INTERRUPTED
 
 
 def _say(text: str) -> None:
-    print("latentpack: " + "\n".join(map(legible, text.split("\n"))), file=sys.stderr)  # a server's log has lines
+    for number, line in enumerate(text.split("\n")):  # a server's log has several
+        warn(line if number else f"latentpack: {line}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
-from flows.terminal import print_rows, quieten, tell, warn, watching
+from flows.terminal import out, print_rows, quieten, tell, warn, watching
 from tasks.home import home
 
 EVENTS_S = 5  # at most, for events that nobody watches
@@ -101,7 +101,7 @@ def _answer(options: argparse.Namespace, values: dict[str, Any], *lines: str) ->
     if options.json:
         print_json(values)
     else:
-        print(*lines, sep="\n")
+        out("\n".join(lines))
 
 
 def _check_source(url: str) -> None:
@@ -343,5 +343,5 @@ def demo(options: argparse.Namespace) -> int:
         print_json(result)
     else:
         print_rows("demo", [(name, str(value)) for name, value in result["shown"]])
-        print("\n" + result["next"])
+        out("\n" + result["next"])
     return DONE

@@ -40,6 +40,8 @@ def in_a_file(keys_from: str | None) -> Iterator[str | None]:
 
 
 def _lines(path: str) -> list[str]:
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise LatentpackError("standard input is closed: name a file of keys instead of -")
     try:
         data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
         text = data.decode("utf-8-sig")

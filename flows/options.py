@@ -3,11 +3,14 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import Any, get_args
 
+from compressor.addresses import shown
 from compressor.errors import LatentpackError
+from flows import parameters
 from flows.parameters import (
     BenchmarkParameters,
     DemoParameters,
@@ -18,6 +21,7 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
+from flows.terminal import out
 
 MOST_HOURS = 87_600  # ten years, which every date can be counted back by
 
@@ -105,6 +109,7 @@ _METAVARS = {
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
     "evaluation": "SRC", "other": "SRC", "keys_from": "FILE",
 }  # fmt: skip
+_POSITIONAL = frozenset({"archive", "source", "destination"})
 _HERE_ALONE = {"keys_from": ", or - for standard input"}  # what a form does not offer
 
 
@@ -198,13 +203,29 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
     return model(**given)
 
 
+def in_words(model: str, problem: Any) -> str:
+    """What is wrong with a value given to a model of that name, from one of the errors of its ValidationError."""
+    field = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
+    named = _METAVARS[field] if field in _POSITIONAL else _option(field)
+    about = getattr(getattr(parameters, model, None), "model_fields", {}).get(field)
+    given = problem["input"]
+    if given == "":
+        return f"{named}: it is empty"
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch" and about and about.examples:
+        text = f"write it like {' or '.join(about.examples)}"
+    otherwise = "" if isinstance(given, bool) else f", not {shown(repr(given))}"
+    return f"{named}: {text[:1].lower()}{text[1:]}{otherwise}"
+
+
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
 def print_json(values: dict[str, Any]) -> None:
     """The one JSON object of ``--json``, whole or not at all. JSON has no word for what is no number but null."""
-    print(json.dumps(_without_nan(values), ensure_ascii=False, default=str, allow_nan=False))
+    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "utf").lower()
+    out(json.dumps(_without_nan(values), ensure_ascii=not utf8, default=str, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:

@@ -117,7 +117,9 @@ ArchiveUrl = Annotated[
 ]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": "^(?!-$)"})]
-CodecAddress = Annotated[Address, Field(description="codec by name, path of an artifact, or id in the archive")]
+CodecAddress = Annotated[
+    Address, Field(description="codec by name, path of an artifact, or id in the archive (all 32 digits, as of info)")
+]
 TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
 Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
 Resize = Annotated[
@@ -139,9 +141,12 @@ Scheduler = Annotated[
     Address | None,
     Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
 ]
-BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit of a run")]
+BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit to an archive")]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
-Price = Annotated[float, Field(ge=0, description="USD for a terabyte stored a month, to tell what is saved")]
+SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
+Price = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description="USD for a terabyte stored a month, to tell what is saved")
+]
 
 
 class Parameters(BaseModel):
@@ -165,7 +170,7 @@ class TrainingParameters(Parameters):
     batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
     optimizer: Optimizer = Field(Optimizer.MUON, description="how steps are taken; muon learns in fewer of them")
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak learning rate (default: 0.003; with --start 0.001)"
+        None, gt=0, le=1, description="peak learning rate (default: 0.003; of train --start 0.001)"
     )
     patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
@@ -205,7 +210,8 @@ class PipelineParameters(Parameters):
         None,
         ge=0,
         le=100,
-        description="floor of --quality and of v1 to v4: what is under it is stored by a standard format",
+        description="lowest dB of any picture: of it and a target the higher one counts; with --quality and v1 to v4 "
+        "what is under it is stored by a standard format",
     )
     packer: Packer = Field(
         Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
@@ -221,7 +227,8 @@ class PipelineParameters(Parameters):
     limit: Limit = None
     max_failures: str | None = Field(
         None,
-        pattern=r"^\d+(\.\d+)?%$|^\d+$",
+        pattern=SHARE,
+        examples=["1%", "100"],
         description="stop when more than this many pictures fail, or this share of them, such as 1%",
     )
     mirror: bool = Field(
@@ -229,7 +236,8 @@ class PipelineParameters(Parameters):
     )
     mirror_limit: str = Field(
         "10%",
-        pattern=r"^\d+(\.\d+)?%$|^\d+$",
+        pattern=SHARE,
+        examples=["1%", "100"],
         description="delete nothing where more pictures than this are gone, or this share of those archived",
     )
     wave: int = Field(
@@ -368,6 +376,7 @@ class ExperimentsParameters(TrainingParameters):
     ladder: str = Field(
         "30,300,3000,all",
         pattern=r"^([1-9]\d{0,8}|all)(,([1-9]\d{0,8}|all))*$",
+        examples=["30,300,all"],
         description="numbers of pictures to train on",
     )
     parts: list[Part] = Field(list(Part), description="what to do; the ladder always")

@@ -1,15 +1,19 @@
 """What a person at a terminal sees: a progress bar with the time left, and tables. All but results goes to stderr."""
 
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
+from compressor.errors import LatentpackError
 from compressor.wording import legible
 
 LINE_EVERY_S = 30.0
+_WIDEST = 10_000  # characters of a line
 SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
 
@@ -71,7 +75,7 @@ class Terminal:
             self._told = now
             of = f" of {self._total:,}" if self._total else ""
             left = f", {duration((self._total - done) / rate)} left" if self._total and rate else ""
-            self.console.print(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip(), soft_wrap=True)
+            warn(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip())
 
 
 _CONNECTIONS = ("prefect.events", "prefect._internal", "EventsWorker")
@@ -99,13 +103,49 @@ def quieten() -> None:
 
 
 def warn(text: str) -> None:
-    """A line for people, beside whatever stdout carries."""
-    print(legible(text), file=sys.stderr)
+    """A line for people, beside whatever stdout carries. What becomes of it changes nothing of what is done."""
+    try:
+        print(legible(text), file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def out(text: str) -> None:
+    """A result's line or lines, on stdout. LatentpackError where it cannot be written."""
+    with _written():
+        print(text)
+
+
+def flush() -> None:
+    """Write what stdout still holds. Errors as of :func:`out`."""
+    with _written():
+        if sys.stdout:
+            sys.stdout.flush()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """A reader who has seen enough, such as ``head``, is no error: the rest is dropped."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop(sys.stdout)
+    except OSError as error:
+        _drop(sys.stdout)
+        raise LatentpackError(
+            f"cannot write the result to standard output: {error.strerror or error}; what is done is kept"
+        ) from error
+
+
+def _drop(stream: TextIO) -> None:
+    """Have ``stream`` lead nowhere, or the interpreter would try again at its end, and fail."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # it may be no file
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def tell(*columns: str) -> None:
     """A line on stdout, a tab between columns."""
-    print(*map(legible, columns), sep="\t")
+    out("\t".join(map(legible, columns)))
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -114,11 +154,16 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(highlight=False, markup=False)
-    # Nothing is cut off where no terminal limits the width
-    console.print(table, width=None if console.is_terminal else 200)
+    there = Console()
+    # Nothing is folded where no terminal limits the width.
+    width = there.width if there.is_terminal else _WIDEST
+    console = Console(highlight=False, markup=False, width=width, file=io.StringIO(), force_terminal=there.is_terminal)
+    console.print(table)
+    out("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))
 
 
 @contextmanager

@@ -118,6 +118,12 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["run", "{in}", "{new}", "--train", "v5", "--latents", "fp16"], "stores int8 alone"),
         (["experiments", "{in}", "--codec", "facs"], "there is no codec 'facs'"),
         (["experiments", "{in}", "--other", "{missing}"], "no source at"),
+        (["experiments", "{in}", "--ladder", "0"], "--ladder: write it like 30,300,all, not '0'"),
+        (["run", "{in}", "{new}", "--max-failures", "1.5"], "--max-failures: write it like 1% or 100, not '1.5'"),
+        (["run", "{in}", "{new}", "--max-failures", "101%"], "--max-failures: write it like 1% or 100, not '101%'"),
+        (["run", "{in}", "{new}", "--price-per-tb", "inf"], "--price-per-tb: "),
+        (["run", "{in}", ""], "latentpack: ARCHIVE: it is empty\n"),
+        (["run", "{in}", "{new}", "--mirror", "--limit", "3"], "it does not go with --limit\n"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(
@@ -142,6 +148,60 @@ def test_an_empty_folder_is_no_error_but_is_said(
     (tmp_path / "in").mkdir()
     code, _, err = said(capsys, "run", tmp_path / "in", tmp_path / "archive")
     assert code == 0 and "no picture in" in err
+
+
+def test_a_restore_into_the_archive_itself_is_refused(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(archive.rglob("*"))
+    for destination in (archive, archive / "images", f"{archive}/../archive/new"):
+        code, _, err = said(capsys, "restore", archive, destination)
+        assert code == 2 and "is in the archive itself" in err
+    assert sorted(archive.rglob("*")) == before
+
+
+def ended(*arguments: Any, **streams: Any) -> tuple[int, str]:
+    """Exit code and stderr of a command in a process of its own."""
+    done = subprocess.run([*LATENTPACK, *map(str, arguments)], text=True, timeout=60, **streams)
+    return done.returncode, done.stderr or ""
+
+
+def test_a_reader_who_has_seen_enough_changes_neither_warnings_nor_the_exit_code(archive: Path) -> None:
+    for command, code in ((("info", archive), 0), (("delete", archive, "--key", "a.png", "none.png", "--json"), 1)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb") as gone:
+            found, err = ended(*command, stdout=gone, stderr=subprocess.PIPE)
+        assert found == code, err
+        assert "Traceback" not in err and ("there is no picture 'none.png'" in err) == (code == 1)
+
+
+def test_results_and_warnings_that_cannot_be_written(archive: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        for more in ([], ["--json"]):
+            code, err = ended("info", archive, *more, stdout=full, stderr=subprocess.PIPE)
+            assert code == 2 and err.count("\n") == 1
+            assert "cannot write the result to standard output: No space left on device; what is done is kept" in err
+        assert ended("verify", archive, stdout=subprocess.PIPE, stderr=full)[0] == 0
+    code, err = ended("info", archive, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    assert (code, err) == (0, "")
+    keys = ("delete", archive, "--keys-from", "-")
+    code, err = ended(*keys, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(0))
+    assert code == 2 and "standard input is closed: name a file of keys instead of -" in err
+
+
+def test_letters_that_a_locale_lacks(archive: Path) -> None:
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*LATENTPACK, "delete", archive, "--key", "nö", "--json"], capture_output=True, text=True, env=plain, timeout=60
+    )
+    assert done.returncode == 1 and json.loads(done.stdout)["problems"][0][0] == "nö"
+    assert "n\\xf6" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_nothing_is_cut_off_in_a_file(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = tmp_path / ("long" * 50)
+    archive.rename(long)
+    code, out, _ = said(capsys, "info", long)
+    assert code == 0 and f"{long}, format 1" in out and all(line == line.rstrip() for line in out.splitlines())
 
 
 def test_restore_and_verify(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
