@@ -156,7 +156,7 @@ def freeze(
     metadata = {"family": name, "name": title or name, "network": options or {}, "card": card or {}}
     if weights is None:
         return dump(metadata, family(name).freeze(network, pictures_NHWC))
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).cpu()
     refits = method == "calibrated" and isinstance(network, Hyperprior) and network.synthesis.shortcut is not None
     stored = quantize_weights(network, pictures_NHWC, weights, method, {SHORTCUT} if refits else ())
     if refits and stored.replaced:

@@ -73,3 +73,16 @@ def test_the_shortcut_is_the_best_that_there_is() -> None:
     assert error() == pytest.approx(best, rel=0.02)
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, state[name])}
     assert moved == {"synthesis.shortcut.weight"}
+
+
+def test_a_fit_that_others_do_not_gain_by_is_dropped() -> None:
+    torch.manual_seed(0)
+    network = Hyperprior(**TINY_HYPERPRIOR, shortcut=True).eval()
+    for count in (1, 3):  # none is left to test it
+        assert not refit_shortcut(network, NCHW[:count])
+    while refit_shortcut(network, NCHW.repeat(4, 1, 1, 1)):
+        before = network.synthesis.shortcut.weight.clone()
+    noise = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert not refit_shortcut(network, torch.cat((noise, NCHW[:1])))
+    assert torch.equal(network.synthesis.shortcut.weight, before)
+    assert refit_shortcut(network, torch.cat((noise, noise[:1])))
