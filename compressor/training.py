@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compressor.capturing import Captured
 from compressor.devices import has_fast_bf16, pick_device
-from compressor.errors import LatentpackError
+from compressor.errors import LatentpackError, is_shortage
 from compressor.files import replacing
 from compressor.interrupting import interrupt_held
 from compressor.optimizers import OPTIMIZERS
@@ -310,11 +310,13 @@ def _compiled(network: nn.Module, pictures_NCHW: Tensor, config: TrainingConfig,
             _warm_up(loss_of, network.draw, pictures_NCHW, config, precision)
     except BaseException as error:
         from torch._dynamo.exc import BackendCompilerFailed  # takes seconds, and is loaded by now
-        from torch._inductor.exc import InvalidCxxCompiler
+        from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
 
         _forget_compiled(network)
-        if isinstance(error, BackendCompilerFailed | InvalidCxxCompiler):
-            said = str(error).strip().partition("\n")[0]
+        cause = getattr(error, "inner_exception", error)
+        kinds = (BackendCompilerFailed, GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing)
+        if isinstance(error, kinds) and not is_shortage(cause):
+            said = str(cause).strip().partition("\n")[0]
             raise LatentpackError(f"the network cannot be compiled here: {said}; train without that") from error
         raise
     network.zero_grad(set_to_none=True)
