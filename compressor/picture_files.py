@@ -223,14 +223,28 @@ def read_avif_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-_JPEGXL_BOX = re.compile(rb"jxlc|jxlp.{4}", re.DOTALL)
+def _jpegxl_codestream(data: bytes) -> int:
+    """Where the codestream begins in a container, or its first part: in the first outermost box of that kind."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 16 if size == 1 else 8
+        if kind in (b"jxlc", b"jxlp"):
+            return at + header + (4 if kind == b"jxlp" else 0)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        if size < header:
+            break
+        at += size
+    return len(data)
+
+
 _JPEGXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def read_jpegxl_size(data: bytes) -> tuple[int, int]:
     """Width and height of a JPEG XL (ISO/IEC 18181-1, D.2), in a container (18181-2) or without one."""
-    found = _JPEGXL_BOX.search(data) if data.startswith(b"\0\0\0\x0cJXL ") else None
-    at = found.end() if found else 0
+    at = _jpegxl_codestream(data) if data.startswith(b"\0\0\0\x0cJXL ") else 0
     if data[at : at + 2] != b"\xff\x0a" or len(data) < at + 12:
         raise ImageError("corrupt", "it is no JPEG XL codestream")
     bits = int.from_bytes(data[at + 2 : at + 12], "little")
