@@ -26,6 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
+    code = _run(arguments)
+    try:
+        flush()
+    except LatentpackError as error:
+        _say(str(error))
+        return UNUSABLE
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     for argument in sys.argv[1:] if arguments is None else arguments:
         if argument.encode(errors="replace").decode() != argument:
             named = argument.encode(errors="backslashreplace").decode()
@@ -47,9 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         debug = options.debug
         from flows import commands
 
-        code = int(getattr(commands, options.command.replace("-", "_"))(options))
-        flush()
-        return code
+        return int(getattr(commands, options.command.replace("-", "_"))(options))
     except KeyboardInterrupt:
         return _end_interrupted()
     except ImportError as error:
@@ -82,7 +90,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_interrupted() -> int:
-    warn(TOLD)
+    for line in TOLD.split("\n"):
+        warn(line)
     return INTERRUPTED
 
 

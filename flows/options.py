@@ -75,9 +75,9 @@ class _Version(argparse.Action):
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            print(f"latentpack {version('latentpack')}")
+            out(f"latentpack {version('latentpack')}")
         except PackageNotFoundError:
-            print("latentpack, not installed")
+            out("latentpack, not installed")
         parser.exit()
 
 

@@ -143,7 +143,7 @@ Scheduler = Annotated[
 ]
 BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit to an archive")]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
-SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
+SHARE = r"^\d+(\.\d+)?%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="USD for a terabyte stored a month, to tell what is saved")
 ]

@@ -105,7 +105,8 @@ def quieten() -> None:
 def warn(text: str) -> None:
     """A line for people, beside whatever stdout carries. What becomes of it changes nothing of what is done."""
     try:
-        print(legible(text), file=sys.stderr)
+        if sys.stderr:  # or print would take stdout
+            print(legible(text), file=sys.stderr)
     except OSError:
         _drop(sys.stderr)
 

@@ -120,7 +120,6 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["experiments", "{in}", "--other", "{missing}"], "no source at"),
         (["experiments", "{in}", "--ladder", "0"], "--ladder: write it like 30,300,all, not '0'"),
         (["run", "{in}", "{new}", "--max-failures", "1.5"], "--max-failures: write it like 1% or 100, not '1.5'"),
-        (["run", "{in}", "{new}", "--max-failures", "101%"], "--max-failures: write it like 1% or 100, not '101%'"),
         (["run", "{in}", "{new}", "--price-per-tb", "inf"], "--price-per-tb: "),
         (["run", "{in}", ""], "latentpack: ARCHIVE: it is empty\n"),
         (["run", "{in}", "{new}", "--mirror", "--limit", "3"], "it does not go with --limit\n"),
@@ -183,6 +182,16 @@ def test_results_and_warnings_that_cannot_be_written(archive: Path) -> None:
         assert ended("verify", archive, stdout=subprocess.PIPE, stderr=full)[0] == 0
     code, err = ended("info", archive, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
     assert (code, err) == (0, "")
+    done = subprocess.run(
+        [*LATENTPACK, "info", "none"], stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2), timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    for unbuffered in ("", "1"):
+        for command in (["--version"], ["run", "--help"]):
+            with open("/dev/full", "wb") as full:
+                env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+                code, err = ended(*command, stdout=full, stderr=subprocess.PIPE, env=env)
+            assert "Exception" not in err and "internal error" not in err and code in (0, 2)
     keys = ("delete", archive, "--keys-from", "-")
     code, err = ended(*keys, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(0))
     assert code == 2 and "standard input is closed: name a file of keys instead of -" in err
@@ -402,7 +411,7 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path)
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130, err
-    assert "repeat the command" in err and "Traceback" not in err
+    assert "\ninterrupted; what is done is kept: repeat the command" in err and "Traceback" not in err
     again = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=120)
     summary = json.loads(again.stdout)
     assert again.returncode == 0, again.stderr
