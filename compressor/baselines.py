@@ -153,12 +153,9 @@ class StandardCodec:
         return replace(file, payload=file.payload[len(container) :], codec=self.id)
 
     def _decode(self, encoded: Encoded) -> np.ndarray:
+        file = self._format.container(encoded.width, encoded.height, len(encoded.payload)) + encoded.payload
+        self._check_size(file, encoded)
         try:
-            container = self._format.container(encoded.width, encoded.height, len(encoded.payload))
-            file = container + encoded.payload
-            told = self._format.read_size(file)
-            if told != (encoded.width, encoded.height):  # before memory is taken for it
-                raise ValueError(f"it holds {told[0]} x {told[1]} pixels, not {encoded.width} x {encoded.height}")
             picture = self._format.decode(file)
         except Exception as error:
             raise CodecError(f"the payload is not a {self.id} file that can be read: {error}") from error
@@ -168,6 +165,16 @@ class StandardCodec:
                 f"its row says {encoded.width} x {encoded.height} pixels"
             )
         return np.ascontiguousarray(picture)
+
+    def _check_size(self, file: bytes, encoded: Encoded) -> None:
+        """Before memory is taken for it; without a cause, which might be taken for a lack of that."""
+        try:
+            width, height = self._format.read_size(file)
+        except Exception as error:  # such as struct's
+            raise CodecError(f"the payload is not a {self.id} file that can be read: {error}") from None
+        if (width, height) != (encoded.width, encoded.height):
+            row = f"{encoded.width} x {encoded.height}"
+            raise CodecError(f"the {self.id} payload holds {width} x {height} pixels, its row says {row}")
 
 
 def payload_size(data: bytes) -> int:

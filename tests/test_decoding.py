@@ -3,12 +3,15 @@
 import os
 from dataclasses import replace
 
+import crc32c
 import numpy as np
 import pytest
 
+from compressor import images
 from compressor.archive import Archive
+from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
-from compressor.decoding import grey_planes
+from compressor.decoding import decode, grey_planes
 from compressor.errors import ArchiveError, CodecError
 from compressor.images import Limits, decode_picture, encode_picture
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
@@ -58,6 +61,19 @@ def test_an_original_reads_back_whatever_limits_it_was_archived_under(archive, m
     monkeypatch.setattr(decode_picture, "__defaults__", (Limits(max_pixels=100),))
     monkeypatch.setattr(Limits, "max_pixels", 100)
     assert (archive.read("a.png") == pixels).all()
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_a_row_that_lies_of_its_size_is_damaged_and_lacks_no_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_can_have", lambda size: False)
+    codec = STANDARD[name]
+    [encoded] = codec.encode(smooth_pictures(1), 50 if codec.qualities else -1)
+    row = replace(picture_row("a"), codec=name, payload=encoded.payload, crc32c=crc32c.crc32c(encoded.payload))
+    lying = replace(row, width=2**31 - 1, height=1000)
+    cut = encoded.payload[:9]
+    for bad in (lying, replace(row, payload=cut, crc32c=crc32c.crc32c(cut))):
+        with pytest.raises(CodecError, match="pixels, its row says|file that can be read"):
+            decode([bad], lambda id: codec)
 
 
 def test_grey_is_the_rounded_mean_of_three_planes() -> None:
