@@ -188,7 +188,7 @@ def payload_size(data: bytes) -> int:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return sum(size for kind, size in _riff_chunks(data) if kind in (b"VP8 ", b"VP8L", b"ALPH"))
     if data[4:8] in (b"ftyp", b"JXL "):
-        return sum(size for kind, size in _boxes(data) if kind in (b"mdat", b"jxlc", b"jxlp"))
+        return sum(size for kind, _, size in picture_files.boxes(data) if kind in (b"mdat", b"jxlc", b"jxlp"))
     return len(data)
 
 
@@ -212,20 +212,6 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
         kind, size = struct.unpack_from("<4sI", data, position)
         yield kind, size
         position += 8 + size + size % 2
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Type and content bytes of each top-level box (ISO 14496-12)."""
-    position = 0
-    while position + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, position)
-        header = 8
-        if size == 1:
-            header, size = 16, struct.unpack_from(">Q", data, position + 8)[0]
-        elif size == 0:
-            size = len(data) - position
-        yield kind, size - header
-        position += max(size, header)
 
 
 def _jpeg_encode(pixels: np.ndarray, quality: int, effort: int) -> bytes:

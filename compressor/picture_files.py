@@ -6,6 +6,7 @@ Not here: decoding (images.py). Each reader refuses a file that stops early, whi
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compressor.errors import ImageError
@@ -223,28 +224,14 @@ def read_avif_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _jpegxl_codestream(data: bytes) -> int:
-    """Where the codestream begins in a container, or its first part: in the first outermost box of that kind."""
-    at = 0
-    while at + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, at)
-        header = 16 if size == 1 else 8
-        if kind in (b"jxlc", b"jxlp"):
-            return at + header + (4 if kind == b"jxlp" else 0)
-        if size == 1 and at + 16 <= len(data):
-            (size,) = struct.unpack_from(">Q", data, at + 8)
-        if size < header:
-            break
-        at += size
-    return len(data)
-
-
 _JPEGXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def read_jpegxl_size(data: bytes) -> tuple[int, int]:
     """Width and height of a JPEG XL (ISO/IEC 18181-1, D.2), in a container (18181-2) or without one."""
-    at = _jpegxl_codestream(data) if data.startswith(b"\0\0\0\x0cJXL ") else 0
+    at = 0
+    if data.startswith(b"\0\0\0\x0cJXL "):  # whole, or in parts that are numbered
+        at = next((at + 4 * (kind == b"jxlp") for kind, at, _ in boxes(data) if kind in (b"jxlc", b"jxlp")), len(data))
     if data[at : at + 2] != b"\xff\x0a" or len(data) < at + 12:
         raise ImageError("corrupt", "it is no JPEG XL codestream")
     bits = int.from_bytes(data[at + 2 : at + 12], "little")
@@ -265,6 +252,22 @@ def read_jpegxl_size(data: bytes) -> tuple[int, int]:
         return side(), height
     over, under = _JPEGXL_RATIOS[ratio - 1]
     return height * over // under, height
+
+
+def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type of each outermost box, where its content begins, and how many bytes that has (ISO/IEC 14496-12, 4.2)."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 8
+        if size == 1 and at + 16 <= len(data):
+            header, size = 16, struct.unpack_from(">Q", data, at + 8)[0]
+        elif size == 0:
+            size = len(data) - at
+        if size < header:
+            return
+        yield kind, at + header, size - header
+        at += size
 
 
 def check_boxes(data: bytes) -> None:

@@ -44,7 +44,7 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor, batch: int = 32) 
         raise ValueError("the network has no shortcut")
     network.eval()
     generator = torch.Generator().manual_seed(0)
-    sums = [_Sums(), _Sums()]  # of every fourth picture, and of the others
+    fitted, tested = _Sums(), _Sums()
     for part_BCHW in pictures_NCHW.split(batch):
         x_BCHW = part_BCHW.float() / 255
         quality_B = draw_qualities(len(x_BCHW), generator)
@@ -52,13 +52,13 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor, batch: int = 32) 
         y_hat, _ = network.coded(x_BCHW, quality_B)
         error = F.pixel_unshuffle(F.pixel_unshuffle(x_BCHW - network.synthesis(y_hat, quality_B), 8), 2)
         y_hat, error = y_hat * weight_B, error * weight_B
-        fitted_B = torch.arange(len(x_BCHW)) % _TESTED != _TESTED - 1
-        sums[0].add(y_hat[~fitted_B], error[~fitted_B])
-        sums[1].add(y_hat[fitted_B], error[fitted_B])
-    if sums[0].gain(sums[1].change()) <= 0:
+        tested_B = torch.arange(len(x_BCHW)) % _TESTED == _TESTED - 1
+        fitted.add(y_hat[~tested_B], error[~tested_B])
+        tested.add(y_hat[tested_B], error[tested_B])
+    if tested.gain(fitted.change()) <= 0:
         return False
-    sums[0].gram, sums[0].moment = sums[0].gram + sums[1].gram, sums[0].moment + sums[1].moment
-    shortcut.weight += sums[0].change().float()[:, :, None, None]
+    fitted.gram, fitted.moment = fitted.gram + tested.gram, fitted.moment + tested.moment  # all of them, now
+    shortcut.weight += fitted.change().float()[:, :, None, None]
     return True
 
 

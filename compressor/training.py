@@ -317,7 +317,7 @@ def _compiled(network: nn.Module, pictures_NCHW: Tensor, config: TrainingConfig,
         kinds = (BackendCompilerFailed, GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing)
         if isinstance(error, kinds) and not is_shortage(cause):
             said = str(cause).strip().partition("\n")[0]
-            raise LatentpackError(f"the network cannot be compiled here: {said}; train without that") from error
+            raise LatentpackError(f"the network cannot be compiled here: {said}; do not compile it") from error
         raise
     network.zero_grad(set_to_none=True)
     return loss_of
