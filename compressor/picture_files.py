@@ -272,17 +272,12 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def check_boxes(data: bytes) -> None:
     """Refuse an ISO base media file (AVIF, HEIC, JPEG 2000) whose outermost boxes reach beyond its end."""
-    at = 0
-    while at + 8 <= len(data):
-        (size,) = struct.unpack_from(">I", data, at)
-        if size == 1 and at + 16 <= len(data):
-            (size,) = struct.unpack_from(">Q", data, at + 8)
-        if size == 0:
-            return
-        if size < 8:
-            raise ImageError("corrupt", f"a box of {size} bytes at byte {at}")
-        at += size
-    if at > len(data):
+    end = 0
+    for _, content, size in boxes(data):
+        end = content + size
+    if end + 8 <= len(data):
+        raise ImageError("corrupt", f"the box at byte {end} is smaller than its own header")
+    if end > len(data):
         raise truncated("its boxes do")
 
 

@@ -321,6 +321,15 @@ def test_empty_and_unsupported():
     assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "corrupt"
 
 
+@pytest.mark.parametrize("box", [b"\0\0\0\x07free", b"\0\0\0\1free\0\0\0\0\0\0\0\x0f"])
+def test_a_box_smaller_than_its_own_header_is_refused_by_where_it_is(box):
+    data = file_of(RGB, "avif")
+    with pytest.raises(ImageError, match=f"box at byte {len(data)} is smaller") as caught:
+        decode_picture(data + box)
+    assert caught.value.reason == "corrupt"
+    assert decode_picture(data + box[:7]), "too short to begin another box"
+
+
 @pytest.mark.parametrize("format", [*FORMATS, "progressive", "lzw"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_truncated(format, share):
