@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from enlarging import RateAlone, deepen, grow
 
 from compressor.devices import pick_device
-from compressor.enlarging import deepen
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.transformer import transformer_hyperprior
@@ -128,8 +128,6 @@ def train(options: argparse.Namespace) -> None:
 
 
 def enlarge(options: argparse.Namespace) -> None:
-    from compressor.enlarging import RateAlone, grow
-
     old, _ = starting_network(options.codec, "v5", None)
     pictures, held_out = split(load(options.pictures))
     try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.enlarging import RateAlone, deepen, grow
+from benchmarks.enlarging import RateAlone, deepen, grow
 from compressor.networks.hyperprior import Hyperprior
 from compressor.training import TrainingConfig, fit
 from tests.codecs import TINY_HYPERPRIOR, smooth_pictures
