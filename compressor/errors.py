@@ -12,17 +12,6 @@ class LatentpackError(Exception):
     """Base of all errors that the command line prints without a traceback."""
 
 
-class EndedUnwell(LatentpackError):
-    """What a flow found or did needs a look, so that Prefect is to show it as failed; ``result`` is what it did."""
-
-    def __init__(self, message: str, result: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.result = result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.result)
-
-
 class SourceError(LatentpackError):
     """A source cannot be opened, listed or read."""
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 
-from compressor.errors import ArchiveError, EndedUnwell
+from compressor.errors import ArchiveError
 from compressor.wording import TAKEN_OUT, number
 from flows import unwatched
+from flows.errors import EndedUnwell
 from flows.keys import named
 from flows.machine import worker_count
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters

@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import Any
 
 from compressor.addresses import shown
-from compressor.errors import EndedUnwell, LatentpackError, told
+from compressor.errors import LatentpackError, told
 from compressor.wording import TAKEN_OUT, number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
+from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
 from flows.keys import in_a_file, named
 from flows.options import parameters_of, print_json

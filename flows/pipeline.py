@@ -18,7 +18,7 @@ from compressor.baselines import STANDARD
 from compressor.clock import Clock
 from compressor.codec import with_effort
 from compressor.encoding import BatchReport, EncodeOptions
-from compressor.errors import EndedUnwell, LatentpackError, told
+from compressor.errors import LatentpackError, told
 from compressor.images import Limits
 from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
@@ -28,6 +28,7 @@ from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import duration, needing_a_look, number, outcome, remarks
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
+from flows.errors import EndedUnwell
 from flows.interrupts import interrupted
 from flows.machine import worker_count
 from flows.parameters import PipelineParameters

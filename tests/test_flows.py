@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from compressor.archive import Archive
-from compressor.errors import EndedUnwell, LatentpackError
+from compressor.errors import LatentpackError
 from compressor.images import encode_picture
+from flows.errors import EndedUnwell
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.runs import archive_it, write_pictures
 

@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from compressor.archive import Archive
-from compressor.errors import EndedUnwell
 from compressor.mirroring import Mirror
 from compressor.sources import Source
 from flows.cli import run
+from flows.errors import EndedUnwell
 from flows.parameters import PipelineParameters
 from tests.runs import archive_it, write_pictures
 

@@ -7,10 +7,10 @@ import pytest
 
 from compressor import planning
 from compressor.archive import Archive
-from compressor.errors import EndedUnwell
 from compressor.known import KnownKeys
 from compressor.planning import Listing, plan
 from compressor.sources import Source, SourceFile
+from flows.errors import EndedUnwell
 from tests.runs import archive_it, write_pictures
 
 
