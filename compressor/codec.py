@@ -83,7 +83,7 @@ def with_effort(codec: Codec, effort: int) -> Codec:
     if not effort:
         return codec
     if not isinstance(codec, Refinable):
-        raise CodecError(f"{codec.description} knows no effort but 0: leave --effort out, or take a codec of v5 or v6")
+        raise CodecError(f"{codec.description} knows no effort but 0: ask for no other, or take a codec of v5 or v6")
     return codec.with_effort(effort)
 
 

@@ -279,7 +279,7 @@ def _restore_batches(
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise ArchiveError(
-                "a process that restores pictures was killed, perhaps for memory, or could not start; try --workers 1"
+                "a process that restores pictures was killed, perhaps for memory, or could not start; try one worker"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
