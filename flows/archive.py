@@ -11,15 +11,26 @@ from compressor.errors import ArchiveError
 from compressor.wording import TAKEN_OUT, number
 from flows import unwatched
 from flows.errors import EndedUnwell
-from flows.keys import named
-from flows.machine import worker_count
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
-from flows.progress import on_progress
 from tasks.dashboard import announce, publish_state
 from tasks.maintain import compact, vacuum
 from tasks.report import publish_problems
-from tasks.restore import restore_pictures, verify_archive
-from tasks.retries import NOT_KEPT
+from tasks.retries import IF_TRANSIENT, NOT_KEPT
+
+
+# Restoring and verifying may begin again: files are replaced whole, and reading changes nothing.
+@task(name="restore", retries=2, **IF_TRANSIENT, **NOT_KEPT)
+def _restored(parameters: RestoreParameters) -> dict[str, Any]:
+    done = unwatched.restore(parameters)
+    publish_problems(done["problems"], "restore", f"of {parameters.subject} that could not be restored")
+    return done
+
+
+@task(name="verify", retries=2, **IF_TRANSIENT, **NOT_KEPT)
+def _verified(parameters: VerifyParameters) -> dict[str, Any]:
+    found = unwatched.verify(parameters)
+    publish_problems(found["problems"], "verify", f"of {found['archive']} that cannot be trusted")
+    return found
 
 
 @flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
@@ -31,17 +42,9 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     EndedUnwell
         Some of them could not be restored.
     """
-    destination = Path(parameters.destination)
-    done = restore_pictures(
-        parameters.archive,
-        destination,
-        named(parameters.key, parameters.keys_from) or None,
-        parameters.format.value,
-        parameters.workers or worker_count(),
-        on_progress("restoring"),
-    )
+    done = _restored(parameters)
     written, host = number(done["written"], "picture"), socket.gethostname()
-    get_run_logger().info("%s written to %s on %s", written, destination.resolve(), host)
+    get_run_logger().info("%s written to %s on %s", written, Path(parameters.destination).resolve(), host)
     _raise_if_any(done["problems"], "not restored", done)
     return done
 
@@ -55,7 +58,7 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
     EndedUnwell
         There are problems.
     """
-    found = _verified(parameters.archive)
+    found = _checked(parameters.archive)
     _raise_if_any(found["problems"], "cannot be trusted", found, "; run repair")
     return found
 
@@ -102,7 +105,7 @@ def maintain(parameters: MaintainParameters) -> dict[str, Any]:
     ArchiveError
         Something is damaged. Nothing is merged or deleted then: old files may be what repair needs.
     """
-    checked = _verified(parameters.archive)
+    checked = _checked(parameters.archive)
     if checked["problems"]:
         key, reason = checked["problems"][0]
         count = number(len(checked["problems"]), "problem")
@@ -116,8 +119,8 @@ def maintain(parameters: MaintainParameters) -> dict[str, Any]:
     return {"archive": checked["archive"], "pictures": checked["pictures"], "files_fewer": fewer, "deleted": deleted}
 
 
-def _verified(archive: str) -> dict[str, Any]:
-    found = verify_archive(archive, on_progress("verifying"))
+def _checked(archive: str) -> dict[str, Any]:
+    found = _verified(VerifyParameters(archive=archive))
     if found["problems"]:
         announce("archive.damaged", found["archive"], {"problems": len(found["problems"])})
     return found
