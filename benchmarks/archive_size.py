@@ -19,8 +19,9 @@ import numpy as np
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.baselines import STANDARD, payload_size
+from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes
+from compressor.containers import payload_size
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ImageError
 from compressor.images import decode_picture

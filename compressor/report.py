@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import pages
-from compressor.baselines import STANDARD, payload_size
+from compressor.baselines import STANDARD
 from compressor.codec import Codec, spread_qualities
 from compressor.comparison import (
     USUAL_LEVEL,
@@ -35,6 +35,7 @@ from compressor.comparison import (
     speed_table,
     without_exact,
 )
+from compressor.containers import payload_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.baselines import STANDARD, payload_size
+from compressor.baselines import STANDARD
 from compressor.codec import Codec, Encoded
+from compressor.containers import payload_size
 from compressor.metrics import psnr
 
 SIDE = 256  # pixels: larger pictures are cut to their centre before anything is encoded

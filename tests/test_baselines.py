@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from compressor.baselines import LOSSLESS, STANDARD, StandardCodec, payload_size
+from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.codec import Codec, Encoded
+from compressor.containers import payload_size
 from compressor.errors import CodecError, ImageError
 from compressor.metrics import psnr
 from compressor.picture_files import read_jpegxl_size
