@@ -19,9 +19,9 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
-from compressor.images import encode_picture
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
+from compressor.picture_writing import encode_picture
 from compressor.retrying import is_transient
 from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 

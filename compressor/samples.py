@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from compressor.errors import SourceError
-from compressor.images import decode_picture, encode_picture
+from compressor.images import decode_picture
+from compressor.picture_writing import encode_picture
 
 TILE = 128  # pixels
 PHOTOGRAPHS = (

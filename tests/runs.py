@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from compressor.images import encode_picture
+from compressor.picture_writing import encode_picture
 from flows.parameters import PipelineParameters
 from tests.codecs import smooth_pictures
 

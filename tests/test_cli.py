@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from compressor.archive import CRASHED, Archive, QuarantineRow
-from compressor.images import decode_picture, encode_picture
+from compressor.images import decode_picture
+from compressor.picture_writing import encode_picture
 from flows.cli import run
 from flows.options import print_json
 from tests.codecs import smooth_pictures

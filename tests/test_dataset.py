@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from compressor import dataset as datasets
 from compressor.archive import Archive
 from compressor.errors import ArchiveError
-from compressor.images import encode_picture
+from compressor.picture_writing import encode_picture
 from tests.rows import original_row, picture_row
 
 

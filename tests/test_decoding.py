@@ -13,7 +13,8 @@ from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
 from compressor.decoding import decode, grey_planes
 from compressor.errors import ArchiveError, CodecError
-from compressor.images import Limits, decode_picture, encode_picture
+from compressor.images import Limits, decode_picture
+from compressor.picture_writing import encode_picture
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import add, original_row, picture_row
 

@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from compressor.archive import Archive
 from compressor.codec import artifact_bytes
 from compressor.errors import CodecError
-from compressor.images import decode_picture, encode_picture
+from compressor.images import decode_picture
+from compressor.picture_writing import encode_picture
 from compressor.samples import PHOTOGRAPHS, tiles
 from flows import parameters as models
 from tests.conftest import free_port

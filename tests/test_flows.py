@@ -8,7 +8,7 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.errors import LatentpackError
-from compressor.images import encode_picture
+from compressor.picture_writing import encode_picture
 from flows.errors import EndedUnwell
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.runs import archive_it, write_pictures

@@ -17,8 +17,8 @@ from compressor.archive import Archive
 from compressor.artifact import dump, identify, parse
 from compressor.codec import load_codec
 from compressor.errors import ArchiveError, CodecError, LatentpackError
-from compressor.images import encode_picture
 from compressor.parquet import IMAGES, to_table
+from compressor.picture_writing import encode_picture
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.rows import original_row, picture_row
 

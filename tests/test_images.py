@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from compressor.errors import ImageError
-from compressor.images import Limits, decode_picture, encode_picture, resize_picture
+from compressor.images import Limits, decode_picture, resize_picture
+from compressor.picture_writing import encode_picture
 
 pillow_heif.register_heif_opener()
 

@@ -23,8 +23,8 @@ from deltalake import write_deltalake
 
 from compressor.archive import Archive
 from compressor.errors import ArchiveError, SourceError
-from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow, Row
+from compressor.picture_writing import encode_picture
 from compressor.repairing import repair
 from compressor.sources import Source
 from tests.conftest import free_port

@@ -14,7 +14,7 @@ import pytest
 from compressor.addresses import has_password, shown
 from compressor.archive import Archive
 from compressor.errors import LatentpackError
-from compressor.images import encode_picture
+from compressor.picture_writing import encode_picture
 from compressor.sources import Source
 from flows import cli, parameters
 from flows.parameters import PipelineParameters

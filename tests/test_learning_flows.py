@@ -12,7 +12,7 @@ import torch
 import tasks.train
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, SourceError
-from compressor.images import encode_picture
+from compressor.picture_writing import encode_picture
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig

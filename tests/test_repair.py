@@ -17,8 +17,9 @@ from compressor.archive import DAMAGED, Archive
 from compressor.baselines import StandardCodec
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, LatentpackError
-from compressor.images import Limits, encode_picture
+from compressor.images import Limits
 from compressor.parquet import IMAGES, QuarantineRow, _start
+from compressor.picture_writing import encode_picture
 from compressor.repairing import Repaired, repair
 from compressor.restoring import restore
 from compressor.sources import Source

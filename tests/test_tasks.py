@@ -14,8 +14,8 @@ from prefect.states import Failed
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.errors import UNREADABLE, CodecError, SourceError
-from compressor.images import encode_picture
 from compressor.parquet import QuarantineRow
+from compressor.picture_writing import encode_picture
 from compressor.planning import Batch, Listing, Plan, plan
 from compressor.samples import write_samples
 from compressor.shards import FORBIDDEN, ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
