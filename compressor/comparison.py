@@ -41,10 +41,7 @@ class Curve:
 
     def at(self, metric: str, value: float, rate: str = "bytes") -> float | None:
         """Bytes at this value of a metric, interpolated; None outside what was measured or with a single quality."""
-        try:
-            return RateCurve(getattr(self, rate), getattr(self, metric)).rate_at(value)
-        except ValueError:
-            return None
+        return RateCurve(getattr(self, rate), getattr(self, metric)).rate_at(value)
 
     def nearest(self, psnr: float) -> int:
         """Index of the quality whose mean PSNR is nearest."""

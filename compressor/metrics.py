@@ -5,7 +5,8 @@ Every function takes uint8 RGB pixels in memory. Not for choosing a quality: see
 
 import io
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,28 +111,42 @@ def bd_rate(
 
 
 class RateCurve:
-    """Rate as a function of quality, through measured points: PCHIP on the logarithm of the rate.
+    """Rate and quality as functions of each other, through measured points: PCHIP on the logarithm of the rate.
 
-    Points that cost more and give no more quality than another are left out: nobody would choose them.
+    Points that cost more and give no more quality than another are left out: nobody would choose them. ``rates`` are
+    those of the others, fewest first, ``low`` and ``high`` the range of their quality. Between fewer than two of them
+    nothing is known.
     """
 
     def __init__(self, rate: Sequence[float] | np.ndarray, quality: Sequence[float] | np.ndarray) -> None:
-        from scipy.interpolate import PchipInterpolator
-
         rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
         usable = np.isfinite(qualities) & np.isfinite(rates) & (rates > 0)
         order = np.lexsort((-qualities[usable], rates[usable]))
         rates, qualities = rates[usable][order], qualities[usable][order]
-        best_before = np.concatenate([[-np.inf], np.maximum.accumulate(qualities)[:-1]])
-        rates, qualities = rates[qualities > best_before], qualities[qualities > best_before]
-        if len(rates) < 2:
-            raise ValueError("a rate-distortion curve needs two points with rising rate and quality")
-        self.low, self.high = float(qualities[0]), float(qualities[-1])
-        self._log_rate = PchipInterpolator(qualities, np.log(rates), extrapolate=False)
+        best_before = np.maximum.accumulate(np.append(-np.inf, qualities))[:-1]
+        better = qualities > best_before
+        self.rates, self._qualities = rates[better], qualities[better]
+        self.low, self.high = float(self._qualities.min(initial=np.inf)), float(self._qualities.max(initial=-np.inf))
+
+    @cached_property
+    def _log_rate(self) -> Any:
+        from scipy.interpolate import PchipInterpolator
+
+        return PchipInterpolator(self._qualities, np.log(self.rates), extrapolate=False)
 
     def rate_at(self, quality: float) -> float | None:
         """Rate at this quality; None outside the measured range, where nothing is known."""
-        return float(np.exp(self._log_rate(quality))) if self.low <= quality <= self.high else None
+        if len(self.rates) < 2 or not self.low <= quality <= self.high:
+            return None
+        return float(np.exp(self._log_rate(quality)))
+
+    def quality_at(self, rate: float) -> float | None:
+        """Quality at this rate; None outside the measured range."""
+        from scipy.interpolate import PchipInterpolator
+
+        if len(self.rates) < 2 or not self.rates[0] <= rate <= self.rates[-1]:
+            return None
+        return float(PchipInterpolator(np.log(self.rates), self._qualities)(np.log(rate)))
 
     def integral(self, low: float, high: float) -> float:
         """Integral of the log-rate over a range of quality."""

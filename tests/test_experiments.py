@@ -16,7 +16,7 @@ from compressor.experiments.figures import CAPTIONS
 from compressor.experiments.findings import CONFIRMED, REFUTED, UNCLEAR, findings
 from compressor.experiments.information import code_length, inform
 from compressor.experiments.losses import LOSSES, ms_ssim
-from compressor.experiments.measuring import EXACT, Rates, Row, measure
+from compressor.experiments.measuring import EXACT, Row, measure
 from compressor.experiments.results import Elsewhere, Quantized, Results, Training, Trial, without_exact
 from compressor.experiments.tables import description_table, entropy_table, ladder_table
 from compressor.experiments.writing import write
@@ -103,10 +103,11 @@ def test_every_packer_of_a_codec_is_measured() -> None:
     assert by["int8-lzma"].psnr == by["int8-entropy"].psnr, "the same symbols"
 
 
-def test_rates_are_read_both_ways_and_not_beyond() -> None:
-    rates = Rates(jpeg())
-    assert rates.bytes_at(30) == pytest.approx(2000) and rates.psnr_at(2000) == pytest.approx(30)
-    assert rates.bytes_at(20) is None and rates.psnr_at(100) is None and rates.psnr_at(1e6) is None
+def test_a_format_whose_qualities_are_all_one_point_tells_nothing_of_others() -> None:
+    plain = results(trial("v3", 900, 27))
+    flat = replace(plain, standards={**plain.standards, "jpeg": [row("", 300, 45, quality) for quality in (10, 75)]})
+    [cells] = ladder_table(flat).rows
+    assert "under its worst (45.0 dB)" in cells and "45.00 at its most (300)" in cells
 
 
 def test_sizes_are_judged_at_equal_quality() -> None:

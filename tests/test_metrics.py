@@ -112,3 +112,11 @@ def test_a_rate_curve_passes_its_points_and_does_not_extrapolate() -> None:
     curve = RateCurve(RATES, DECIBELS)
     assert curve.rate_at(34) == pytest.approx(900)
     assert curve.rate_at(27.9) is None and curve.rate_at(40.1) is None
+    assert curve.quality_at(900) == pytest.approx(34)
+    assert [curve.quality_at(rate) for rate in (0, RATES[0] - 1, RATES[-1] + 1)] == [None] * 3
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_of_fewer_than_two_points_nothing_is_known_between(points: int) -> None:
+    curve = RateCurve(RATES[:points], DECIBELS[:points])
+    assert curve.rate_at(DECIBELS[0]) is None and curve.quality_at(RATES[0]) is None

@@ -58,7 +58,7 @@ def _palette(results: Results) -> dict[str, str]:
 
 def _standards(results: Results, axes: "Axes", palette: dict[str, str], metric: str) -> None:
     for name, title in _STANDARD.items():
-        rows = results.rates(name).rows
+        rows = results.standards[name]
         values = [row.mean_psnr if metric == "psnr" else row.mse for row in rows]
         axes.plot([row.mean_bytes for row in rows], values, color=palette[title], linewidth=1.6, label=title)
 
@@ -92,7 +92,7 @@ def _error(results: Results) -> "Figure":
     palette = _palette(results)
     pixels = int(results.context["side"].split()[0]) ** 2
     for name, title in _STANDARD.items():
-        rows = results.rates(name).rows
+        rows = results.standards[name]
         bits = [8 * row.mean_bytes / pixels for row in rows]
         axes.plot(bits, [row.mse for row in rows], color=palette[title], linewidth=1.6, label=title)
     for trial in results.tops:
@@ -121,7 +121,7 @@ def _length(results: Results) -> "Figure | None":
         shown = True
         whole = trial.artifact_bytes / pictures + row.mean_bytes
         axes.plot(pictures, whole, color=colour, linestyle=style, label=label)
-        jpeg = results.rates("jpeg").bytes_at(row.mean_psnr)
+        jpeg = results.rates("jpeg").rate_at(row.mean_psnr)
         if jpeg is not None:
             axes.axhline(jpeg, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.legend(frameon=False, fontsize=8, title="dotted: JPEG at that PSNR", title_fontsize=8)

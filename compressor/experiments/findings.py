@@ -111,9 +111,9 @@ def _against_jpeg(results: Results, row: Row, name: str) -> tuple[float | None, 
     Below JPEG's worst quality it is at least so many times: JPEG's smallest files are better than that.
     """
     jpeg = results.rates("jpeg")
-    size, least = jpeg.bytes_at(row.mean_psnr), ""
-    if size is None and row.mean_psnr < jpeg.lowest:
-        size, least = jpeg.rows[0].mean_bytes, f", which has {jpeg.lowest:.1f} dB"
+    size, least = jpeg.rate_at(row.mean_psnr), ""
+    if size is None and row.mean_psnr < jpeg.low:
+        size, least = float(jpeg.rates[0]), f", which has {jpeg.low:.1f} dB"
     if size is None:
         return None, f"{name} reaches {row.mean_psnr:.2f} dB, more than JPEG at its best."
     ratio = row.mean_bytes / size
@@ -123,7 +123,7 @@ def _against_jpeg(results: Results, row: Row, name: str) -> tuple[float | None, 
 
 def _is_bound(results: Results, row: Row) -> bool:
     """Whether what :func:`_against_jpeg` says of a row is a lower bound, which tells nothing beside another."""
-    return row.mean_psnr < results.rates("jpeg").lowest
+    return row.mean_psnr < results.rates("jpeg").low
 
 
 def _depths(results: Results) -> list[Trial]:

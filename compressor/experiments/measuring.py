@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import cv2
@@ -101,48 +100,9 @@ def measure_standards(pictures: Sequence[np.ndarray], names: Sequence[str]) -> d
     return {name: measure(STANDARD[name], pictures) for name in names}
 
 
-class Rates:
-    """A codec's rows over its qualities, interpolated: bytes at a PSNR, PSNR at so many bytes."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = sorted(rows, key=lambda row: row.mean_bytes)
-
-    @cached_property
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([row.mean_bytes for row in self.rows]), np.array([row.mean_psnr for row in self.rows])
-
-    def bytes_at(self, level: float) -> float | None:
-        """Bytes a picture at a mean PSNR of ``level`` dB; None outside what was measured."""
-        try:
-            return RateCurve(*self._points).rate_at(level)
-        except ValueError:
-            return None
-
-    def psnr_at(self, size: float) -> float | None:
-        """Mean PSNR at ``size`` bytes a picture; None outside what was measured."""
-        from scipy.interpolate import PchipInterpolator
-
-        sizes, levels = self._points
-        rising = np.flatnonzero(np.diff(sizes, prepend=-1.0) > 0)
-        sizes, levels = np.log(sizes[rising]), levels[rising]
-        if len(sizes) < 2 or not sizes[0] <= np.log(size) <= sizes[-1]:
-            return None
-        return float(PchipInterpolator(sizes, levels)(np.log(size)))
-
-    @property
-    def largest(self) -> float:
-        """The most bytes a picture measured."""
-        return float(self._points[0].max())
-
-    @property
-    def lowest(self) -> float:
-        """The lowest PSNR measured, dB."""
-        return float(self._points[1].min())
-
-    @property
-    def highest(self) -> float:
-        """The highest PSNR measured, dB."""
-        return float(self._points[1].max())
+def rate_curve(rows: Sequence[Row]) -> RateCurve:
+    """Bytes a picture and mean PSNR of a codec's rows over its qualities."""
+    return RateCurve([row.mean_bytes for row in rows], [row.mean_psnr for row in rows])
 
 
 def rows_of(values: Sequence[Mapping[str, Any]]) -> list[Row]:

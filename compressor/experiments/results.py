@@ -7,7 +7,8 @@ from typing import Any
 
 from compressor.errors import LatentpackError
 from compressor.experiments.information import Information
-from compressor.experiments.measuring import EXACT, Rates, Row, rows_at_middle, rows_of
+from compressor.experiments.measuring import EXACT, Row, rate_curve, rows_at_middle, rows_of
+from compressor.metrics import RateCurve
 from compressor.wording import number
 
 BEST = ("int8-entropy", "entropy")  # the packer that tells a codec's size in one figure, by kind of codec
@@ -97,7 +98,8 @@ class Quantized:
         before, after = self.of.usual, self.trial.usual
         if len(before) < 2:
             return before[0].mean_psnr - after[0].mean_psnr
-        levels = [(Rates(before).psnr_at(row.mean_bytes), row.mean_psnr) for row in after]
+        rates = rate_curve(before)
+        levels = [(rates.quality_at(row.mean_bytes), row.mean_psnr) for row in after]
         lost = [was - now for was, now in levels if was is not None]
         return sum(lost) / len(lost) if lost else None
 
@@ -124,9 +126,9 @@ class Results:
     elsewhere: list[Elsewhere] = field(default_factory=list)
     given: list[Trial] = field(default_factory=list)
 
-    def rates(self, name: str) -> Rates:
-        """A standard format's rows, interpolated."""
-        return Rates(self.standards[name])
+    def rates(self, name: str) -> RateCurve:
+        """A standard format's bytes by its PSNR."""
+        return rate_curve(self.standards[name])
 
     def top(self, family: str) -> Trial | None:
         """A family trained on the most pictures."""

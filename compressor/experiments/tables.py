@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from compressor.comparison import Table, count
 from compressor.experiments.findings import Finding
-from compressor.experiments.measuring import Rates, Row
+from compressor.experiments.measuring import Row, rate_curve
 from compressor.experiments.reported import FINAL_MSE, MANY, PACKED, reported
 from compressor.experiments.results import Results, Trial
+from compressor.metrics import RateCurve
 
 ARCHIVES = (30, 300, 3_000, MANY, 1_000_000)  # pictures: sizes of archive that description lengths are given for
 
@@ -91,24 +92,21 @@ def types_table(results: Results) -> Table:
     return Table("Quality by type of latents", "Means over pictures not trained on.", columns, rows)
 
 
-def jpeg_bytes(rates: Rates, level: float) -> str:
+def jpeg_bytes(rates: RateCurve, level: float) -> str:
     """JPEG's bytes at a PSNR, or on which side of all its qualities that is."""
-    size = rates.bytes_at(level)
+    size = rates.rate_at(level)
     if size is not None:
         return count(size)
-    return (
-        f"under its worst ({rates.lowest:.1f} dB)"
-        if level < rates.lowest
-        else f"over its best ({rates.highest:.1f} dB)"
-    )
+    return f"under its worst ({rates.low:.1f} dB)" if level < rates.low else f"over its best ({rates.high:.1f} dB)"
 
 
-def jpeg_psnr(rates: Rates, size: float) -> str:
+def jpeg_psnr(rates: RateCurve, size: float) -> str:
     """JPEG's PSNR at so many bytes, or on which side of all its sizes that is."""
-    level = rates.psnr_at(size)
+    level = rates.quality_at(size)
     if level is not None:
         return f"{level:.2f}"
-    return f"{rates.highest:.2f} at its most ({count(rates.largest)})" if size > rates.largest else "no file so small"
+    largest = rates.rates[-1]
+    return f"{rates.high:.2f} at its most ({count(largest)})" if size > largest else "no file so small"
 
 
 def entropy_table(results: Results) -> Table:
@@ -178,8 +176,8 @@ def description_table(results: Results) -> Table:
     return Table("Description length: weights and latents", note, columns, rows)
 
 
-def _overtakes(trial: Trial, row: Row, rates: Rates) -> str:
-    size = rates.bytes_at(row.mean_psnr)
+def _overtakes(trial: Trial, row: Row, rates: RateCurve) -> str:
+    size = rates.rate_at(row.mean_psnr)
     if size is None:
         return "not measured there"
     saved = size - row.mean_bytes
@@ -222,7 +220,7 @@ def ablations_table(results: Results) -> Table:
         row, training = trial.row(), trial.training
         if row is None or training is None:
             continue
-        size = results.rates("jpeg").bytes_at(row.mean_psnr)
+        size = results.rates("jpeg").rate_at(row.mean_psnr)
         rows.append(
             [
                 trial.name,
@@ -263,12 +261,12 @@ def elsewhere_table(results: Results) -> Table:
     """Codecs on pictures of other kinds."""
     rows = []
     for place in results.elsewhere:
-        rates = Rates(place.standards["jpeg"])
+        rates = rate_curve(place.standards["jpeg"])
         for trial in place.trials:
             row = trial.row()
             if row is None:
                 continue
-            size = rates.bytes_at(row.mean_psnr)
+            size = rates.rate_at(row.mean_psnr)
             rows.append(
                 [
                     f"{place.name} ({place.pictures})",
