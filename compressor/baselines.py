@@ -13,7 +13,7 @@ import numpy as np
 from compressor import picture_files
 from compressor.codec import Encoded, per_picture
 from compressor.containers import av1_size, avif_container
-from compressor.errors import CodecError
+from compressor.errors import CodecError, is_shortage
 
 LOSSLESS = "lossless"
 _PROGRESSIVE_PIXELS = 2**17  # below, the extra scan headers of a progressive JPEG cost more than it saves
@@ -134,6 +134,8 @@ class StandardCodec:
         try:
             file = self._format.encode(np.ascontiguousarray(picture), quality, self._effort)
         except Exception as error:  # each library has its own errors, down to bare RuntimeError
+            if _is_no_fault_of_the_picture(error):
+                raise
             raise CodecError(f"{self.id} cannot encode a picture of {width} x {height} pixels: {error}") from error
         encoded = self.bare(Encoded(file, width, height, 3, self.id, quality, ""))
         if encoded is None:
@@ -154,6 +156,8 @@ class StandardCodec:
         try:
             picture = self._format.decode(file)
         except Exception as error:
+            if _is_no_fault_of_the_picture(error):
+                raise
             raise CodecError(f"the payload is not a {self.id} file that can be read: {error}") from error
         if picture.shape != (encoded.height, encoded.width, 3) or picture.dtype != np.uint8:
             raise CodecError(
@@ -171,6 +175,11 @@ class StandardCodec:
         if (width, height) != (encoded.width, encoded.height):
             row = f"{encoded.width} x {encoded.height}"
             raise CodecError(f"the {self.id} payload holds {width} x {height} pixels, its row says {row}")
+
+
+def _is_no_fault_of_the_picture(error: Exception) -> bool:
+    """Whether memory ran out, or a library is missing, which another picture or format would meet too."""
+    return is_shortage(error) or isinstance(error, ImportError)
 
 
 def _jpeg_encode(pixels: np.ndarray, quality: int, effort: int) -> bytes:

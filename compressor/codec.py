@@ -87,6 +87,22 @@ def with_effort(codec: Codec, effort: int) -> Codec:
     return codec.with_effort(effort)
 
 
+def check_quality(codec: Codec, quality: int) -> None:
+    """CodecError where a codec that has several qualities has not this one."""
+    if len(codec.qualities) and quality not in codec.qualities:
+        raise CodecError(
+            f"quality must be from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}, "
+            f"not {quality}"
+        )
+
+
+def check_packer(codec: Codec, packer: str) -> None:
+    """CodecError, with the choices, where a codec has no such packer."""
+    if packer != "auto" and packer not in codec.packers:
+        choices = ", ".join(("auto", *codec.packers))
+        raise CodecError(f"{codec.description} has no packer {str(packer)!r}: choose from {choices}")
+
+
 def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
     """One quality for each of ``count`` pictures."""
     return [quality] * count if isinstance(quality, int) else [int(q) for q in quality]

@@ -15,8 +15,8 @@ import numpy as np
 from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.clock import Clock
-from compressor.codec import ORIGINAL, Codec, Encoded, with_effort
-from compressor.errors import UNREADABLE, CodecError, ImageError
+from compressor.codec import ORIGINAL, Codec, Encoded, check_packer, check_quality, with_effort
+from compressor.errors import UNREADABLE, CodecError, ImageError, is_shortage
 from compressor.fallback import fall_back, is_costly
 from compressor.images import Limits, Picture, decode_picture, resize_picture
 from compressor.metrics import ssim
@@ -70,6 +70,11 @@ class EncodeOptions:
         """dB below which a picture goes to the fallback, with this codec; None where any will do."""
         target = self.target(codec)
         return self.min_psnr if target is None else target
+
+    @property
+    def fixed_quality(self) -> int:
+        """The quality step of all pictures where there is no target; -1 where none is given."""
+        return -1 if self.quality is None else self.quality
 
     def target(self, codec: Codec) -> float | None:
         """dB to reach with this codec, or None where its quality is fixed."""
@@ -129,13 +134,29 @@ def encode_batch(
     Returns
     -------
     Counts that add up: every file is archived or quarantined.
+
+    Raises
+    ------
+    CodecError
+        The codec does not know the quality, the packer or the effort that is asked for.
     """
     codec = with_effort(archive.codec(options.codec), options.effort)
+    check_packer(codec, options.packer)
+    if options.target(codec) is None:
+        check_quality(codec, options.fixed_quality)
     clock = Clock()
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
     pixels = held = held_bytes = not_resized = 0
+
+    def encode_waiting() -> None:
+        ends = _encode_pictures(waiting, codec, options, clock, threads)
+        writer.add([end for end in ends if isinstance(end, Row)])
+        for (file, *_), end in zip(waiting, ends, strict=True):
+            if isinstance(end, ImageError):
+                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, end.reason, str(end), run))
+
     for chunk in read_together(files):
         with clock("read"):
             contents = read_contents(source, chunk, options.limits)
@@ -162,11 +183,11 @@ def encode_batch(
             # only one picture is decoded.
             enough = held > PIXELS_AT_ONCE and (len(waiting) >= threads or held > MOST_PIXELS)
             if enough or held_bytes > BYTES_AT_ONCE:
-                writer.add(_encode_pictures(waiting, codec, options, clock, threads))
+                encode_waiting()
                 pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
                 if on_progress:
                     on_progress(sum(writer.codecs.values()) + len(quarantined))
-    writer.add(_encode_pictures(waiting, codec, options, clock, threads))
+    encode_waiting()
     writer.flush()
     measured = np.array(writer.psnr)
     return BatchReport(
@@ -233,8 +254,8 @@ def _encode_pictures(
     options: EncodeOptions,
     clock: Clock,
     threads: int,
-) -> list[Row]:
-    """Rows of pictures, in their order."""
+) -> list[Row | ImageError]:
+    """Rows of pictures, in their order, or why there is none."""
     stored: dict[int, Stored] = {}
     fits = [
         index
@@ -269,33 +290,42 @@ def _encode_pictures(
         except BaseException:  # Ctrl-C must not wait for the searches of large pictures, which take seconds a try
             stopped.set()
             raise
-    rows = []
+    ends: list[Row | ImageError] = []
     for (file, content, picture), one in zip(pictures, chosen, strict=True):
         # Nothing is gained by a loss that saves nothing; and a resized picture is no longer the file's.
-        unchanged = options.resize is None
-        if one is None or (unchanged and len(one.encoded.payload) >= len(content)):
-            rows.append(_original_row(file, content, picture))
+        unchanged = options.resize is None or picture.keep is not None
+        if unchanged and (one is None or len(one.encoded.payload) >= len(content)):
+            ends.append(_original_row(file, content, picture))
+        elif one is None:
+            height, width = picture.pixels.shape[:2]
+            ends.append(ImageError("unsupported", f"no codec could encode it, resized to {width} x {height} pixels"))
         else:
             with clock("verify"):
-                rows.append(_row(file, len(content), picture, one))
-    return rows
+                ends.append(_row(file, len(content), picture, one))
+    return ends
 
 
 def _encode(pictures: Sequence[Picture], codec: Codec, options: EncodeOptions) -> list[Stored | None]:
-    """By the codec alone: None where the target is out of its reach."""
+    """By the codec alone: None where the target is out of its reach, or its encoder refuses a picture."""
+    try:
+        return _encode_together(pictures, codec, options)
+    except CodecError as error:
+        if is_shortage(error):
+            raise
+    if len(pictures) == 1:
+        return [None]
+    return [one for picture in pictures for one in _encode([picture], codec, options)]
+
+
+def _encode_together(pictures: Sequence[Picture], codec: Codec, options: EncodeOptions) -> list[Stored | None]:
+    """CodecError where the encoder refuses one of them."""
     pixels = [picture.pixels for picture in pictures]
     if not pixels:
         return []
     target = options.target(codec)
     stored: list[Stored | None]
     if target is None:
-        quality = -1 if options.quality is None else options.quality
-        if len(codec.qualities) and quality not in codec.qualities:
-            raise CodecError(
-                f"quality must be from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}, "
-                f"not {quality}"
-            )
-        stored = list(encode_measured(codec, pixels, quality, options.packer))
+        stored = list(encode_measured(codec, pixels, options.fixed_quality, options.packer))
     else:
         stored = encode_to_target(codec, pixels, target, options.packer)
     return [

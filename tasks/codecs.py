@@ -5,7 +5,7 @@ from contextlib import suppress
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import STANDARD
-from compressor.codec import Codec, artifact_bytes, load_codec
+from compressor.codec import Codec, artifact_bytes, check_packer, load_codec
 from compressor.errors import ArchiveError, CodecError
 
 
@@ -42,7 +42,5 @@ def packer_for(codec: Codec, packer: str, latents: str) -> str:
         wanted = f"int8-{packer}"
     else:
         wanted = packer
-    if wanted != "auto" and wanted not in codec.packers:
-        choices = ", ".join(("auto", *codec.packers))
-        raise CodecError(f"{codec.description} has no packer {str(wanted)!r}: choose from {choices}")
+    check_packer(codec, wanted)
     return wanted

@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from skimage.data import chelsea
 
 from compressor.archive import Archive
 from compressor.artifact import identify
+from compressor.baselines import STANDARD
 from compressor.encoding import BatchReport, EncodeOptions, encode_batch
+from compressor.errors import CodecError
 from compressor.images import Limits, decode_picture
 from compressor.metrics import psnr, ssim
 from compressor.sources import Source
@@ -240,8 +243,6 @@ def test_what_keeps_its_bytes_and_so_its_size_is_counted_where_others_are_resize
 
 
 def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
-    from compressor.errors import CodecError
-
     with pytest.raises(CodecError, match="from 0 to 63"):
         run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, quality=99)
 
@@ -316,3 +317,69 @@ def test_a_batch_holds_few_bytes_of_files_whose_pictures_are_small(
     _, report = run(tmp_path, files, quality=20)
     assert report.archived == 8 and sum(held) == sum(map(len, files.values())) > 10_000
     assert max(held) < 5_000 + max(map(len, files.values()))
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, width: int, error: Exception) -> None:
+    """Have a standard format's encoder raise ``error`` for pictures of this width."""
+    format = STANDARD[name]._format
+
+    def encode(pixels: np.ndarray, quality: int, effort: int) -> bytes:
+        if pixels.shape[1] == width:
+            raise error
+        return format.encode(pixels, quality, effort)
+
+    monkeypatch.setattr(STANDARD[name], "_format", replace(format, encode=encode))
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 50}])
+def test_a_picture_that_its_encoder_refuses_goes_to_the_fallback_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    refusing(monkeypatch, "webp", 31, RuntimeError("WebPEncode returned VP8_ENC_ERROR"))
+    sizes = {"a.png": 30, "b.png": 31, "c.png": 32}
+    files = {name: file_of(smooth_pictures(1, 40, width)[0]) for name, width in sizes.items()}
+    archive, report = run(tmp_path, files, codec="webp", **options)
+    assert report.archived == 3
+    assert [archive.read_row(name).codec for name in files] == ["webp", "av1-444", "webp"]
+    assert archive.verify() == []
+
+
+def test_a_resized_picture_that_no_encoder_takes_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file's bytes would be of another size than the row says."""
+    from compressor import encoding
+
+    refusing(monkeypatch, "webp", 32, RuntimeError("no"))
+    monkeypatch.setattr(encoding, "fall_back", lambda *_: None)
+    alpha = np.full((40, 40, 4), 90, np.uint8)
+    files = {"a.png": file_of(smooth_pictures(1, 50, 70)[0]), "alpha.png": file_of(alpha)}
+    archive, report = run(tmp_path / "resized", files, codec="webp", resize=32)
+    assert (report.archived, report.errors) == (1, {"unsupported": 1})
+    [row] = report.quarantined
+    assert row.key == "a.png" and row.detail == "no codec could encode it, resized to 32 x 32 pixels"
+    assert archive.read_row("alpha.png").codec == "original" and archive.verify() == []
+    refusing(monkeypatch, "webp", 70, RuntimeError("no"))
+    archive, report = run(tmp_path / "whole", files, codec="webp")
+    assert report.archived == 2 and archive.read_row("a.png").codec == "original" and archive.verify() == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Out of memory"), ModuleNotFoundError("imagecodecs")])
+def test_what_is_no_fault_of_a_picture_sends_none_to_another_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    refusing(monkeypatch, "webp", 40, error)
+    with pytest.raises(type(error)):
+        run(tmp_path, {"a.png": file_of(smooth_pictures(1, 40, 40)[0])}, codec="webp")
+
+
+def test_a_fallback_that_lacks_memory_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, "jpegxl", 32, MemoryError())
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    with pytest.raises(MemoryError):
+        run(tmp_path, {"a.bmp": file_of(noise, "BMP")}, codec="webp", target_psnr=50.0)
+
+
+def test_a_packer_that_the_codec_does_not_know_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="has no packer 'zip': choose from auto, entropy, lzma, gzip"):
+        run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, packer="zip")
