@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
 from compressor.clock import Clock
-from compressor.codec import with_effort
+from compressor.codec import Codec, check_quality, with_effort
 from compressor.encoding import BatchReport, EncodeOptions
 from compressor.errors import LatentpackError, told
 from compressor.images import Limits
@@ -36,7 +36,7 @@ from flows.progress import listener
 from flows.scratch import scratch
 from flows.terminal import SAID_ELSEWHERE
 from tasks.artifacts import not_vital, progress_artifact
-from tasks.codecs import check_codec, packer_for, put_codec
+from tasks.codecs import check_codec, find_codec, packer_for, put_codec
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.home import home
@@ -70,6 +70,8 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     run = uuid.uuid4().hex[:12]
     source = Source.open(parameters.source)
     check_codec(parameters.codec, parameters.archive)
+    if not parameters.train and _asks_of_codec(parameters):
+        _check_use(find_codec(parameters.codec, parameters.archive), parameters)
     archive = Archive.open_or_create(parameters.archive)
     summary = RunSummary(run, source.shown, archive.url, parameters.codec)
     clock = Clock(summary.seconds)
@@ -141,6 +143,19 @@ def _announce(summary: RunSummary, learned: bool) -> None:
         announce("names.passed-over", summary.archive, {"run": summary.run, "names": passed_over})
     if summary.not_mirrored:
         announce("mirror.refused", summary.archive, {"run": summary.run, "reason": summary.not_mirrored})
+
+
+def _asks_of_codec(given: PipelineParameters) -> bool:
+    """Whether the codec may not know what is asked for. If not, a run with nothing new need not load it."""
+    return given.quality is not None or given.packer != "auto" or given.latents != "int8" or given.effort > 0
+
+
+def _check_use(codec: Codec, given: PipelineParameters) -> str:
+    """The codec's own name for the packer. CodecError where it does not know what is asked for."""
+    with_effort(codec, given.effort)
+    if given.quality is not None:
+        check_quality(codec, given.quality)
+    return packer_for(codec, given.packer, given.latents)
 
 
 def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeOptions:
@@ -215,9 +230,8 @@ class _Encoding:
             with self._clock("train"):
                 codec = train_codec(self._source, given.train, given.training, given).path
         with self._clock("prepare"):
+            packer = _check_use(find_codec(codec, self._archive.url), given)  # here, not in every batch
             codec_id, chosen = put_codec(self._archive, codec)
-            with_effort(chosen, given.effort)  # refuses here, not in every batch
-            packer = packer_for(chosen, given.packer, given.latents)
         self._summary.codec = chosen.description
         return _options(given, codec_id, packer)
 

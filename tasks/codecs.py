@@ -21,6 +21,17 @@ def check_codec(name: str, archive_url: str) -> None:
         raise
 
 
+def find_codec(name: str, archive_url: str) -> Codec:
+    """The codec of a name, path or id, as :func:`check_codec` finds it."""
+    if name in STANDARD:
+        return load_codec(name)
+    try:
+        data = artifact_bytes(name)
+    except CodecError:
+        return Archive.open(archive_url).codec(name)
+    return load_codec(data)
+
+
 def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
     """The id of a codec that ``archive`` now carries, and the codec."""
     if name in STANDARD:

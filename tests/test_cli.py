@@ -115,6 +115,7 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["run", "{in}", "{new}", "--mirror-limit", "5%"], "is for --mirror alone"),
         (["run", "{in}", "{new}", "--quality", "9", "--target-psnr", "40"], "--target-psnr does not go with --quality"),
         (["run", "{in}", "{new}", "--workers", "2", "--scheduler", "tcp://x:1"], "does not go with --scheduler"),
+        (["run", "{in}", "{new}", "--codec", "webp", "--packer", "lzma"], "has no packer 'lzma': choose from auto\n"),
         (["run", "{in}", "{new}", "--train", "v3", "--effort", "5"], "knows no effort but 0"),
         (["run", "{in}", "{new}", "--train", "v5", "--latents", "fp16"], "stores int8 alone"),
         (["experiments", "{in}", "--codec", "facs"], "there is no codec 'facs'"),

@@ -31,6 +31,26 @@ def test_what_is_new_or_changed_is_archived_once(tmp_path: Path) -> None:
     assert len(opened) == 6 and not np.array_equal(opened.read("003.png"), before)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codec": "webp", "quality": 0}, "quality must be from 1 to 100 for WebP.*, not 0"),
+        ({"codec": "webp", "packer": "lzma"}, "WebP.* has no packer 'lzma': choose from auto"),
+        ({"codec": "webp", "latents": "fp16"}, "has no packer 'fp16-lzma'"),
+        ({"codec": "webp", "effort": 1}, "WebP.* knows no effort but 0"),
+        ({"quality": 90}, "quality must be from 0 to 63 for .*, not 90"),
+    ],
+)
+def test_what_the_codec_does_not_know_is_told_before_anything_is_made(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "own.safetensors").write_bytes(tiny_artifact("v5"))
+    codec = {"codec": str(tmp_path / "own.safetensors")}
+    with pytest.raises(LatentpackError, match=message):
+        archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", **codec | options)
+    assert not (tmp_path / "archive").exists()
+
+
 def test_failures_are_listed_and_tried_again_when_they_change(tmp_path: Path) -> None:
     folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
     (folder / "bad.png").write_text("not a picture")
