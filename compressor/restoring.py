@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
+from compressor.files import delete_unfinished, in_place_of
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture
@@ -27,6 +29,7 @@ from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 
 MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
+LEFT_S = 3600  # after which a file that is still being written is a killed restore's: it takes seconds at most
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
 _NAME_BYTES = 255  # what common file systems allow for one name
@@ -175,14 +178,18 @@ def write_file(destination: Path, name: str, data: bytes) -> None:
         if folder.is_symlink():
             raise OSError(f"{folder} is a link; it is not followed")
         folder.mkdir(exist_ok=True)
-    partial = folder / f".{last[:64]}.{os.getpid()}.partial"
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-        os.replace(partial, folder / last)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with in_place_of(folder / last, lasting=False) as temporary:
+        temporary.write_bytes(data)
+
+
+def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
+    """Delete what killed restores left half-written in ``folders`` of keys, so long ago that no restore writes it."""
+    for name in folders:
+        parts = safe_path(name).split("/") if name else []
+        folder, *below = itertools.accumulate(parts, Path.__truediv__, initial=destination)
+        if not any(path.is_symlink() for path in below):
+            with suppress(OSError):  # most are made only now, and what cannot be read here does no harm
+                delete_unfinished([folder, *below][-1], LEFT_S)
 
 
 def restore(
@@ -237,7 +244,9 @@ def _restore(
 ) -> Restored:
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
-    shared = shared_paths(chosen.keys(), format)
+    folders: set[str] = set()
+    shared = shared_paths(_noting_folders(chosen.keys(), folders), format)
+    _delete_leftovers(destination, folders)
     total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
@@ -250,6 +259,12 @@ def _restore(
         if on_progress:
             on_progress(finished, total)
     return done
+
+
+def _noting_folders(keys: Iterable[str], folders: set[str]) -> Iterator[str]:
+    for key in keys:
+        folders.add(key.rpartition("/")[0])
+        yield key
 
 
 def _restore_batches(

@@ -3,8 +3,6 @@
 import os
 import re
 import sys
-import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ import fsspec
 
 from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import ArchiveError, LatentpackError, s3_status, told
+from compressor.files import delete_unfinished, in_place_of
 from compressor.listing import KEYS_A_PAGE, next_page
 
 # delta-rs's names, which are also the environment's, to s3fs's.
@@ -26,7 +25,8 @@ S3FS_OPTIONS = {
     "AWS_ENDPOINT_URL": "endpoint_url",
 }
 TEMPORARY = "tmp-"  # how files that are being written begin
-TEMPORARY_NAME = rf"{TEMPORARY}[a-z0-9_]+"  # as tempfile makes them
+_AFTER_TEMPORARY = "[a-z0-9_]+"  # earlier versions had names by tempfile
+TEMPORARY_NAME = TEMPORARY + _AFTER_TEMPORARY
 POOL = 64  # connections: s3fs's own 10 cap a scan at 200 ranges a second
 # Where delta-rs takes a path for another one, and would lay a table's log elsewhere than its files: escapes of URLs,
 # what they leave out, and what is no UTF-8.
@@ -140,23 +140,14 @@ class Store:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file that appears whole or not at all, and outlives a power cut."""
-        path = self.path(name)
         if self.is_s3:
-            self.fs.pipe_file(path, data)
+            self.fs.pipe_file(self.path(name), data)
             return
-        _make_folder(Path(path).parent)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=os.path.dirname(path))
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _sync_folder(Path(path).parent)
+        path = Path(self.path(name))
+        _make_folder(path.parent)
+        with in_place_of(path, TEMPORARY) as temporary:
+            temporary.write_bytes(data)
+        _sync_folder(path.parent)
 
     def settle(self, folder: str, wanted: Callable[[str], bool]) -> None:
         """Have the files in ``folder`` of ``wanted`` names, which another library wrote, outlive a power cut."""
@@ -208,13 +199,8 @@ class Store:
         """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""
         if self.is_s3:
             return 0  # an object appears whole
-        before = time.time() - older_than
         where = Path(self.path(folder) if folder else self.root)
-        named = (path for path in where.glob(f"{TEMPORARY}*") if re.fullmatch(TEMPORARY_NAME, path.name))
-        left = [path for path in named if path.is_file() and path.stat().st_mtime <= before]
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+        return delete_unfinished(where, older_than, TEMPORARY, _AFTER_TEMPORARY) if where.is_dir() else 0
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete files; those that are gone already are no error."""
@@ -303,9 +289,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

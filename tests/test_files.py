@@ -1,10 +1,12 @@
 """A file is replaced whole or stays as it was."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from compressor.files import replacing, write_whole
+from compressor.files import delete_unfinished, replacing, write_whole
 
 
 def test_a_file_and_its_folders_are_made_and_replaced(tmp_path: Path) -> None:
@@ -31,3 +33,30 @@ def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path: Path) ->
         raise OSError("the disk is full")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_of_one_number_write_beside_each_other(tmp_path: Path) -> None:
+    """As in two containers, where each is process 1."""
+    path = tmp_path / "b.bin"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_leaves_is_deleted_once_it_is_old(tmp_path: Path) -> None:
+    def half_written(age: float) -> Path:
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "b.bin") as partial:
+            raise KeyboardInterrupt
+        partial.write_bytes(b"half")
+        os.utime(partial, (time.time() - age,) * 2)
+        return partial
+
+    young, old = half_written(0), half_written(100)
+    others = [tmp_path / ".latentpack-notes", tmp_path / f".latentpack-{'0' * 32}"]
+    others[0].touch()
+    os.utime(others[0], (0, 0))
+    others[1].mkdir()
+    assert delete_unfinished(tmp_path, 50) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([young, *others]) and not old.exists()

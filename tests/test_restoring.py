@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import numpy as np
@@ -18,6 +19,7 @@ from compressor.keyed_table import KeyedTable
 from compressor.metrics import psnr
 from compressor.quality import encode_to_target
 from compressor.restoring import restore, safe_path, write_file
+from compressor.sources import Source
 from tests.rows import original_row, picture_row
 
 
@@ -193,6 +195,30 @@ def test_restoring_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
     done = restore(archive, out)
     assert done.problems[0][0] == "sub/000.png" and "link" in done.problems[0][1]
     assert not list(outside.iterdir())
+
+
+def test_a_killed_restore_stands_in_no_other_ones_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in that of one of the same process number, as in a container; an hour later what it left is gone."""
+    archive = archive_of(tmp_path, "a.png", "sub/a.png")
+    out = tmp_path / "out"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise OSError("killed before it renames")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", killed)
+        assert len(restore(archive, out).problems) == 2
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.parent for path in left} == {out, out / "sub"} and not list(Source.open(str(out)).files())
+    assert restore(archive, out).written == 2
+    assert all(path.exists() for path in left), "another restore might be at work"
+    for path in left:
+        os.utime(path, (0, 0))
+    (out / "other").mkdir()
+    kept = left[0].rename(out / "other" / left[0].name)
+    assert restore(archive, out).written == 2
+    assert names(out) == {"a.png", "sub/a.png", str(kept.relative_to(out))}, "no folder is looked into but its own"
 
 
 def test_many_keys_read_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
