@@ -21,6 +21,7 @@ from prefect.settings import get_current_settings
 from compressor.errors import LatentpackError, told
 from flows.progress import listener
 from tasks.home import is_watched
+from tasks.retries import body_with_retries
 
 T = TypeVar("T")
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
@@ -105,7 +106,7 @@ class DaskPool:
 
         with dask.annotate(**({"resources": self._resources} if self._resources else {})):
             if not self._tracked:
-                future = self._runner.client.submit(task.fn, **arguments, pure=False, retries=task.retries)
+                future = self._runner.client.submit(body_with_retries(task), **arguments, pure=False)
                 return future, future.result
             tracked = self._runner.submit(task, arguments)
             return tracked.wrapped_future, tracked.result

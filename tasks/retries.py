@@ -1,10 +1,15 @@
 """How tasks are tried again: what storage or the network caused, and nothing else; and what of them is kept."""
 
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
 from prefect.tasks import exponential_backoff
 
 from compressor.errors import LatentpackError, causes
@@ -32,6 +37,30 @@ def retry_unless_told(task: Task[..., Any], run: TaskRun, state: State[Any]) -> 
     except Exception as error:
         return caused_by_storage(error) or not isinstance(error, LatentpackError)
     return False
+
+
+def body_with_retries(task: Task[..., Any]) -> Callable[..., Any]:
+    """The body of ``task``, which tries again as Prefect would have it: for where no server of it can be reached."""
+    delays = task.retry_delay_seconds
+    each = list(delays) if isinstance(delays, Sequence) else [float(delays or 0)] * (task.retries or 0)
+    return partial(_try_again, task.fn, each, task.retry_jitter_factor or 0.0, task.retry_condition_fn)
+
+
+def _try_again(
+    body: Callable[..., Any],
+    delays: Sequence[float],
+    jitter: float,
+    condition: Callable[..., bool] | None,
+    **arguments: Any,
+) -> Any:
+    for delay in delays:
+        try:
+            return body(**arguments)
+        except Exception as error:
+            if condition and not condition(None, None, Failed(data=error)):
+                raise
+        time.sleep(delay * random.uniform(1, 1 + jitter))
+    return body(**arguments)
 
 
 def is_of_prefect(error: BaseException | None) -> bool:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -12,7 +14,7 @@ import pytest
 
 from compressor.archive import CRASHED, Archive
 from compressor.artifact import parse
-from compressor.errors import LatentpackError
+from compressor.errors import CodecError, LatentpackError
 from compressor.parquet import QuarantineRow
 from flows.parameters import TrainParameters
 from tasks.home import UNWATCHED
@@ -129,6 +131,38 @@ def test_a_cluster_trains_on_a_worker_that_declares_a_gpu_or_not_at_all(tmp_path
         on = TrainParameters(**{**given, "family": None}, start=str(out), scheduler=cluster.scheduler_address)
         assert train_flow(on)["id"] != record["id"]
         assert parse(out.read_bytes()).metadata["card"]["start"]["id"] == record["id"]
+
+
+TRIED: list[str] = []
+
+
+def failing(kind: str) -> str:
+    TRIED.append(kind)
+    if kind == "storage" and len(TRIED) == 3:
+        return "done"
+    raise ConnectionResetError("reset") if kind == "storage" else CodecError("no such codec")
+
+
+@pytest.mark.parametrize(("kind", "tries"), [("storage", 3), ("codec", 1)])
+def test_workers_without_a_server_try_again_what_storage_caused_and_nothing_else(kind: str, tries: int) -> None:
+    from distributed import LocalCluster
+    from prefect import task
+
+    from flows.dispatch import DaskPool
+    from tasks.retries import IF_TRANSIENT
+
+    TRIED.clear()
+    body = task(**IF_TRANSIENT | {"retry_delay_seconds": [0.05, 0.1]}, retries=2)(failing)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as cluster,
+        cluster.get_client() as client,
+    ):
+        waiting, started = [kind], time.monotonic()
+        pool = DaskPool(SimpleNamespace(client=client), 1, tracked=False)
+        [(_, result)] = pool.run(body, lambda: waiting.pop() if waiting else None, lambda kind: {"kind": kind})
+    assert len(TRIED) == tries
+    assert result == "done" if kind == "storage" else isinstance(result, CodecError)
+    assert time.monotonic() - started > (0.15 if kind == "storage" else 0)
 
 
 KILLING = """
