@@ -59,10 +59,10 @@ class Plan:
     """Counts of a listing and where the batches lie.
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
-    ``left`` (pending, but beyond the limit). ``bytes`` are those of the pending files, as far as they are known.
+    ``left`` (pending and listed, but beyond the limit). ``bytes`` are those of the pending files, as far as known.
     ``skipped`` are names, with reasons, that cannot be keys at all, ``ignored`` counts hidden ones and links to what is
     listed anyway; ``ignored_names`` are some of them; these three are of the whole listing so far. ``more``: there is
-    more of it, for another wave.
+    more of it, for another wave; ``limited``: there is, and the limit ended it.
     """
 
     path: str
@@ -76,6 +76,7 @@ class Plan:
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
     more: bool = False
+    limited: bool = False
 
     def batches(self, size: int, first: int = 0) -> Iterator[Batch]:
         """The pending files in order, ``size`` at a time, numbered from ``first``."""
@@ -135,6 +136,11 @@ class Listing:
                 self._tell(found)
         return found
 
+    def goes_on(self) -> bool:
+        """Whether there are further files. One of them is lost, so ask when no chunk will be asked for."""
+        assert self._files is not None
+        return next(self._files, None) is not None
+
     def end_wave(self) -> None:
         """All that was listed so far is dealt with."""
         self._after, self._ended_well = self._seen, True
@@ -156,7 +162,8 @@ def plan(
     path
         An Arrow stream, written anew. It holds keys and fingerprints, no pictures.
     limit
-        Most files to plan for; the others are counted as ``left``.
+        Most files to plan for. The listing ends with the chunk in which they are found, for a bucket may hold millions
+        more; others in that chunk are counted as ``left``.
     wave
         How many of them to stop at, or some thousands later (default: the end of the listing).
 
@@ -167,7 +174,7 @@ def plan(
     """
     states: Counter[str] = Counter()
     pending = left = size = 0
-    more = False
+    more = limited = False
     source = listing.source
     listing.start_wave()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -182,7 +189,10 @@ def plan(
             size += sum(max(0, file.size) for file, _ in wanted)
             if wanted:
                 writer.write_batch(_record_batch(wanted))
-            if wave is not None and pending >= wave and not left:
+            if limit is not None and pending >= limit:
+                limited = listing.goes_on()
+                break
+            if wave is not None and pending >= wave:
                 more = True
                 break
     listing.end_wave()
@@ -198,6 +208,7 @@ def plan(
         ignored=source.ignored_count,
         ignored_names=[(name, reason) for name, reason in source.ignored],
         more=more,
+        limited=limited,
     )
 
 

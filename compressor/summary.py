@@ -47,8 +47,9 @@ class RunSummary:
     """One run in figures.
 
     ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
-    ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, beyond the
-    limit, and given up when the run was ``stopped``. ``replaced`` are those of ``archived`` that took the place of an
+    ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, listed beyond
+    the limit, and given up when the run was ``stopped``. ``limited``: the listing was ended by the limit, and what
+    follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an
     older row, ``not_resized`` those that keep their bytes and size although others are resized. ``deleted`` were gone
     from the source; ``not_mirrored`` says why none was deleted, where that was asked for. ``unlisted`` counts files
     without a picture's extension, by theirs. Bytes: ``source_bytes`` of the archived files, ``payload_bytes`` and
@@ -64,6 +65,7 @@ class RunSummary:
     already_there: int = 0
     still_quarantined: int = 0
     left: int = 0
+    limited: bool = False
     not_reached: int = 0
     archived: int = 0
     replaced: int = 0
@@ -99,6 +101,7 @@ class RunSummary:
         self.listed += plan.listed
         self.already_there += plan.already_there
         self.left += plan.left
+        self.limited = plan.limited
         self.still_quarantined += plan.quarantined
         self.waves += plan.pending > 0
         self.skipped = plan.skipped

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS_SHOWN = 10
 TAKEN_OUT = "taken out: it cannot be read, and was not encoded again"  # of a row that is damaged
+NO_FURTHER = "the rest not, for --limit was reached"  # of what was listed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = {
     "still_quarantined": "failed before, unchanged",
@@ -97,7 +98,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", run["source"]),
         ("archive", run["archive"]),
         ("codec", run["codec"]),
-        ("listed", number(run["listed"], "picture")),
+        ("listed", number(run["listed"], "picture") + (f", {NO_FURTHER}" if run["limited"] else "")),
         ("archived", f"{run['archived']:,}{replaced}"),
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
@@ -125,7 +126,7 @@ def outcome(run: dict[str, Any]) -> str:
     parts = [f"listed {number(run['listed'], 'picture')}", f"archived {run['archived']:,}"]
     others = {"already_there": "already there", "quarantined": "quarantined", **_OTHERS}
     parts += [f"{run[name]:,} {label}" for name, label in others.items() if run[name]]
-    return ", ".join(parts)
+    return ", ".join(parts) + (f"; {NO_FURTHER}" if run["limited"] else "")
 
 
 def remarks(run: dict[str, Any]) -> list[str]:

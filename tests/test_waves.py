@@ -38,11 +38,23 @@ def test_waves_are_the_listing_cut_into_pieces(tmp_path: Path) -> None:
 
 
 def test_a_limit_reached_in_a_wave_ends_the_listing_there(tmp_path: Path) -> None:
-    listing = Listing(Source.open(str(write_pictures(tmp_path / "in", 9))))
+    told: list[str] = []
+    source = Source.open(str(write_pictures(tmp_path / "in", 9)))
+    listing = Listing(source, lambda files: told.extend(file.key for file in files))
     known = nothing_known(tmp_path)
     assert planned(listing, known, tmp_path, 5)[1:] == (True, 0)
+    told.clear()
     keys, more, left = planned(listing, known, tmp_path, 1)
-    assert (keys, more, left) == (["004.png"], False, 4)
+    assert (keys, more, left) == (["004.png"], False, 1) and told == ["004.png", "005.png"]
+
+
+@pytest.mark.parametrize(("limit", "listed", "limited"), [(3, 4, True), (4, 4, True), (8, 8, True), (9, 9, False)])
+def test_a_limit_ends_the_listing_and_says_whether_there_is_more(
+    tmp_path: Path, limit: int, listed: int, limited: bool
+) -> None:
+    listing = Listing(Source.open(str(write_pictures(tmp_path / "in", 9))))
+    found = plan(listing, nothing_known(tmp_path), tmp_path / "plan.arrow", limit)
+    assert (found.listed, found.pending, found.limited, found.more) == (listed, limit, limited, False)
 
 
 def test_a_wave_whose_listing_fails_is_listed_again_from_its_start(tmp_path: Path) -> None:
@@ -79,6 +91,20 @@ def test_a_run_in_waves_archives_all_once_and_counts_all(tmp_path: Path) -> None
     (folder / "007.png").unlink()
     again = archive_it(folder, archive, wave=1, mirror=True, mirror_limit="1")
     assert (again["already_there"], again["still_quarantined"], again["deleted"], again["waves"]) == (8, 1, 1, 0)
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_run_that_its_limit_ends_says_that_there_is_more(tmp_path: Path) -> None:
+    from compressor.wording import describe, outcome
+
+    folder, archive = write_pictures(tmp_path / "in", 9), tmp_path / "archive"
+    done = archive_it(folder, archive, limit=3, wave=2)
+    assert (done["listed"], done["archived"], done["left"], done["limited"]) == (4, 3, 1, True)
+    assert dict(describe(done))["listed"] == "4 pictures, the rest not, for --limit was reached"
+    assert outcome(done).endswith("1 left by --limit; the rest not, for --limit was reached")
+    done = archive_it(folder, archive, limit=6)
+    assert (done["archived"], done["left"], done["limited"]) == (6, 0, False)
+    assert dict(describe(done))["listed"] == "9 pictures"
 
 
 @pytest.mark.usefixtures("prefect_api")
