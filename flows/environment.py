@@ -50,16 +50,32 @@ def set_defaults(verbose: bool = False) -> None:
 
 
 def api_is_configured() -> bool:
-    """Whether the user has named a Prefect server: in the environment, a profile or a project's settings."""
-    if os.environ.get("PREFECT_API_URL"):
+    """Whether the user has named a Prefect server: in the environment, ``.env``, a project's settings or a profile.
+
+    As Prefect finds it, whose own settings take a second to import.
+    """
+    environment = {**_dotenv(), **os.environ}
+    if environment.get("PREFECT_API_URL"):
+        return True
+    projects = [_toml(Path("prefect.toml")), _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {})]
+    if any(project.get("api", {}).get("url") for project in projects):
         return True
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
-    profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml"))
+    named = [environment.get("PREFECT_PROFILES_PATH"), *(project.get("profiles_path") for project in projects)]
+    profiles = _toml(Path(next(filter(None, named), home / "profiles.toml")))
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-    if profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"):
-        return True
-    project = _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {})
-    return bool(_toml(Path("prefect.toml")).get("api", {}).get("url") or project.get("api", {}).get("url"))
+    return bool(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"))
+
+
+def _dotenv() -> dict[str, str]:
+    if not Path(".env").is_file():
+        return {}
+    import dotenv  # by which Prefect reads it
+
+    try:
+        return {name.upper(): value for name, value in dotenv.dotenv_values(".env").items() if value}
+    except (OSError, ValueError):
+        return {}
 
 
 def _toml(path: Path) -> dict[str, Any]:

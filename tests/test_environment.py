@@ -1,0 +1,51 @@
+"""Whether a Prefect server is named is found without Prefect, and as Prefect finds it."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.environment import api_is_configured
+
+URL = "http://127.0.0.1:4999/api"
+PROFILES = f"""
+active = "mine"
+[profiles.mine]
+PREFECT_API_URL = "{URL}"
+[profiles.none]
+"""
+API = f'url = "{URL}"\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "named"),
+    [
+        ({}, {}, False),
+        ({}, {"PREFECT_API_URL": URL}, True),
+        ({".env": f"PREFECT_API_URL={URL}\n"}, {}, True),
+        ({".env": f"export prefect_api_url='{URL}'  # ours\n"}, {}, True),
+        ({".env": "PREFECT_LOGGING_LEVEL=INFO\n"}, {}, False),
+        ({"prefect.toml": f"[api]\n{API}"}, {}, True),
+        ({"pyproject.toml": f"[tool.prefect.api]\n{API}"}, {}, True),
+        ({"home/profiles.toml": PROFILES}, {}, True),
+        ({"home/profiles.toml": PROFILES}, {"PREFECT_PROFILE": "none"}, False),
+        ({"other.toml": PROFILES}, {"PREFECT_PROFILES_PATH": "other.toml"}, True),
+        ({"other.toml": PROFILES, ".env": "PREFECT_PROFILES_PATH=other.toml\n"}, {}, True),
+        ({"other.toml": PROFILES, "prefect.toml": 'profiles_path = "other.toml"\n'}, {}, True),
+    ],
+)
+def test_a_server_is_named_where_prefect_would_find_it(
+    files: dict[str, str], environment: dict[str, str], named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import Settings
+
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert api_is_configured() is named
+    assert (Settings().api.url == URL) is named
