@@ -3,6 +3,7 @@
 What is damaged is told by verifying.py. Nothing is deleted here: files that were replaced stay until ``vacuum``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
-from compressor.codec import artifact_bytes, released
+from compressor.baselines import STANDARD
+from compressor.codec import ORIGINAL, artifact_bytes, released
 from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, enough_memory
@@ -23,7 +25,17 @@ from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
 from compressor.sources import Source, SourceFile
-from compressor.verifying import DAMAGE, Findings, Problem, check_codecs, examine, raise_if_refused
+from compressor.verifying import (
+    DAMAGE,
+    Findings,
+    Problem,
+    check_codecs,
+    codec_name,
+    damaged_codecs,
+    examine,
+    raise_if_refused,
+    row_groups,
+)
 from compressor.wording import number
 
 BATCH = 1000  # pictures encoded and written together
@@ -74,9 +86,10 @@ def repair(
         How pictures are encoded again; its codec must be in the archive.
     drop
         Take out bad rows that cannot be regained, too. Otherwise they stay, and verify goes on naming them. What cannot
-        be read as a row is taken out in any case: it would stand in the way of every commit.
+        be read as a row is taken out in any case: it would stand in the way of every commit. A sound row whose codec
+        is damaged or missing stays as it is: it can be read again once that is back.
     at_hand
-        Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged one.
+        Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged or missing one.
     on_progress
         Told (rows checked, rows in all).
 
@@ -102,15 +115,18 @@ def _repair(
     images, quarantine = archive.tables
     for table in (images, quarantine):
         _mend_log(table, done)
-    _mend_codecs(archive, at_hand, done)
+    _mend_codecs(archive, _codecs_named(images), at_hand, done)
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
+    waiting: Counter[str] = Counter()
     for one in examine(archive, images, on_progress):
         readable.append(hash_keys(one.keys))
+        waiting += one.waiting
         if not one.is_sound:
             unsound.append(one)
     damaged = [one for one in unsound if not _put_right(images, one, done)]
     _mend_quarantine(quarantine, done)
+    done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting)]
     if not damaged:
         return done
     parts, regained, failed = _regain(archive, source, options, damaged, np.concatenate(readable))
@@ -178,21 +194,35 @@ def _part_of(table: KeyedTable, name: str) -> Part:
     return Part(name, part.size, len(keys), parquet.statistics(len(keys), min(keys), max(keys)))
 
 
-def _mend_codecs(archive: Archive, at_hand: Sequence[str], done: Repaired) -> None:
-    """Replace damaged artifacts by shipped ones or by those at hand."""
-    bad = {problem.key: problem for problem in check_codecs(archive.tables[0].store)}
-    for name, problem in bad.items():
-        for copy in [*released(), *at_hand]:
+def _codecs_named(images: KeyedTable) -> set[str]:
+    """Ids of artifacts that rows name, as far as these can be read."""
+    named: set[str] = set()
+    for part in list(images.parts):
+        found = Findings(part)
+        for group, _ in row_groups(images, found):
             try:
-                data = artifact_bytes(copy)
-            except CodecError:
-                continue
-            if f"codecs/{identify(data)}.safetensors" == name:
-                archive.put_codec(identify(data), data, replace=True)
-                done.codecs.append(name)
-                break
-        else:
-            done.left.append((problem.key, problem.reason))
+                named.update(images.read(part, [group], ["codec"])["codec"].unique().to_pylist())
+            except DAMAGE as error:
+                raise_if_refused(images.store, part.path, error)
+        if found.refused:
+            raise found.refused
+    return named - STANDARD.keys() - {ORIGINAL}
+
+
+def _mend_codecs(archive: Archive, named: set[str], at_hand: Sequence[str], done: Repaired) -> None:
+    """Replace artifacts that are damaged, or ``named`` and missing, by shipped ones or by those at hand."""
+    store = archive.tables[0].store
+    there = {name.partition(".safetensors")[0] for name in store.names("codecs")}
+    wanted = damaged_codecs(store).keys() | (named - there)
+    for copy in [*released(), *at_hand] if wanted else []:
+        try:
+            data = artifact_bytes(copy)
+        except CodecError:
+            continue
+        if (id := identify(data)) in wanted:
+            archive.put_codec(id, data, replace=True)
+            done.codecs.append(codec_name(id))
+            wanted.remove(id)
 
 
 def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:

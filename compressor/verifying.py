@@ -1,9 +1,10 @@
 """What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import crc32c
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow as pa
 
 from compressor import integrity
 from compressor.artifact import identify
-from compressor.decoding import decoded_apart, decoded_together
-from compressor.errors import ArchiveError, causes, is_shortage, s3_status, told
+from compressor.codec import ORIGINAL
+from compressor.decoding import check_crc, decoded_apart, decoded_together
+from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table, row_groups_with
@@ -29,14 +31,29 @@ DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
 # What says nothing of the file. A bad sector (EIO) is damage
 _REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _GONE, _CUT_SHORT = 404, 416  # the answers of an S3 store that do tell of a file
+_ADVICE = "put the file back from a backup, or run 'latentpack repair' with --codec and a copy of it"
+
+Faults = dict[str, Exception | None]  # why codecs cannot be had, by id: one that fails is not read again for each row
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture that cannot be trusted, or a file of the archive, if what is wrong has no key (``key`` is its name)."""
+    """A picture that cannot be trusted, or a file of the archive, if what is wrong has no key (``key`` is its name).
+
+    ``waiting`` is how many pictures cannot be read for want of this file, a codec, although their rows are sound.
+    """
 
     key: str
     reason: str
+    waiting: int = 0
+
+
+def in_figures(problems: Sequence[Problem]) -> dict[str, Any]:
+    """JSON-able: ``problems`` as (key, reason), and ``waiting``, how many sound pictures lack each file of a codec."""
+    return {
+        "problems": [(problem.key, problem.reason) for problem in problems],
+        "waiting": {problem.key: problem.waiting for problem in problems if problem.waiting},
+    }
 
 
 @dataclass
@@ -57,6 +74,8 @@ class Findings:
         Why the file as a whole is not what was written, although every row may be sound; else empty.
     keys
         Of all rows whose key can be read.
+    waiting
+        Sound rows by the id of a codec that cannot be had: nothing is wrong with them, nor can they be decoded.
     refused
         What to raise where not all of the file was given or could be decoded, so that nothing can be said of it.
     """
@@ -67,6 +86,7 @@ class Findings:
     unread: set[str] = field(default_factory=set)
     mismatch: str = ""
     keys: list[str] = field(default_factory=list)
+    waiting: Counter[str] = field(default_factory=Counter)
     refused: ArchiveError | None = None
 
     @property
@@ -92,10 +112,13 @@ def verify(
 
     ArchiveError where something cannot be read that may be sound.
     """
-    problems = [*_check_logs(images, quarantine), *check_codecs(images.store)]
-    found = {one.part: (one.problems(), hash_keys(one.keys)) for one in examine(archive, images, on_progress)}
+    problems = _check_logs(images, quarantine)
+    found = {
+        one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examine(archive, images, on_progress)
+    }
     live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
-    problems += [problem for some, _ in live for problem in some]
+    problems += check_codecs(archive, sum((waiting for *_, waiting in live), Counter()))
+    problems += [problem for some, *_ in live for problem in some]
     for part in quarantine.parts:
         try:
             quarantine.read(part, None, quarantine.layout.names)
@@ -103,7 +126,7 @@ def verify(
         except DAMAGE as error:
             raise_if_refused(images.store, part.path, error)
             problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
-    return problems + _twice(images, [hashes for _, hashes in live])
+    return problems + _twice(images, [hashes for _, hashes, _ in live])
 
 
 def examine(
@@ -114,6 +137,7 @@ def examine(
     ArchiveError where one cannot be read that may be sound.
     """
     examined: set[Part] = set()
+    codecs: Faults = {}
     checked = 0
     while waiting := [part for part in images.parts if part not in examined]:
         for part in waiting:
@@ -123,7 +147,7 @@ def examine(
                     on_progress(min(before + rows, images.rows), images.rows)
 
             examined.add(part)
-            found = inspect(archive, images, part, advance)
+            found = inspect(archive, images, part, codecs, advance)
             checked += part.rows
             if not found.is_sound:
                 images.log.refresh(anew=True)
@@ -149,15 +173,44 @@ def _check_logs(*tables: KeyedTable) -> list[Problem]:
     return problems
 
 
-def check_codecs(store: Store) -> list[Problem]:
-    """Artifacts that are not what their names say."""
-    problems = []
+def damaged_codecs(store: Store) -> dict[str, str]:
+    """Ids of artifacts that are not what their names say, with reasons."""
+    damaged = {}
     for name in store.names("codecs"):
         stem, dot, _ = name.partition(".safetensors")
         if dot and (found := identify(store.get(f"codecs/{name}"))) != stem:
-            reason = f"the codec is damaged: stored as {stem}, its bytes hash to {found}; no picture by it can be read"
-            problems.append(Problem(f"codecs/{name}", reason))
+            damaged[stem] = f"the codec is damaged: stored as {stem}, its bytes hash to {found}; {_ADVICE}"
+    return damaged
+
+
+def check_codecs(archive: "Archive", waiting: Counter[str]) -> list[Problem]:
+    """Codecs that are damaged, and those that sound rows are ``waiting`` for, by id."""
+    store = archive.tables[0].store
+    faults = damaged_codecs(store)
+    for id in waiting.keys() - faults.keys():
+        if not store.exists(codec_name(id)):
+            faults[id] = f"the codec is missing, or a format that only a newer latentpack knows; {_ADVICE}"
+        elif error := _fault(archive, id):
+            faults[id] = told(error)
+    problems = []
+    for id, reason in sorted(faults.items()):
+        lost = f"{number(waiting[id], 'sound picture')} cannot be read without it: " if waiting[id] else ""
+        problems.append(Problem(codec_name(id), lost + reason, waiting[id]))
     return problems
+
+
+def codec_name(id: str) -> str:
+    """The file of a codec."""
+    return f"codecs/{id}.safetensors"
+
+
+def _fault(archive: "Archive", id: str) -> Exception | None:
+    """Why a codec cannot be had; None where it can."""
+    try:
+        archive.codec(id)
+    except (ArchiveError, CodecError, MemoryError) as error:
+        return error
+    return None
 
 
 def check_whole(table: KeyedTable, part: Part) -> None:
@@ -208,9 +261,9 @@ def raise_if_refused(store: Store, name: str, error: Exception) -> None:
 
 
 def inspect(
-    archive: "Archive", images: KeyedTable, part: Part, on_progress: Callable[[int], None] | None = None
+    archive: "Archive", images: KeyedTable, part: Part, codecs: Faults, on_progress: Callable[[int], None] | None = None
 ) -> Findings:
-    """Read and decode every row of a file. ``on_progress`` is told rows of it that are done."""
+    """Read and decode every row of a file. ``codecs`` are those met before; ``on_progress`` is told rows done."""
     found = Findings(part)
     try:
         check_whole(images, part)
@@ -226,7 +279,7 @@ def inspect(
         else:
             found.keys += [row.key for row in rows]
             for together in decoded_together(rows):
-                _decode(archive, images, together, found)
+                _decode(archive, images, together, codecs, found)
         done += count
         if on_progress:
             on_progress(done)
@@ -265,14 +318,33 @@ def unreadable(images: KeyedTable, group: int, count: int, error: Exception, fou
     found.bad.update(dict.fromkeys(keys, reason))
 
 
-def _decode(archive: "Archive", images: KeyedTable, rows: Sequence[Row], found: Findings) -> None:
-    for row, pixels in zip(rows, decoded_apart(rows, archive.codec), strict=True):
+def _decode(archive: "Archive", images: KeyedTable, rows: Sequence[Row], codecs: Faults, found: Findings) -> None:
+    ready = []
+    for row in rows:
+        if row.codec != ORIGINAL and row.codec not in codecs:
+            codecs[row.codec] = _fault(archive, row.codec)
+        if fault := codecs.get(row.codec):
+            found.refused = found.refused or refusal(images.store, codec_name(row.codec), fault)
+            _wait(row, found)
+        else:
+            ready.append(row)
+    for row, pixels in zip(ready, decoded_apart(ready, archive.codec), strict=True):
         if isinstance(pixels, Exception):
             found.bad[row.key] = told(pixels)
-            found.refused = found.refused or refusal(images.store, repr(row.key), pixels)  # the codec, or memory
+            found.refused = found.refused or refusal(images.store, repr(row.key), pixels)  # for memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
             found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"
+
+
+def _wait(row: Row, found: Findings) -> None:
+    """Enter a row whose codec cannot be had: no row is bad for that, but by its own bytes."""
+    try:
+        check_crc(row)
+    except CodecError as error:
+        found.bad[row.key] = told(error)
+    else:
+        found.waiting[row.codec] += 1
 
 
 def _check_statistics(found: Findings) -> None:

@@ -51,7 +51,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
 
 @flow(name="verify", flow_run_name="verify {parameters.subject}", persist_result=False)
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
-    """Check every row. Returns the number of ``pictures``, and ``problems``, each a key and a reason.
+    """Check every row. Returns the number of ``pictures``, ``problems``, each a key and a reason, and ``waiting``.
 
     Raises
     ------

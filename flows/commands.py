@@ -155,12 +155,15 @@ def restore(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     """``latentpack verify``"""
     result = _read_back(options, "verify", parameters_of(VerifyParameters, options))
+    waiting = result["waiting"]
     if options.json:
         print_json(result)
     else:
         for key, reason in result["problems"]:
             tell(key, reason)
-        warn(f"{number(result['pictures'], 'picture')} verified, {len(result['problems']):,} of them bad")
+        lacking = f", {sum(waiting.values()):,} not decoded for want of their codec" if waiting else ""
+        bad = len(result["problems"]) - len(waiting)
+        warn(f"{number(result['pictures'], 'picture')} verified, {bad:,} of them bad{lacking}")
     return UNWELL if result["problems"] else DONE
 
 

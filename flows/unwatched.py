@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.restoring import restore as restore_pictures
+from compressor.verifying import in_figures
 from flows.keys import named
 from flows.machine import worker_count
 from flows.parameters import RepairParameters, RestoreParameters, VerifyParameters
@@ -25,8 +26,8 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
     """As :func:`flows.archive.verify`."""
     archive = Archive.open(parameters.archive)
-    problems = [(problem.key, problem.reason) for problem in archive.verify(on_progress("verifying"))]
-    return {"archive": archive.url, "pictures": len(archive), "problems": problems}
+    found = archive.verify(on_progress("verifying"))
+    return {"archive": archive.url, "pictures": len(archive), **in_figures(found)}
 
 
 def repair(parameters: RepairParameters) -> dict[str, Any]:

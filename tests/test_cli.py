@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -671,6 +672,17 @@ def flip_middle_of(archive: Path, key: str) -> None:
     data = bytearray(part.read_bytes())
     data[data.index(payload) + len(payload) // 2] ^= 1
     part.write_bytes(data)
+
+
+def test_verify_tells_sound_pictures_that_lack_their_codec_from_bad_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, lacking = Archive.create(str(tmp_path / "archive")), "0" * 32
+    rows = [picture_row("a"), replace(picture_row("b"), codec=lacking), replace(picture_row("c"), codec=lacking)]
+    archive.commit([archive.write_part(rows)])
+    code, out, err = said(capsys, "verify", archive.url)
+    assert code == 1 and out.startswith(f"codecs/{lacking}.safetensors\t2 sound pictures cannot be read without it: ")
+    assert "3 pictures verified, 0 of them bad, 2 not decoded for want of their codec\n" in err
 
 
 def test_repair_takes_the_limits_of_the_run(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from compressor.archive import DAMAGED, Archive
+from compressor.artifact import identify
 from compressor.baselines import StandardCodec
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, LatentpackError
@@ -345,23 +347,109 @@ def test_a_quarantine_list_that_the_storage_refuses_stays(archive: Archive, monk
     assert before and list(Archive.open(archive.url).quarantined()) == before
 
 
-def test_a_codec_that_the_storage_refuses_for_a_moment_costs_no_picture(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def learned(tmp_path: Path, source: Source) -> Archive:
+    """Six pictures by a codec that is not shipped."""
     archive = Archive.create(str(tmp_path / "learned"))
     codec = tiny_codec("v5").id
     archive.put_codec(codec, tiny_artifact("v5"))
     archive.commit(encode_batch(source, list(source.files()), archive, EncodeOptions(codec, quality=40), "run").parts)
-    before = pictures(archive)
+    assert {row.codec for rows in archive.scan() for row in rows} == {codec}
+    return archive
+
+
+def codec_file(archive: Archive) -> Path:
+    [path] = Path(archive.url, "codecs").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "newer"])
+def test_sound_rows_stay_until_their_codec_is_put_back(learned: Archive, source: Source, damage: str) -> None:
+    before, path = pictures(learned), codec_file(learned)
+    whole = path.read_bytes()
+    if damage == "flipped":
+        flip(path, 5000)
+    elif damage == "missing":
+        path.unlink()
+    else:  # its name is right, and no reader of this version knows what it is
+        path.unlink()
+        id = identify(b"newer")
+        learned.put_codec(id, b"newer")
+        rows = [replace(learned.read_row(key), codec=id) for key in before]
+        learned.commit([learned.write_part(rows)], list(before))
+        path = codec_file(learned)
+        whole = path.read_bytes()
+    [problem] = Archive.open(learned.url).verify()
+    assert (problem.key, problem.waiting) == (f"codecs/{path.name}", 6)
+    assert "6 sound pictures cannot be read without it" in problem.reason
+    assert ("put the file back from a backup" in problem.reason) == (damage != "newer")
+    for done in (mended(learned, drop=True), mended(learned, source, drop=True)):
+        assert done == Repaired(left=[(problem.key, problem.reason)])
+    assert pictures(learned) == before
+    if damage != "newer":
+        path.write_bytes(whole)
+        assert Archive.open(learned.url).verify() == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_of_rows_without_their_codec_those_are_taken_out_that_are_bad_themselves(
+    learned: Archive, source: Source, damage: str
+) -> None:
+    before, path = pictures(learned), codec_file(learned)
+    whole = path.read_bytes()
+    for key in ("2.png", "4.png"):
+        flip_payload(learned, key)
+    if damage == "flipped":
+        flip(path, 5000)
+    else:
+        path.unlink()
+    problems = Archive.open(learned.url).verify()
+    assert [(problem.key, problem.waiting) for problem in problems] == [
+        (f"codecs/{path.name}", 4),
+        ("2.png", 0),
+        ("4.png", 0),
+    ]
+    os.unlink(f"{source.url}/4.png")
+    done = mended(learned, source, drop=True)
+    assert (done.regained, done.taken_out) == (["2.png"], ["4.png"])
+    assert [name for name, _ in done.left] == [f"codecs/{path.name}"]
+    path.write_bytes(whole)
+    assert Archive.open(learned.url).verify() == []
+    after = pictures(learned)
+    assert after.keys() == before.keys() - {"4.png"}
+    assert all(after[key] == before[key] for key in after.keys() - {"2.png"})
+
+
+@pytest.mark.parametrize("copy", ["shipped", "given"])
+def test_a_missing_codec_is_put_back(
+    learned: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str
+) -> None:
+    path = codec_file(learned)
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    path.rename(shipped / "tiny.safetensors")
+    if copy == "shipped":
+        monkeypatch.setattr("compressor.codec.RELEASED", shipped)
+        done = mended(learned)
+    else:
+        done = repair(Archive.open(learned.url), at_hand=[str(shipped / "tiny.safetensors")])
+    assert done == Repaired(codecs=[f"codecs/{path.name}"]) and done.is_whole
+    assert Archive.open(learned.url).verify() == []
+
+
+def test_a_codec_that_the_storage_refuses_for_a_moment_costs_no_picture(
+    learned: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pictures(learned)
 
     def refuse(archive: Archive, id: str) -> None:
         raise ArchiveError(f"cannot read codec {id}") from PermissionError(errno.EACCES, "permission denied")
 
     monkeypatch.setattr(Archive, "codec", refuse)
     with pytest.raises(ArchiveError, match="may be sound"):
-        repair(Archive.open(archive.url), drop=True)
+        repair(Archive.open(learned.url), drop=True)
     monkeypatch.undo()
-    assert pictures(archive) == before
+    assert pictures(learned) == before
 
 
 def test_a_log_entry_that_a_power_cut_left_empty_is_noticed(archive: Archive) -> None:
