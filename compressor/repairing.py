@@ -307,9 +307,16 @@ def _wanted(source: Source, damaged: Sequence[Findings], readable: np.ndarray) -
     # Where a file is not what was written and no row is to blame, every row of it is under suspicion.
     bad = {key for one in damaged for key in (one.bad or one.keys)}
     ranges = [one.part.key_range for one in damaged if one.unreadable]
+    readable = np.sort(readable)
+
+    def is_readable(key: str) -> bool:
+        [hash] = hash_keys([key])
+        at = np.searchsorted(readable, hash)
+        return bool(at < len(readable) and readable[at] == hash)
+
     for file in source.files():
         between = any(first <= file.key <= last for first, last in ranges)
-        if file.key in bad or (between and hash_keys([file.key])[0] not in readable):
+        if file.key in bad or (between and not is_readable(file.key)):
             yield file
 
 
