@@ -17,10 +17,11 @@ from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.baselines import STANDARD
-from compressor.codec import ORIGINAL, artifact_bytes, released
+from compressor.codec import ORIGINAL, Codec, artifact_bytes, released
 from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
-from compressor.errors import ArchiveError, CodecError, enough_memory
+from compressor.encoding_again import EXACT, AgainOptions, StoredRows
+from compressor.errors import ArchiveError, CodecError, enough_memory, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
@@ -46,15 +47,18 @@ class Repaired:
     """What was mended and what was not. JSON-able by ``to_dict``.
 
     ``files`` were put right from what they hold, ``codecs`` from another copy, ``log`` says what was done about it;
-    ``regained`` keys were encoded again from the source; ``taken_out`` keys are no longer archived, and on the
-    quarantine list until a run meets their files again; ``left`` are bad still. ``unnamed`` pictures were in files of
-    which not even the keys can be read: a run archives them again.
+    ``regained`` keys were encoded again from the source, by ``codec`` (its id; empty where none was needed) at
+    ``floor`` dB or more (None: exactly, or at the one quality that it has or that was asked for); ``taken_out`` keys
+    are no longer archived, and on the quarantine list until a run meets their files again; ``left`` are bad still.
+    ``unnamed`` pictures were in files of which not even the keys can be read: a run archives them again.
     """
 
     files: list[str] = field(default_factory=list)
     codecs: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     regained: list[str] = field(default_factory=list)
+    codec: str = ""
+    floor: float | None = None
     taken_out: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     unnamed: int = 0
@@ -71,7 +75,7 @@ class Repaired:
 def repair(
     archive: Archive,
     source: Source | None = None,
-    options: EncodeOptions | None = None,
+    options: AgainOptions | None = None,
     drop: bool = False,
     at_hand: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -83,7 +87,7 @@ def repair(
     source
         Where the pictures came from. None: only what the archive can mend from itself.
     options
-        How pictures are encoded again; its codec must be in the archive.
+        How pictures are encoded again; its codec must be in the archive. None: as the archive's other rows are.
     drop
         Take out bad rows that cannot be regained, too. Otherwise they stay, and verify goes on naming them. What cannot
         be read as a row is taken out in any case: it would stand in the way of every commit. A sound row whose codec
@@ -96,17 +100,18 @@ def repair(
     Raises
     ------
     ArchiveError
-        Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it.
+        Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it. Or
+        pictures are to be encoded again, and it is not to be told how, or their codec cannot be had; none is taken out.
     """
     store = archive.tables[0].store
     with store.errors("repair it"), enough_memory(store.url, "repair it"):
-        return _repair(archive, source, options, drop, at_hand, on_progress)
+        return _repair(archive, source, options or AgainOptions(), drop, at_hand, on_progress)
 
 
 def _repair(
     archive: Archive,
     source: Source | None,
-    options: EncodeOptions | None,
+    options: AgainOptions,
     drop: bool,
     at_hand: Sequence[str],
     on_progress: Callable[[int, int], None] | None,
@@ -115,7 +120,8 @@ def _repair(
     images, quarantine = archive.tables
     for table in (images, quarantine):
         _mend_log(table, done)
-    _mend_codecs(archive, _codecs_named(images), at_hand, done)
+    stored = _stored(images)
+    _mend_codecs(archive, {codec for codec, _ in stored} - STANDARD.keys() - {ORIGINAL}, at_hand, done)
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     waiting: Counter[str] = Counter()
@@ -129,7 +135,7 @@ def _repair(
     done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting)]
     if not damaged:
         return done
-    parts, regained, failed = _regain(archive, source, options, damaged, np.concatenate(readable))
+    parts, regained, failed = _regain(archive, source, options, stored, damaged, np.concatenate(readable), done)
     keys = set(regained)
     for one in damaged:
         one.bad |= {key: f"{one.bad[key]}; not encoded again: {failed[key]}" for key in one.bad.keys() & failed.keys()}
@@ -194,19 +200,22 @@ def _part_of(table: KeyedTable, name: str) -> Part:
     return Part(name, part.size, len(keys), parquet.statistics(len(keys), min(keys), max(keys)))
 
 
-def _codecs_named(images: KeyedTable) -> set[str]:
-    """Ids of artifacts that rows name, as far as these can be read."""
-    named: set[str] = set()
+def _stored(images: KeyedTable) -> StoredRows:
+    """By what rows are stored, as far as these can be read; the columns' own checksums vouch for that."""
+    stored: StoredRows = Counter()
     for part in list(images.parts):
         found = Findings(part)
         for group, _ in row_groups(images, found):
             try:
-                named.update(images.read(part, [group], ["codec"])["codec"].unique().to_pylist())
+                rows = images.read(part, [group], ["codec", "psnr"])
             except DAMAGE as error:
                 raise_if_refused(images.store, part.path, error)
+            else:
+                psnr = (None if value is None else round(value, 2) for value in rows["psnr"].to_pylist())
+                stored.update(zip(rows["codec"].to_pylist(), psnr, strict=True))
         if found.refused:
             raise found.refused
-    return named - STANDARD.keys() - {ORIGINAL}
+    return stored
 
 
 def _mend_codecs(archive: Archive, named: set[str], at_hand: Sequence[str], done: Repaired) -> None:
@@ -281,25 +290,50 @@ def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
 def _regain(
     archive: Archive,
     source: Source | None,
-    options: EncodeOptions | None,
+    again: AgainOptions,
+    stored: StoredRows,
     damaged: Sequence[Findings],
     readable: np.ndarray,
+    done: Repaired,
 ) -> tuple[list[Part], list[str], dict[str, str]]:
     """Encode anew what the source still has: parts that nobody sees yet, their keys, and why others failed.
 
     These are not quarantined: the next run, under its own limits, is to try them.
     """
-    if source is None or options is None:
+    if source is None:
         return [], [], {}
     parts: list[Part] = []
     keys: list[str] = []
     failed: dict[str, str] = {}
+    options: EncodeOptions | None = None
     for files in _batches(_wanted(source, damaged, readable)):
+        if options is None:  # not before there is need of it
+            options = again.complete(stored, _codecs_of(damaged), archive.url)
+            floor = options.floor(_codec(archive, options.codec))
+            done.codec, done.floor = options.codec, None if floor == EXACT else floor
         report = encode_batch(source, files, archive, options, "repair")
         parts += report.parts
         failed |= {row.key: row.detail for row in report.quarantined}
         keys += [file.key for file in files if file.key not in failed]
     return parts, keys, failed
+
+
+def _codecs_of(damaged: Sequence[Findings]) -> set[str]:
+    """Codecs that bad rows name; none where it is not known of each."""
+    if any(one.unreadable or not one.bad or one.bad.keys() - one.codecs.keys() for one in damaged):
+        return set()
+    return {codec for one in damaged for codec in one.codecs.values()}
+
+
+def _codec(archive: Archive, id: str) -> Codec:
+    """ArchiveError that says what else to do, where it cannot be had."""
+    try:
+        return archive.codec(id)
+    except (ArchiveError, CodecError) as error:
+        raise ArchiveError(
+            f"{archive.url}: pictures cannot be encoded again by codec {id}: {told(error)}; "
+            "put it back, or name another with --codec"
+        ) from error
 
 
 def _wanted(source: Source, damaged: Sequence[Findings], readable: np.ndarray) -> Iterator[SourceFile]:

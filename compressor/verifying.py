@@ -74,6 +74,8 @@ class Findings:
         Why the file as a whole is not what was written, although every row may be sound; else empty.
     keys
         Of all rows whose key can be read.
+    codecs
+        Codecs of those rows of ``bad`` that can be read whole, by key.
     waiting
         Sound rows by the id of a codec that cannot be had: nothing is wrong with them, nor can they be decoded.
     refused
@@ -86,6 +88,7 @@ class Findings:
     unread: set[str] = field(default_factory=set)
     mismatch: str = ""
     keys: list[str] = field(default_factory=list)
+    codecs: dict[str, str] = field(default_factory=dict)
     waiting: Counter[str] = field(default_factory=Counter)
     refused: ArchiveError | None = None
 
@@ -280,6 +283,7 @@ def inspect(
             found.keys += [row.key for row in rows]
             for together in decoded_together(rows):
                 _decode(archive, images, together, codecs, found)
+            found.codecs |= {row.key: row.codec for row in rows if row.key in found.bad}
         done += count
         if on_progress:
             on_progress(done)

@@ -175,6 +175,17 @@ def _unlisted(counts: dict[str, int]) -> str:
     return f"{number(sum(counts.values()), 'file')} with other extensions: {', '.join([*shown, *more])}"
 
 
+def encoded_again(repaired: dict[str, Any]) -> str:
+    """What a repair (:meth:`Repaired.to_dict`) encoded again, and how.
+
+    >>> encoded_again({"regained": ["a.png"], "codec": "webp", "floor": 34.05})
+    '1 picture encoded again by webp at 34.05 dB or more'
+    """
+    floor = "" if repaired["floor"] is None else f" at {repaired['floor']:.2f} dB or more"
+    how = f" by {repaired['codec']}{floor}" if repaired["codec"] else ""
+    return f"{number(len(repaired['regained']), 'picture')} encoded again{how}"
+
+
 def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     """An archive's figures as names and values for people."""
     rows = [

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 
 from compressor.errors import ArchiveError
-from compressor.wording import TAKEN_OUT, number
+from compressor.wording import TAKEN_OUT, encoded_again, number
 from flows import unwatched
 from flows.errors import EndedUnwell
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
@@ -83,6 +83,7 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
         Something is missing or bad still.
     """
     done = _mended(parameters)
+    get_run_logger().info(encoded_again(done))
     lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
     publish_problems(lost, "repair", f"of {done['archive']} that could not be mended")
     _raise_if_any(lost, "not mended", done)

@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, told
-from compressor.wording import TAKEN_OUT, number
+from compressor.wording import TAKEN_OUT, encoded_again, number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
@@ -184,10 +184,7 @@ def repair(options: argparse.Namespace) -> int:
     ]
     for text in mended:
         warn(text)
-    warn(
-        f"{number(len(result['regained']), 'picture')} encoded again, {len(result['taken_out']):,} taken out, "
-        f"{len(result['left']):,} left as they are"
-    )
+    warn(f"{encoded_again(result)}, {len(result['taken_out']):,} taken out, {len(result['left']):,} left as they are")
     if result["unnamed"]:
         warn(
             f"{number(result['unnamed'], 'picture')} in files that name them no more: the next run archives them again"

@@ -351,8 +351,19 @@ class RepairParameters(Parameters):
     source: Address | None = Field(
         None, min_length=1, description="where the pictures came from; they are encoded again"
     )
-    codec: CodecAddress = "faces"
-    target_psnr: TargetPsnr = 34.0
+    codec: Address | None = Field(
+        None,
+        min_length=1,
+        description="codec by name, path of an artifact, or id in the archive (default: that of the other pictures); "
+        "puts it back, too, where it is damaged or missing",
+    )
+    target_psnr: float | None = Field(
+        None,
+        ge=10,
+        le=60,
+        description="dB of PSNR that every picture reaches (default: the lowest of the other pictures by the codec; "
+        "exact where all are)",
+    )
     quality: Quality = None
     resize: Resize = None
     max_bytes: MaxBytes = 256 * 2**20

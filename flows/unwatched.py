@@ -32,7 +32,7 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
 
 def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
-    from compressor.encoding import EncodeOptions
+    from compressor.encoding_again import AgainOptions
     from compressor.images import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source
@@ -44,13 +44,13 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
     options = None
     if source:
         pin_threads(cores())
-        codec, _ = put_codec(archive, parameters.codec)
-        options = EncodeOptions(
-            codec,
-            target_psnr=parameters.target_psnr,
-            quality=parameters.quality,
-            resize=parameters.resize,
-            limits=Limits(parameters.max_bytes, parameters.max_pixels),
+        options = AgainOptions(
+            put_codec(archive, parameters.codec)[0] if parameters.codec else None,
+            parameters.target_psnr,
+            parameters.quality,
+            parameters.resize,
+            Limits(parameters.max_bytes, parameters.max_pixels),
         )
-    done = mend(archive, source, options, parameters.drop, (parameters.codec,), on_progress("checking"))
+    at_hand = [parameters.codec] if parameters.codec else []
+    done = mend(archive, source, options, parameters.drop, at_hand, on_progress("checking"))
     return {"archive": archive.url, **done.to_dict(), "whole": done.is_whole}

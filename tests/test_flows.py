@@ -218,7 +218,8 @@ def test_a_repair_on_a_server_is_a_failed_run_until_nothing_is_missing(tmp_path:
         repair(RepairParameters(archive=str(archive)))
     artifact = Artifact.get("repair")
     assert artifact and "001.png" in str(artifact.data)
-    assert repair(RepairParameters(archive=str(archive), source=str(folder)))["regained"] == ["001.png"]
+    done = repair(RepairParameters(archive=str(archive), source=str(folder)))
+    assert (done["regained"], done["codec"]) == (["001.png"], opened.read_row("000.png").codec)
     assert verify(VerifyParameters(archive=str(archive)))["problems"] == []
 
 

@@ -18,6 +18,7 @@ from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.baselines import StandardCodec
 from compressor.encoding import EncodeOptions, encode_batch
+from compressor.encoding_again import AgainOptions
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.images import Limits
 from compressor.parquet import IMAGES, QuarantineRow, _start
@@ -31,6 +32,7 @@ from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import at_first_commit, lose_the_answer, original_row, picture_row
 
 OPTIONS = EncodeOptions("webp", target_psnr=30)
+AGAIN = AgainOptions("webp", target_psnr=30)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def flip_payload(archive: Archive, key: str) -> Path:
 
 
 def mended(archive: Archive, source: Source | None = None, **how: bool) -> Repaired:
-    return repair(Archive.open(archive.url), source, OPTIONS if source else None, **how)
+    return repair(Archive.open(archive.url), source, AGAIN, **how)
 
 
 def test_a_damaged_picture_is_encoded_again_and_is_as_it_was(archive: Archive, source: Source) -> None:
@@ -257,7 +259,7 @@ def test_sound_pictures_stay_where_a_repair_loses_the_race(archive: Archive, sou
         other.commit([other.write_part([picture_row("zzz")])])
 
     with at_first_commit(before=append):
-        done = repair(Archive.open(archive.url), None if drop else source, None if drop else OPTIONS, drop=drop)
+        done = repair(Archive.open(archive.url), None if drop else source, AGAIN, drop=drop)
     assert done.left == [] and done.taken_out == (["0.png"] if drop else [])
     after = pictures(archive)
     assert after.keys() - {"zzz"} == before.keys() - (set(done.taken_out))
@@ -437,6 +439,99 @@ def test_a_missing_codec_is_put_back(
     assert Archive.open(learned.url).verify() == []
 
 
+def archive_of(tmp_path: Path, source: Source, options: EncodeOptions) -> Archive:
+    archive = Archive.create(str(tmp_path / "other"))
+    archive.commit(encode_batch(source, list(source.files()), archive, options, "run").parts)
+    return archive
+
+
+def test_pictures_are_encoded_again_as_the_others_are(archive: Archive, source: Source) -> None:
+    before = pictures(archive)
+    lowest = min(archive.read_row(key).psnr or 0 for key in before)
+    flip_payload(archive, "2.png")
+    done = repair(Archive.open(archive.url), source)
+    assert (done.codec, done.floor, done.regained) == ("webp", lowest, ["2.png"])
+    row = Archive.open(archive.url).read_row("2.png")
+    assert row.codec == "webp" and row.psnr and row.psnr >= lowest >= 30
+    assert not Path(archive.url, "codecs").exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_where_all_are_exact_so_are_pictures_that_are_encoded_again(
+    tmp_path: Path, source: Source, whole: bool
+) -> None:
+    archive = archive_of(tmp_path, source, EncodeOptions("lossless"))
+    before = pictures(archive)
+    if whole:  # the file names the keys of none
+        flip(files_of(archive)[0], 60)
+        content = (Path(source.url) / "0.png").read_bytes()
+        archive.commit([archive.write_part([original_row("o.png", content, 32, 24)])])
+    else:
+        flip_payload(archive, "2.png")
+    done = repair(Archive.open(archive.url), source)
+    assert (done.codec, done.floor) == ("lossless", None) and "2.png" in done.regained
+    assert {key: payload for key, payload in pictures(archive).items() if key != "o.png"} == before
+    flip_payload(Archive.open(archive.url), "4.png")
+    with pytest.raises(ArchiveError, match="exact, and by webp others need not be: name --target-psnr"):
+        repair(Archive.open(archive.url), source, AgainOptions("webp"), drop=True)
+
+
+def test_a_learned_codec_is_taken_before_what_pictures_fell_back_to(learned: Archive, source: Source) -> None:
+    codec = codec_file(learned).stem
+    fallen = [file for file in source.files() if file.key not in ("0.png", "1.png")]
+    learned.commit(encode_batch(source, fallen, learned, OPTIONS, "run").parts, [file.key for file in fallen])
+    lowest = min(learned.read_row(key).psnr or 0 for key in ("0.png", "1.png"))
+    flip_payload(learned, "2.png")
+    done = repair(Archive.open(learned.url), source)
+    assert (done.codec, done.floor, done.is_whole) == (codec, lowest, True)
+    assert (Archive.open(learned.url).read_row("2.png").psnr or 0) >= lowest
+    assert Archive.open(learned.url).verify() == []
+
+
+@pytest.mark.parametrize("damage", ["its own", "both", "keys"])
+def test_of_several_learned_codecs_a_picture_is_encoded_again_by_its_own(
+    learned: Archive, source: Source, damage: str
+) -> None:
+    one, other = codec_file(learned).stem, tiny_codec("shortcuts").id
+    learned.put_codec(other, tiny_artifact("shortcuts"))
+    for codec, keys in ((other, ["2.png", "3.png"]), (one, ["1.png"])):
+        files = [file for file in source.files() if file.key in keys]
+        learned.commit(encode_batch(source, files, learned, EncodeOptions(codec, quality=40), "run").parts, keys)
+    before = pictures(learned)
+    if damage == "keys":
+        [path] = [path for path in files_of(learned) if before["1.png"] in path.read_bytes()]
+        flip_column(learned, path, "key")
+    else:
+        flip_payload(learned, "2.png")
+    if damage == "both":
+        flip_payload(learned, "0.png")
+    if damage == "its own":
+        assert repair(Archive.open(learned.url), source).codec == other
+    else:
+        with pytest.raises(ArchiveError, match=f"by several codecs .*{other}.*: name one with --codec"):
+            repair(Archive.open(learned.url), source, drop=True)
+        assert repair(Archive.open(learned.url), source, AgainOptions(other)).codec == other
+    assert Archive.open(learned.url).verify() == [] and pictures(learned).keys() == before.keys()
+
+
+def test_nothing_is_taken_out_where_it_cannot_be_told_how_pictures_are_encoded_again(
+    archive: Archive, learned: Archive, source: Source
+) -> None:
+    for path in files_of(archive):
+        flip(path, -40)
+    version = archive.version
+    with pytest.raises(ArchiveError, match="name --codec and --target-psnr of the run"):
+        repair(Archive.open(archive.url), source, drop=True)
+    assert Archive.open(archive.url).version == version
+    assert mended(archive, source).is_whole
+
+    flip_payload(learned, "2.png")
+    codec_file(learned).unlink()
+    with pytest.raises(ArchiveError, match="cannot be encoded again by codec .*; put it back, or name another"):
+        repair(Archive.open(learned.url), source, drop=True)
+    assert len(pictures(learned)) == 6
+
+
 def test_a_codec_that_the_storage_refuses_for_a_moment_costs_no_picture(
     learned: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,7 +668,7 @@ def test_what_is_taken_out_and_not_encoded_again_is_tried_by_the_next_run(
     path = flip_payload(archive, "2.png")
     if damage != "payload":
         flip_column(archive, path, damage)
-    small = EncodeOptions("webp", target_psnr=30, limits=Limits(max_pixels=24 * 32 - 1))
+    small = AgainOptions("webp", target_psnr=30, limits=Limits(max_pixels=24 * 32 - 1))
     done = repair(Archive.open(archive.url), source, small, drop=True)
     assert not done.regained and len(done.taken_out) + done.unnamed == (1 if damage == "payload" else 3)
     opened = Archive.open(archive.url)
