@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each message says what is wrong, where, and what to do. Nothing else is caught."""
+"""Errors that a user can act on: each message says what is wrong, where, and what to do."""
 
 import re
 from collections.abc import Iterator

@@ -179,8 +179,9 @@ def encode_to_target(
 ) -> list[Stored | None]:
     """For each picture the lowest quality found that reaches ``target`` dB, or None where none does.
 
-    A codec may predict (:class:`Searchable`), so that most pictures need one try or two; otherwise the search starts
-    in the middle and halves. ``on_tries`` is told how many tries each round took.
+    A codec may predict (:class:`Searchable`), so that most pictures need one try or two. Otherwise the search starts
+    where a draft tells (:class:`Drafted`) or in the middle, follows the line between two tries, and after a few of them
+    halves. ``on_tries`` is told how many tries each round took.
     """
     if not len(codec.qualities):
         stored = encode_measured(codec, pixels, -1, packer)

@@ -1,7 +1,7 @@
 """Where pictures come from: a folder, bucket prefix, glob or single file at any fsspec URL, listed and read.
 
-Not here: decoding (images.py), and what is done about a file that cannot be read (tasks/). Credentials come from the
-environment and never appear in a message.
+Not here: decoding (images.py), and what is done about a file that cannot be read (encoding.py). Credentials come from
+the environment and never appear in a message.
 """
 
 from __future__ import annotations

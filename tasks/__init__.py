@@ -1,1 +1,1 @@
-"""Prefect tasks: one file for each stage, a thin skin of retries, caching and limits over one call into compressor."""
+"""Prefect tasks: a thin skin of retries, caching and progress over compressor, and what its files share."""
