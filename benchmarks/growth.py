@@ -23,7 +23,8 @@ from typing import Any
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.codec import DEFAULT, artifact_bytes
+from compressor.codec import artifact_bytes
+from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.planning import Listing, plan
 from compressor.samples import write_samples

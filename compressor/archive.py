@@ -18,9 +18,10 @@ from compressor import decoding, maintenance, verifying
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec, load_codec
 from compressor.decoding import DECODED
+from compressor.defaults import ORPHAN_HOURS
 from compressor.delta_log import OWN_FILE
 from compressor.errors import UNREADABLE, ArchiveError, enough_memory
-from compressor.keyed_table import ORPHAN_HOURS, KeyedTable
+from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
 from compressor.store import TEMPORARY_NAME, Store

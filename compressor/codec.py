@@ -13,7 +13,6 @@ import numpy as np
 from compressor.errors import CodecError
 
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
-DEFAULT = "faces"
 ORIGINAL = "original"  # the source file's own bytes: what no codec may touch
 NETWORK_MULTIPLE = 32  # to which a network's pictures are padded, at most
 NETWORK_PIXELS = 2**22  # of a padded picture; for a larger one a network takes ten times as long as AVIF

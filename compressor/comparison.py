@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from compressor.defaults import TARGET_PSNR
 from compressor.errors import LatentpackError
 from compressor.metrics import RateCurve, bd_rate
 from compressor.wording import number
 
 LEVELS = (30.0, 32.0, 34.0, 36.0, 38.0)  # dB
-USUAL_LEVEL = 34.0  # dB, the pipeline's default target
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def speed_table(found: dict[str, Curve], ours: Sequence[str]) -> Table:
     """One quality of each codec, the one nearest to the usual level: sizes, all metrics, pictures per second."""
     rows = []
     for name, curve in found.items():
-        i = curve.nearest(USUAL_LEVEL)
+        i = curve.nearest(TARGET_PSNR)
         rows.append(
             [
                 name,
@@ -193,7 +193,7 @@ def speed_table(found: dict[str, Curve], ours: Sequence[str]) -> Table:
         )
     strong = frozenset(i for i, name in enumerate(found) if name in ours)
     columns = [*_POINT_COLUMNS, "encoded/s", "decoded/s", "decoded as PNG"]
-    note = f"Each codec at the measured quality nearest to {USUAL_LEVEL:.0f} dB. Speeds are pictures per second."
+    note = f"Each codec at the measured quality nearest to {TARGET_PSNR:.0f} dB. Speeds are pictures per second."
     return Table("Speed, and the size of what is decoded", note, columns, rows, strong)
 
 
@@ -216,14 +216,14 @@ def headline(
         if left_out
         else ""
     )
-    levels = sorted(LEVELS, key=lambda level: abs(level - USUAL_LEVEL))
+    levels = sorted(LEVELS, key=lambda level: abs(level - TARGET_PSNR))
     subject = ours[0] if ours else None
-    level = next((v for v in levels if subject is None or found[subject].at("psnr", v) is not None), USUAL_LEVEL)
+    level = next((v for v in levels if subject is None or found[subject].at("psnr", v) is not None), TARGET_PSNR)
     own: float | None = None
     if subject is not None:
         own = found[subject].at("psnr", level)
         if own is None:  # one quality only, or a range between two levels
-            point = found[subject].nearest(USUAL_LEVEL)
+            point = found[subject].nearest(TARGET_PSNR)
             level, own = float(found[subject].psnr[point]), float(found[subject].bytes[point])
     bars = {name: size for name, curve in found.items() if (size := curve.at("psnr", level)) is not None}
     if subject is not None and own is not None:

@@ -16,6 +16,7 @@ from compressor.archive import Archive, Part, QuarantineRow, Row
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.clock import Clock
 from compressor.codec import ORIGINAL, Codec, Encoded, check_packer, check_quality, with_effort
+from compressor.defaults import TARGET_PSNR
 from compressor.errors import UNREADABLE, CodecError, ImageError, is_shortage
 from compressor.fallback import fall_back, is_costly
 from compressor.images import Limits, Picture, decode_picture, resize_picture
@@ -58,7 +59,7 @@ class EncodeOptions:
     """
 
     codec: str
-    target_psnr: float | None = 34.0
+    target_psnr: float | None = TARGET_PSNR
     quality: int | None = None
     min_psnr: float | None = None
     packer: str = "auto"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from compressor import colours, picture_files
+from compressor.defaults import MAX_BYTES, MAX_PIXELS
 from compressor.errors import ImageError, LatentpackError, is_shortage, told
 from compressor.picture_files import Header
 
@@ -36,8 +37,8 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "heic", "jpeg2000", "gi
 class Limits:
     """What a file may ask for. TIFF that imagecodecs does not decode keeps Pillow's limit too, 178,956,970 pixels."""
 
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 100_000_000
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)

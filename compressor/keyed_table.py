@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from compressor import integrity, parquet
+from compressor.defaults import ORPHAN_HOURS
 from compressor.delta_log import Change, DeltaLog
 from compressor.errors import ArchiveError
 from compressor.known import fingerprint_numbers, hash_keys
@@ -22,7 +23,6 @@ from compressor.parquet import Layout, Part, RangeFile, Spans
 from compressor.store import Store
 
 THREADS = 8
-ORPHAN_HOURS = 1  # a run commits a part within minutes of writing it
 FOOTERS = 512  # kept in memory; one of a 100,000 row file is some 200 KB
 
 

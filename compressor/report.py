@@ -23,7 +23,6 @@ from compressor import pages
 from compressor.baselines import STANDARD
 from compressor.codec import Codec, spread_qualities
 from compressor.comparison import (
-    USUAL_LEVEL,
     Curve,
     Headline,
     Table,
@@ -36,6 +35,7 @@ from compressor.comparison import (
     without_exact,
 )
 from compressor.containers import payload_size
+from compressor.defaults import TARGET_PSNR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -344,7 +344,7 @@ def _summary(head: Headline, found: dict[str, Curve], tables: list[Table]) -> di
         "detail": head.detail,
         "level_db": head.level if np.isfinite(head.level) else None,
         "bytes_at_level": dict(head.bars),
-        "usual_level_db": USUAL_LEVEL,
+        "usual_level_db": TARGET_PSNR,
         "curves": {
             name: {key: plain(values) for key, values in vars(curve).items() if key != "codec"}
             for name, curve in found.items()

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, get_args
 
 from compressor.addresses import shown
+from compressor.defaults import ORPHAN_HOURS
 from compressor.errors import LatentpackError
 from flows import parameters
 from flows.parameters import (
@@ -51,8 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
     vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
     vacuum.add_argument(
-        "--older-than", type=_hours, default=1, metavar="HOURS",
-        help="delete what was replaced so long ago (default: 1); what was never committed stays an hour in any case",
+        "--older-than", type=_hours, default=ORPHAN_HOURS, metavar="HOURS",
+        help="delete what was replaced so long ago (default: %(default)s); "
+        "what was never committed stays an hour in any case",
     )  # fmt: skip
     codecs = _plain(
         commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False

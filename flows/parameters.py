@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
+from compressor.defaults import CODEC, MAX_BYTES, MAX_PIXELS, TARGET_PSNR
 from flows.keys import STANDARD_INPUT
 
 
@@ -202,9 +203,9 @@ class PipelineParameters(Parameters):
 
     source: SourceUrl
     archive: ArchiveUrl
-    codec: CodecAddress = "faces"
+    codec: CodecAddress = CODEC
     train: Family | None = Field(None, description="first train a codec of this family on the source, and use it")
-    target_psnr: TargetPsnr = 34.0
+    target_psnr: TargetPsnr = TARGET_PSNR
     quality: Quality = None
     min_psnr: float | None = Field(
         None,
@@ -243,8 +244,8 @@ class PipelineParameters(Parameters):
     wave: int = Field(
         1_000_000, ge=1, description="pictures to list before they are archived; a larger source goes in several waves"
     )
-    max_bytes: MaxBytes = 256 * 2**20
-    max_pixels: MaxPixels = 100_000_000
+    max_bytes: MaxBytes = MAX_BYTES
+    max_pixels: MaxPixels = MAX_PIXELS
     price_per_tb: Price = 23.0
     training: CodecTrainingParameters = Field(CodecTrainingParameters(), description="for --train")
 
@@ -307,7 +308,7 @@ class BenchmarkParameters(Parameters):
 
     source: SourceUrl
     report: LocalPath = Field("report", description="folder that the report is written to")
-    codec: list[Address] = Field(["faces"], description="codecs by name or path, beside the standard ones")
+    codec: list[Address] = Field([CODEC], description="codecs by name or path, beside the standard ones")
     effort: int = Field(0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
     limit: int = Field(50, ge=1, description="take at most this many pictures")
     workers: Workers = None
@@ -366,8 +367,8 @@ class RepairParameters(Parameters):
     )
     quality: Quality = None
     resize: Resize = None
-    max_bytes: MaxBytes = 256 * 2**20
-    max_pixels: MaxPixels = 100_000_000
+    max_bytes: MaxBytes = MAX_BYTES
+    max_pixels: MaxPixels = MAX_PIXELS
     drop: bool = Field(False, description="take out bad rows that the source does not have, too")
 
     @property
@@ -407,7 +408,7 @@ class ExperimentsParameters(TrainingParameters):
     )
     held_out: int = Field(100, ge=2, le=1000, description="how many pictures to measure on")
     other: list[Address] = Field([], description="more sources to measure on, with and without fine-tuning")
-    codec: list[Address] = Field(["faces"], description="codecs by name or path to measure beside, not trained here")
+    codec: list[Address] = Field([CODEC], description="codecs by name or path to measure beside, not trained here")
     strips: Strips = Field(
         Strips.SAMPLES, description="pictures that the report shows: scikit-image's photographs, or measured ones"
     )

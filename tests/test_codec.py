@@ -12,7 +12,8 @@ from skimage.data import astronaut
 
 from compressor import packers
 from compressor.artifact import QUALITY_PARTS, dump, identify, parse
-from compressor.codec import DEFAULT, Codec, load_codec, titles
+from compressor.codec import Codec, load_codec, titles
+from compressor.defaults import CODEC as DEFAULT
 from compressor.errors import CodecError
 from compressor.families import FAMILIES
 from compressor.hyperprior_codec import HyperpriorCodec

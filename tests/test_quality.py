@@ -11,7 +11,8 @@ from skimage.data import astronaut
 
 from compressor.artifact import QUALITY_PARTS, dump, parse
 from compressor.baselines import STANDARD, StandardCodec
-from compressor.codec import DEFAULT, Encoded, artifact_bytes, load_codec, per_picture
+from compressor.codec import Encoded, artifact_bytes, load_codec, per_picture
+from compressor.defaults import CODEC as DEFAULT
 from compressor.errors import CodecError
 from compressor.fallback import fall_back
 from compressor.images import Picture

@@ -9,7 +9,8 @@ from skimage.data import astronaut
 
 from compressor import hyperprior_codec
 from compressor.baselines import STANDARD
-from compressor.codec import DEFAULT, load_codec, with_effort
+from compressor.codec import load_codec, with_effort
+from compressor.defaults import CODEC as DEFAULT
 from compressor.errors import CodecError
 from compressor.metrics import psnr
 from compressor.networks.qualities import quality_to_lambda

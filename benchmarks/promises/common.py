@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
-from compressor.codec import DEFAULT
+from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.sources import Source, SourceFile
 from tasks.codecs import put_codec

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
-from compressor.codec import DEFAULT, artifact_bytes
+from compressor.codec import artifact_bytes
+from compressor.defaults import CODEC as DEFAULT
 from compressor.errors import LatentpackError
 from promises.common import print_table
 

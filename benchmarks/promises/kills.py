@@ -174,7 +174,8 @@ def zygote() -> None:
     """Import everything once, then fork a process for each question."""
     import flows.pipeline  # noqa: F401
     import tasks.encode  # noqa: F401
-    from compressor.codec import DEFAULT, load_codec
+    from compressor.codec import load_codec
+    from compressor.defaults import CODEC as DEFAULT
 
     load_codec(DEFAULT)
     print("ready", flush=True)

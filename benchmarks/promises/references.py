@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from compressor.archive import Archive
-from compressor.codec import DEFAULT, ORIGINAL
+from compressor.codec import ORIGINAL
+from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.images import Limits
 from promises.common import Worker, listed, print_table

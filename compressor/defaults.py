@@ -1,0 +1,7 @@
+"""What is done where nothing is asked for. Imports nothing: the command line's forms need it at once."""
+
+CODEC = "faces"  # one of those in weights/
+TARGET_PSNR = 34.0  # dB that every picture reaches
+MAX_BYTES = 256 * 2**20  # of a file that is read
+MAX_PIXELS = 100_000_000  # of a picture that is decoded
+ORPHAN_HOURS = 1  # that a file which no row needs is kept: a run commits a part within minutes of writing it
