@@ -65,7 +65,7 @@ def archive_curve(
     for quality in range(8, 64, 6):
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(f"{folder}/archive")
-            archive.put_codec(identify(data), data)
+            archive.put_codec(data)
             report = encode_batch(
                 source, files, archive, EncodeOptions(identify(data), quality=quality, effort=effort), "benchmark"
             )

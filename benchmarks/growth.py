@@ -68,11 +68,11 @@ def build(url: str, rows: int, pictures: str) -> dict[str, float]:
         files = list(islice(source.files(), 64))
         model = Archive.create(f"{scratch}-model")
         data = artifact_bytes(DEFAULT)
-        model.put_codec(identify(data), data)
+        model.put_codec(data)
         model.commit(encode_batch(source, files, model, EncodeOptions(identify(data)), "benchmark").parts)
         kinds = [model.read_row(file.key) for file in files if file.size]
     archive = Archive.create(url)
-    archive.put_codec(identify(data), data)
+    archive.put_codec(data)
     took = []
     for start in range(0, rows, COMMIT):
         numbers = range(start, min(rows, start + COMMIT))

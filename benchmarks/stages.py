@@ -186,7 +186,7 @@ def _chain(table: Table, source: Source, files: Sequence[Any], options: argparse
     encoding = EncodeOptions(identify(data), target_psnr=options.target_psnr)
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive.create(f"{folder}/archive")
-        archive.put_codec(identify(data), data)
+        archive.put_codec(data)
         table.add("whole batch, to Parquet", lambda: encode_batch(source, files, archive, encoding, "benchmark"))
         archive.commit(encode_batch(source, files, archive, encoding, "benchmark").parts)
         keys = [file.key for file in files]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import decoding, maintenance, verifying
+from compressor.artifact import parse
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec, load_codec
 from compressor.decoding import DECODED
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.dataset import ArchiveDataset
+    from compressor.restoring import Restored
 
 __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
 
@@ -270,6 +272,19 @@ class Archive:
         """Pictures archived."""
         return self._images.rows
 
+    def __bool__(self) -> bool:
+        """True: there is an archive, even where it is empty. ``len`` tells whether it is."""
+        return True
+
+    @_reopens
+    def __contains__(self, key: object) -> bool:
+        """Whether a picture is archived: reads the keys of the row group that would hold it."""
+        return isinstance(key, str) and any(table.num_rows for table in self._images.find([key], ["key"]))
+
+    def __iter__(self) -> Iterator[str]:
+        """See :meth:`keys`."""
+        return self.keys()
+
     @_reopens
     def known(self) -> KnownKeys:
         """What is archived or quarantined, to compare a source with."""
@@ -329,7 +344,9 @@ class Archive:
         Parameters
         ----------
         columns
-            What to read; the fields of other columns are None. Without ``payload`` a scan reads some 20 bytes a row.
+            What to read. The fields of other columns are None, whatever their types say; so are ``psnr`` and ``ssim``,
+            where None would mean that the pixels are exact: read those before you ask. Without ``payload`` a scan reads
+            some 20 bytes a row.
         batch_size
             Rows in a batch. There are fewer where their payloads would exceed 64 MiB.
         """
@@ -344,7 +361,7 @@ class Archive:
         return (self.row_group(part, group, names) for part, group, *_ in self.row_groups())
 
     def keys(self) -> Iterator[str]:
-        """All keys."""
+        """All keys, one row group of them in memory at a time."""
         for table in self.batches(["key"]):
             yield from table["key"].to_pylist()
 
@@ -397,6 +414,19 @@ class Archive:
         check_several(keys or ())
         return ArchiveDataset(self, keys, transform, target, resize)
 
+    def restore(
+        self,
+        destination: "str | os.PathLike[str]",
+        keys: Collection[str] | None = None,
+        format: str = "png",
+        workers: int = 1,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> "Restored":
+        """Write pictures as files below ``destination``; see :func:`compressor.restoring.restore`."""
+        from compressor.restoring import restore
+
+        return restore(self, destination, keys, format, workers, on_progress)
+
     def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int, int]]:
         """Row groups: the file, the number there, and how many rows and bytes it has; in order of keys as ``scan`` is.
 
@@ -438,17 +468,29 @@ class Archive:
 
     # --- codecs ---
 
-    def put_codec(self, id: str, data: bytes, replace: bool = False) -> None:
+    def put_codec(self, data: bytes, replace: bool = False) -> str:
         """Store a codec's artifact, unless it is there: an archive carries all that reading it needs.
 
-        ``replace`` writes it in any case, over one that is damaged.
+        Parameters
+        ----------
+        replace
+            Write it in any case, over one that is damaged.
+
+        Returns
+        -------
+        The codec's id, by which rows name it.
+
+        Raises
+        ------
+        CodecError
+            ``data`` are no artifact, or one of a newer format.
         """
-        if not re.fullmatch(CODEC_ID, id):
-            raise ArchiveError(f"{id!r} is no codec id: letters, digits, '-' and '_' only")
+        id = parse(data).id
         name = f"codecs/{id}.safetensors"
         with self._store.errors("store a codec"):
             if replace or not self._store.exists(name):
                 self._store.put(name, data)
+        return id
 
     def codec(self, id: str) -> Codec:
         """A codec that rows name: a standard format's, or the artifact that the archive carries.

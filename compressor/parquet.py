@@ -36,6 +36,7 @@ class Row:
 
     ``fingerprint`` is 8 bytes, ``crc32c`` the payload's checksum as an unsigned number, ``psnr`` in dB and ``ssim`` are
     None where the pixels are exact, ``quality`` is -1 and ``packer`` empty where the codec has no choice of them.
+    Of a scan of some columns, the fields of all others are None.
     """
 
     key: str

@@ -229,7 +229,7 @@ def _mend_codecs(archive: Archive, named: set[str], at_hand: Sequence[str], done
         except CodecError:
             continue
         if (id := identify(data)) in wanted:
-            archive.put_codec(id, data, replace=True)
+            archive.put_codec(data, replace=True)
             done.codecs.append(codec_name(id))
             wanted.remove(id)
 

@@ -194,7 +194,7 @@ def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
 
 def restore(
     archive: Archive,
-    destination: Path,
+    destination: str | os.PathLike[str],
     keys: Collection[str] | None = None,
     format: str = "png",
     workers: int = 1,
@@ -222,6 +222,7 @@ def restore(
         may pass, or another run has taken files away.
     """
     check_several(keys or ())
+    destination = Path(destination)
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
     if destination.resolve().is_relative_to(Path(archive.url).resolve()):  # a URL is no folder of this machine

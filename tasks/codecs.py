@@ -3,7 +3,6 @@
 from contextlib import suppress
 
 from compressor.archive import Archive
-from compressor.artifact import identify
 from compressor.baselines import STANDARD
 from compressor.codec import Codec, artifact_bytes, check_packer, load_codec
 from compressor.errors import ArchiveError, CodecError
@@ -41,8 +40,7 @@ def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
     except CodecError:
         return name, archive.codec(name)
     codec = load_codec(data)
-    archive.put_codec(identify(data), data)
-    return codec.id, codec
+    return archive.put_codec(data), codec
 
 
 def packer_for(codec: Codec, packer: str, latents: str) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from compressor.archive import CRASHED, Archive
-from compressor.errors import UNREADABLE, ArchiveError
+from compressor.errors import UNREADABLE, ArchiveError, CodecError
 from compressor.parquet import QuarantineRow, Row
 from compressor.sources import SourceFile
-from tests.rows import add, face_rows, picture_row, source_file
+from tests.codecs import tiny_artifact
+from tests.rows import add, face_key, face_rows, picture_row, source_file
 
 # --- opening ---
 
@@ -127,6 +128,26 @@ def test_one_key_is_not_taken_for_its_letters(archive):
     with pytest.raises(TypeError, match="a list is needed"):
         archive.commit([], replaced="12")
     assert archive.remove(["12"]) == 1 and sorted(archive.keys()) == ["1", "2"]
+
+
+def test_an_archive_is_asked_as_a_collection_of_keys(archive):
+    assert archive and not len(archive) and list(archive) == []
+    keys = [face_key(number) for number in range(2000)]
+    add(archive, face_rows(2000))
+    add(archive, [picture_row("own.png")])
+    assert list(archive) == [*keys, "own.png"]
+    assert all(key in archive for key in (keys[0], keys[1999], "own.png"))
+    archive.remove(["own.png"])
+    for other in ("own.png", "", "00000/00000", "zzz", "a\ud800", 7, None):
+        assert other not in archive
+
+
+def test_a_codec_is_stored_under_the_name_that_its_bytes_have(archive):
+    id = archive.put_codec(tiny_artifact("v5"))
+    assert archive.codec(id).id == id and archive.verify() == []
+    with pytest.raises(CodecError, match="not a latentpack codec"):
+        archive.put_codec(b"no artifact")
+    assert os.listdir(f"{archive.url}/codecs") == [f"{id}.safetensors"]
 
 
 def test_what_makes_no_sense_is_refused_in_words(archive):

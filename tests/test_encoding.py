@@ -14,7 +14,6 @@ from PIL import Image
 from skimage.data import chelsea
 
 from compressor.archive import Archive
-from compressor.artifact import identify
 from compressor.baselines import STANDARD
 from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.errors import CodecError
@@ -32,9 +31,7 @@ def file_of(pixels: np.ndarray, format: str = "PNG") -> bytes:
 
 def archive_of(folder: Path, family: str = "v5") -> tuple[Archive, str]:
     archive = Archive.create(str(folder / "archive"))
-    codec = identify(tiny_artifact(family))
-    archive.put_codec(codec, tiny_artifact(family))
-    return archive, codec
+    return archive, archive.put_codec(tiny_artifact(family))
 
 
 def run(

@@ -9,6 +9,7 @@ import pytest
 from compressor.archive import Archive
 from compressor.delta_log import DeltaLog
 from compressor.parquet import QuarantineRow
+from tests.codecs import tiny_artifact
 from tests.rows import add, age, contents, files_of, picture_row
 
 
@@ -62,14 +63,14 @@ def test_deleting_takes_orphans_that_hold_the_picture(archive):
 @pytest.mark.parametrize("hours", [0, 1])
 def test_vacuum_leaves_runs_in_flight_alone(archive, hours):
     add(archive, [picture_row("a")])
-    archive.put_codec("x", b"x")
+    codec = archive.put_codec(tiny_artifact("v5"))
     Path(archive.url, "codecs", "tmp-killed01").touch()
     orphan = archive.write_part([picture_row("c")])
     age(archive)
     Path(archive.url, "codecs", "tmp-arriving").touch()
     waiting = archive.write_part([picture_row("b")])
     assert archive.vacuum(hours) == 2
-    assert sorted(os.listdir(f"{archive.url}/codecs")) == ["tmp-arriving", "x.safetensors"]
+    assert sorted(os.listdir(f"{archive.url}/codecs")) == sorted(["tmp-arriving", f"{codec}.safetensors"])
     assert orphan.path not in files_of(archive)
     archive.commit([waiting])
     assert sorted(contents(archive)) == ["a", "b"]

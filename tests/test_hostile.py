@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from compressor.archive import Archive
-from compressor.artifact import dump, identify, parse
+from compressor.artifact import dump, parse
 from compressor.codec import load_codec
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.parquet import IMAGES, to_table
@@ -25,7 +25,7 @@ from tests.rows import original_row, picture_row
 
 def learned_row(archive: Archive, family: str = "v5", packer: str = "gzip"):
     codec = load_codec(tiny_artifact(family))
-    archive.put_codec(codec.id, tiny_artifact(family))
+    archive.put_codec(tiny_artifact(family))
     [encoded] = codec.encode(smooth_pictures(1, 32, 32), 30, packer)
     fields = {name: getattr(encoded, name) for name in ("width", "height", "codec", "quality", "packer", "payload")}
     return replace(picture_row("a"), **fields, crc32c=crc32c.crc32c(encoded.payload))
@@ -61,9 +61,9 @@ def test_codecs_that_lie_are_refused_or_decode(archive, family, packer):
         else:
             metadata["network"] = dict(metadata.get("network") or {}) | {"latents": choose.choice([-1, 0, "x", 10**12])}
         data = dump(metadata, tensors)
-        archive.put_codec(identify(data), data)
+        codec = archive.put_codec(data)
         with suppress(LatentpackError):
-            archive.decode([replace(row, codec=identify(data))])
+            archive.decode([replace(row, codec=codec)])
 
 
 @pytest.mark.parametrize(

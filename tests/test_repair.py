@@ -178,7 +178,7 @@ def test_the_log_is_mended(archive: Archive, damage: str) -> None:
 def test_a_shipped_or_given_codec_is_put_back(archive: Archive, source: Source, tmp_path: Path) -> None:
     codec, copy = tiny_codec("v5"), tmp_path / "copy.safetensors"
     copy.write_bytes(tiny_artifact("v5"))
-    archive.put_codec(codec.id, copy.read_bytes())
+    archive.put_codec(copy.read_bytes())
     path = Path(archive.url, "codecs", f"{codec.id}.safetensors")
     flip(path, 5000)
     [problem] = Archive.open(archive.url).verify()
@@ -353,8 +353,7 @@ def test_a_quarantine_list_that_the_storage_refuses_stays(archive: Archive, monk
 def learned(tmp_path: Path, source: Source) -> Archive:
     """Six pictures by a codec that is not shipped."""
     archive = Archive.create(str(tmp_path / "learned"))
-    codec = tiny_codec("v5").id
-    archive.put_codec(codec, tiny_artifact("v5"))
+    codec = archive.put_codec(tiny_artifact("v5"))
     archive.commit(encode_batch(source, list(source.files()), archive, EncodeOptions(codec, quality=40), "run").parts)
     assert {row.codec for rows in archive.scan() for row in rows} == {codec}
     return archive

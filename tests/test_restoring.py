@@ -240,6 +240,13 @@ def test_many_keys_read_each_row_group_once(tmp_path: Path, monkeypatch: pytest.
     assert restore(archive, tmp_path / "out", keys).written == 4 and asked == [1, 7]
 
 
+def test_a_destination_may_be_text_and_restoring_a_method(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png", "b.png")
+    assert restore(archive, str(tmp_path / "out")).written == 2
+    assert archive.restore(str(tmp_path / "one"), ["b.png"], "webp").written == 1
+    assert (names(tmp_path / "out"), names(tmp_path / "one")) == ({"a.png", "b.png"}, {"b.webp"})
+
+
 def test_what_cannot_be_restored_is_refused(tmp_path: Path) -> None:
     archive = archive_of(tmp_path, "a.png")
     with pytest.raises(ArchiveError, match="cannot restore pictures as 'gif': choose one of png, jpeg"):
