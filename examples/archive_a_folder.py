@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from compressor.archive import Archive
+from compressor import Archive
 from compressor.samples import write_samples
 from flows.environment import set_defaults
 

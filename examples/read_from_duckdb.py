@@ -7,7 +7,7 @@ import sys
 
 import duckdb
 
-from compressor.archive import Archive
+from compressor import Archive
 
 QUERY = """
     select codec, count(*) as pictures, round(avg(psnr), 2) as psnr,

@@ -7,7 +7,7 @@ import sys
 
 from torch.utils.data import DataLoader
 
-from compressor.archive import Archive
+from compressor import Archive
 
 
 def main(url: str = "example-archive") -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import compressor
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "compressor": {"prefect", "prefect_dask", "dask", "distributed", "argparse", "typer", "tasks", "flows"},
@@ -45,3 +47,17 @@ def test_the_command_line_starts_without_heavy_imports(arguments: list[str]) -> 
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_public_names_are_loaded_when_they_are_named() -> None:
+    code = (
+        "import sys, compressor; before = set(sys.modules);"
+        "from compressor import Archive, ArchiveError, Source, load_codec;"
+        "print(*(name for name in ('numpy', 'compressor.archive') if name in before), Archive.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["compressor.archive"]
+    for name in compressor._MODULE_OF:
+        assert getattr(compressor, name).__name__ == name and name in dir(compressor)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = compressor.nothing
