@@ -1,4 +1,4 @@
-"""An archive of pictures: open, append, read, query, delete.
+"""An archive of pictures: open, append, read, scan, delete.
 
 What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixels in ``decoding.py``.
 """
@@ -6,7 +6,7 @@ What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixel
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -19,7 +19,7 @@ from compressor.artifact import parse
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec, load_codec
 from compressor.decoding import DECODED
-from compressor.defaults import ORPHAN_HOURS
+from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.delta_log import OWN_FILE
 from compressor.errors import UNREADABLE, ArchiveError, enough_memory
 from compressor.keyed_table import KeyedTable
@@ -30,7 +30,9 @@ from compressor.store import TEMPORARY_NAME, Store
 if TYPE_CHECKING:
     import torch
 
+    from compressor.appending import Appended
     from compressor.dataset import ArchiveDataset
+    from compressor.images import Limits
     from compressor.restoring import Restored
 
 __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
@@ -163,6 +165,24 @@ class Archive:
         self._quarantine.log.refresh()
 
     # --- writing ---
+
+    def append(
+        self,
+        pictures: Mapping[str, np.ndarray | bytes],
+        codec: str = CODEC,
+        target_psnr: float | None = TARGET_PSNR,
+        quality: int | None = None,
+        effort: int = 0,
+        limits: "Limits | None" = None,
+        threads: int = 1,
+    ) -> "Appended":
+        """Archive pictures by key, arrays or the bytes of files, all in one commit; each is measured as in a run.
+
+        Those that were archived under their keys are replaced. See :func:`compressor.appending.append`.
+        """
+        from compressor.appending import append
+
+        return append(self, pictures, codec, target_psnr, quality, effort, limits, threads)
 
     def write_part(self, rows: Sequence[Row]) -> Part:
         """Write rows as one Parquet file that is not visible until ``commit``. Keys must be unique in it.

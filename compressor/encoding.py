@@ -4,7 +4,7 @@ A file's end is one of three: a row above its floor, a row that keeps the origin
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -141,11 +141,35 @@ def encode_batch(
     CodecError
         The codec does not know the quality, the packer or the effort that is asked for.
     """
+    clock = Clock()
+    contents = _contents(source, files, options.limits, clock)
+    return encode_contents(contents, archive, options, run, on_progress, threads, clock)
+
+
+def _contents(
+    source: Source, files: Sequence[SourceFile], limits: Limits, clock: Clock
+) -> Iterator[tuple[SourceFile, bytes | ImageError]]:
+    for chunk in read_together(files):
+        with clock("read"):
+            contents = read_contents(source, chunk, limits)
+        yield from zip(chunk, contents, strict=True)
+
+
+def encode_contents(
+    contents: Iterable[tuple[SourceFile, bytes | ImageError]],
+    archive: Archive,
+    options: EncodeOptions,
+    run: str,
+    on_progress: Callable[[int], None] | None = None,
+    threads: int = 1,
+    clock: Clock | None = None,
+) -> BatchReport:
+    """As :func:`encode_batch`, of files with their bytes, or why there are none; they are taken as they are needed."""
     codec = with_effort(archive.codec(options.codec), options.effort)
     check_packer(codec, options.packer)
     if options.target(codec) is None:
         check_quality(codec, options.fixed_quality)
-    clock = Clock()
+    clock = clock or Clock()
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
@@ -158,36 +182,33 @@ def encode_batch(
             if isinstance(end, ImageError):
                 quarantined.append(QuarantineRow.now(file.key, file.fingerprint, end.reason, str(end), run))
 
-    for chunk in read_together(files):
-        with clock("read"):
-            contents = read_contents(source, chunk, options.limits)
-        for file, content in zip(chunk, contents, strict=True):
-            try:
-                with clock("decode"):
-                    if isinstance(content, ImageError):
-                        raise content
-                    picture = _prepare(content, options)
-            except ImageError as error:
-                reason, detail = error.reason, str(error)
-                if isinstance(content, bytes) and file.size and len(content) != file.size:
-                    # Cut short, an error's page in its place, or written meanwhile: not the file that was listed,
-                    # which would never be tried again.
-                    reason = UNREADABLE
-                    detail += f"; the source gave {len(content):,} bytes of it, its listing says {file.size:,}"
-                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, reason, detail, run))
-                continue
-            not_resized += options.resize is not None and picture.pixels.shape[:2] != (options.resize, options.resize)
-            waiting.append((file, content, picture))
-            held += picture.pixels[:, :, 0].size
-            held_bytes += len(content)
-            # Large ones are waited for until there is one for each thread, as far as memory goes. Of long animations
-            # only one picture is decoded.
-            enough = held > PIXELS_AT_ONCE and (len(waiting) >= threads or held > MOST_PIXELS)
-            if enough or held_bytes > BYTES_AT_ONCE:
-                encode_waiting()
-                pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
-                if on_progress:
-                    on_progress(sum(writer.codecs.values()) + len(quarantined))
+    for file, content in contents:
+        try:
+            with clock("decode"):
+                if isinstance(content, ImageError):
+                    raise content
+                picture = _prepare(content, options)
+        except ImageError as error:
+            reason, detail = error.reason, str(error)
+            if isinstance(content, bytes) and file.size and len(content) != file.size:
+                # Cut short, an error's page in its place, or written meanwhile: not the file that was listed,
+                # which would never be tried again.
+                reason = UNREADABLE
+                detail += f"; the source gave {len(content):,} bytes of it, its listing says {file.size:,}"
+            quarantined.append(QuarantineRow.now(file.key, file.fingerprint, reason, detail, run))
+            continue
+        not_resized += options.resize is not None and picture.pixels.shape[:2] != (options.resize, options.resize)
+        waiting.append((file, content, picture))
+        held += picture.pixels[:, :, 0].size
+        held_bytes += len(content)
+        # Large ones are waited for until there is one for each thread, as far as memory goes. Of long animations
+        # only one picture is decoded.
+        enough = held > PIXELS_AT_ONCE and (len(waiting) >= threads or held > MOST_PIXELS)
+        if enough or held_bytes > BYTES_AT_ONCE:
+            encode_waiting()
+            pixels, held, held_bytes, waiting = pixels + held, 0, 0, []
+            if on_progress:
+                on_progress(sum(writer.codecs.values()) + len(quarantined))
     encode_waiting()
     writer.flush()
     measured = np.array(writer.psnr)

@@ -129,7 +129,7 @@ def resize_picture(pixels: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(square), (side, side), interpolation=method)
 
 
-def _check_size(width: int, height: int, limits: Limits) -> None:
+def check_size(width: int, height: int, limits: Limits) -> None:
     if not width or not height:
         raise ImageError("corrupt", f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:
@@ -139,7 +139,7 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 @contextmanager
 def _within(width: int, height: int, limits: Limits) -> Iterator[None]:
     """Decode a picture of this size. ImageError where ``limits`` do not allow it."""
-    _check_size(width, height, limits)
+    check_size(width, height, limits)
     with memory_for(width * height):
         yield
 

@@ -21,7 +21,7 @@ def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -
 
     Neither a file over the limit nor a camera's raw one is fetched.
     """
-    refusals = [_refusal(file, limits) for file in files]
+    refusals = [refusal(file, limits) for file in files]
     wanted = [file.path for file, refused in zip(files, refusals, strict=True) if refused is None]
     fetched = iter(source.read(wanted))
     contents: list[bytes | ImageError] = []
@@ -38,7 +38,7 @@ def read_contents(source: Source, files: Sequence[SourceFile], limits: Limits) -
     return contents
 
 
-def _refusal(file: SourceFile, limits: Limits) -> ImageError | None:
+def refusal(file: SourceFile, limits: Limits) -> ImageError | None:
     """Why a file is not worth fetching; None where it is."""
     if is_raw(file.key):  # as the TIFF that most of them are, they would be their thumbnails
         detail = "the raw file of a camera is not read here: develop it to TIFF, PNG or JPEG first"

@@ -255,7 +255,7 @@ class Source:
 
     def _local_place(self) -> _Place:
         path = self._local_path
-        if problem := _name_problem(path):
+        if problem := name_problem(path):
             raise SourceError(f"cannot open {_printable(path)}: {problem}; rename it")
         try:
             if os.path.isdir(path):
@@ -314,7 +314,7 @@ class Source:
                 self._skip(key, "the name is there twice, once behind ./")
             elif key.startswith(".") or "/." in key:
                 self._ignore(key, HIDDEN)
-            elif problem := _name_problem(key):
+            elif problem := name_problem(key):
                 self._skip(key, problem)
             else:
                 yield key, path, info
@@ -438,7 +438,7 @@ def _glob(path: str) -> _Place | None:
     return _Place(root or path[:1].strip("*?["), prefix, matching, depth)
 
 
-def _name_problem(key: str) -> str:
+def name_problem(key: str) -> str:
     """Why a name cannot be a key of the archive, which are UTF-8 strings that can name files again."""
     if "\0" in key:
         return "the name contains a NUL character"

@@ -114,7 +114,7 @@ def _check_source(url: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``latentpack run``"""
-    from tasks.codecs import check_codec
+    from compressor.choosing import check_codec
 
     parameters = parameters_of(PipelineParameters, options, "training")
     _check_source(parameters.source)

@@ -15,6 +15,7 @@ from prefect import flow, get_run_logger
 
 from compressor.archive import CRASHED, Archive
 from compressor.baselines import STANDARD
+from compressor.choosing import check_codec, find_codec, packer_for, put_codec
 from compressor.clock import Clock
 from compressor.codec import Codec, check_quality, with_effort
 from compressor.encoding import BatchReport, EncodeOptions
@@ -36,7 +37,6 @@ from flows.progress import listener
 from flows.scratch import scratch
 from flows.terminal import SAID_ELSEWHERE
 from tasks.artifacts import not_vital, progress_artifact
-from tasks.codecs import check_codec, find_codec, packer_for, put_codec
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.home import home

@@ -32,11 +32,11 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
 
 def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
+    from compressor.choosing import put_codec
     from compressor.encoding_again import AgainOptions
     from compressor.images import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source
-    from tasks.codecs import put_codec
     from tasks.threads import pin_threads
 
     archive = Archive.open(parameters.archive)

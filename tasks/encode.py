@@ -6,6 +6,7 @@ from functools import lru_cache
 from prefect import task
 from prefect.tasks import exponential_backoff
 
+from compressor.appending import commit_batch
 from compressor.archive import Archive
 from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.planning import Batch
@@ -59,12 +60,5 @@ def commit(archive: Archive, batch: Batch, report: BatchReport, run: str, once_q
 
     ``once_quarantined`` are keys on the quarantine list; those that are archived now leave it.
     """
-    failed = {row.key for row in report.quarantined}
-    replaced = sorted(batch.changed - failed)
-    if report.parts:
-        archive.commit(report.parts, replaced, f"{run}/{batch.name}")
-    archive.quarantine(report.quarantined)
-    healed = [file.key for file in batch.files if file.key in once_quarantined and file.key not in failed]
-    if healed:
-        archive.clear_quarantine(healed)
-    return len(replaced)
+    keys = [file.key for file in batch.files]
+    return commit_batch(archive, report, keys, batch.changed, once_quarantined, f"{run}/{batch.name}")

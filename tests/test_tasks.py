@@ -13,6 +13,7 @@ from prefect.states import Failed
 
 from compressor.archive import Archive
 from compressor.artifact import identify
+from compressor.choosing import check_codec, packer_for, put_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
@@ -23,7 +24,6 @@ from compressor.sources import Source, SourceFile
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import size
 from tasks.caching import stage_key
-from tasks.codecs import check_codec, packer_for, put_codec
 from tasks.encode import commit, encode
 from tasks.experiments import CellRecord, MeasurementRecord
 from tasks.preprocess import prepare

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
+from compressor.choosing import put_codec
 from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.sources import Source, SourceFile
-from tasks.codecs import put_codec
 from tasks.threads import pin_threads
 
 spawn = multiprocessing.get_context("spawn")

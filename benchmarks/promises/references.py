@@ -10,12 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 from compressor.archive import Archive
+from compressor.choosing import put_codec
 from compressor.codec import ORIGINAL
 from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.images import Limits
 from promises.common import Worker, listed, print_table
-from tasks.codecs import put_codec
 from tasks.threads import pin_threads
 
 SECONDS = 300.0  # after which a file is said to hang

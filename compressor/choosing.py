@@ -32,13 +32,15 @@ def find_codec(name: str, archive_url: str) -> Codec:
 
 
 def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
-    """The id of a codec that ``archive`` now carries, and the codec."""
+    """The id of a codec that ``archive`` now carries, and the codec. CodecError where there is none of that name."""
     if name in STANDARD:
         return name, load_codec(name)
     try:
         data = artifact_bytes(name)
     except CodecError:
-        return name, archive.codec(name)
+        with suppress(ArchiveError):
+            return name, archive.codec(name)
+        raise
     codec = load_codec(data)
     return archive.put_codec(data), codec
 

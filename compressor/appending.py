@@ -1,0 +1,212 @@
+"""Pictures from a program's memory into an archive, in one commit: arrays, and the bytes of picture files.
+
+How they are encoded lies in encoding.py; where a run's files come from in sources.py.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from compressor.archive import Archive
+from compressor.choosing import put_codec
+from compressor.defaults import CODEC, TARGET_PSNR
+from compressor.encoding import BatchReport, EncodeOptions, encode_contents
+from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
+from compressor.images import Limits, check_size, decode_picture, encode_picture
+from compressor.parquet import FINGERPRINT_BYTES
+from compressor.reading import refusal
+from compressor.sources import SourceFile, name_problem
+from compressor.wording import number
+
+NAMED = 3  # refused pictures that a message tells of
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What was archived: how many pictures, how many by each of ``codecs``, and bytes.
+
+    ``source_bytes`` are those of the files, of an array those of its PNG; ``psnr_min`` is in dB, infinite where nothing
+    was lost.
+    """
+
+    archived: int
+    source_bytes: int
+    payload_bytes: int
+    codecs: dict[str, int]
+    psnr_min: float
+
+
+class NotAppended(LatentpackError):
+    """Some pictures cannot be archived, so that none was. ``refused`` says why of each of them, by key."""
+
+    def __init__(self, message: str, refused: dict[str, ImageError]) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.refused)
+
+
+def append(
+    archive: Archive,
+    pictures: Mapping[str, np.ndarray | bytes],
+    codec: str = CODEC,
+    target_psnr: float | None = TARGET_PSNR,
+    quality: int | None = None,
+    effort: int = 0,
+    limits: Limits | None = None,
+    threads: int = 1,
+) -> Appended:
+    """Archive pictures by key as a run archives files, with the same promise and the same fallbacks; all or none.
+
+    An array is archived as the PNG of it would be, so that one which PNG stores in fewer bytes than the codec keeps
+    every value. What is archived under one of the keys is replaced.
+
+    The fingerprint of such a picture is a digest of its bytes, and never that of a file in a source. A later run over a
+    source that lists one of the keys therefore takes it for changed and archives the source's picture in its place; a
+    run with ``--mirror`` takes the keys that its source does not list for gone, and deletes them.
+
+    Parameters
+    ----------
+    pictures
+        By key, a relative path such as ``holiday/beach.jpg``: uint8 arrays, (H, W, 3) in RGB or (H, W) in grey, or the
+        bytes of files in a format that a run reads. All are in memory, and become visible together: append a large
+        collection some thousands at a time.
+    codec
+        Released name, standard format's name, path of an artifact, or id of one that the archive carries.
+    target_psnr
+        dB that every picture reaches.
+    quality
+        Fixed quality step instead.
+    effort
+        Rounds of refinement of each picture: fewer bytes, more time.
+    limits
+        Of bytes and pixels, the usual ones where None is given.
+    threads
+        Pictures that fall back to a standard format at the same time.
+
+    Raises
+    ------
+    NotAppended
+        Some cannot be archived: damaged bytes, another shape or type of numbers, too many pixels. It is known before
+        anything is encoded, of all of them, and the archive stays as it is.
+    ArchiveError
+        A key is no relative path.
+    CodecError
+        There is no such codec, or it does not know this quality or effort.
+    TypeError
+        Something is neither an array nor bytes, or a key is no text.
+    """
+    if not isinstance(pictures, Mapping):
+        raise TypeError(f"pictures come by key, as in {{'a.png': pixels}}, not as {type(pictures).__name__}")
+    for key, picture in pictures.items():
+        _check_key(key)
+        if not isinstance(picture, (np.ndarray, bytes)):
+            kind = type(picture).__name__
+            raise TypeError(f"{key}: a picture is a NumPy array or the bytes of a file, not {kind}; see numpy.asarray")
+    if not pictures:
+        return Appended(0, 0, 0, {}, np.inf)
+    limits = limits or Limits()
+    with enough_memory(archive.url, "append to it"):
+        _raise_if_any({key: error for key in pictures if (error := _refusal(key, pictures[key], limits))}, pictures)
+        id, _ = put_codec(archive, codec)
+        options = EncodeOptions(id, target_psnr, quality, effort=effort, limits=limits)
+        report = encode_contents(_files(pictures), archive, options, "append", threads=threads)
+    # What only its PNG shows: an array of noise may be too large as a file
+    _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, pictures)
+    commit_batch(archive, report, pictures.keys(), replaced=pictures.keys(), once_quarantined=pictures.keys())
+    return Appended(report.archived, report.source_bytes, report.payload_bytes, report.codecs, report.psnr_min)
+
+
+def commit_batch(
+    archive: Archive,
+    report: BatchReport,
+    keys: Collection[str],
+    replaced: Collection[str],
+    once_quarantined: Collection[str],
+    batch_id: str | None = None,
+) -> int:
+    """Make a finished batch visible in one commit, and list what of it failed. Returns how many rows were replaced.
+
+    Parameters
+    ----------
+    keys
+        Of all pictures in the batch.
+    replaced
+        Those of them whose archived rows are out of date. Of what failed they stay.
+    once_quarantined
+        Keys that may be on the quarantine list; those that are archived now leave it.
+    batch_id
+        See :meth:`compressor.archive.Archive.commit`.
+    """
+    failed = {row.key for row in report.quarantined}
+    changed = sorted(set(replaced) - failed)
+    if report.parts:
+        archive.commit(report.parts, changed, batch_id)
+    archive.quarantine(report.quarantined)
+    healed = [key for key in keys if key in once_quarantined and key not in failed]
+    if healed:
+        archive.clear_quarantine(healed)
+    return len(changed)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
+    problem = name_problem(key)
+    if not {"", ".", ".."}.isdisjoint(key.split("/")):  # which no source lists
+        problem = "it is a relative path, without empty parts, '.' and '..'"
+    if problem:
+        raise ArchiveError(f"{key!r} cannot be a key: {problem}")
+
+
+def _refusal(key: str, picture: np.ndarray | bytes, limits: Limits) -> ImageError | None:
+    """Why a picture cannot be archived; None where it can."""
+    try:
+        if isinstance(picture, bytes):
+            if refused := refusal(SourceFile(key, key, len(picture), b""), limits):
+                return refused
+            decode_picture(picture, limits)
+        else:
+            _check_array(picture, limits)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _check_array(pixels: np.ndarray, limits: Limits) -> None:
+    if pixels.dtype != np.uint8:
+        detail = f"an array of {pixels.dtype}; pictures are uint8, from 0 to 255: round and convert it first"
+        raise ImageError("unsupported", detail)
+    if pixels.ndim != 2 and pixels.shape[2:] != (3,):
+        detail = f"an array of shape {pixels.shape}; pictures are (H, W, 3) or (H, W), those with alpha bytes of a PNG"
+        raise ImageError("unsupported", detail)
+    if not pixels.size:
+        raise ImageError("empty", f"an array of shape {pixels.shape} has no pixels")
+    check_size(pixels.shape[1], pixels.shape[0], limits)
+
+
+def _raise_if_any(refused: dict[str, ImageError], pictures: Mapping[str, np.ndarray | bytes]) -> None:
+    if not refused:
+        return
+    told = [f"{key}: {error}" for key, error in list(refused.items())[:NAMED]]
+    more = f"; and {len(refused) - NAMED:,} more" if len(refused) > NAMED else ""
+    raise NotAppended(
+        f"none of {number(len(pictures), 'picture')} was archived, for {len(refused):,} cannot be: "
+        f"{'; '.join(told)}{more}. Leave out what .refused names, or mend it",
+        refused,
+    )
+
+
+def _files(pictures: Mapping[str, np.ndarray | bytes]) -> Iterator[tuple[SourceFile, bytes]]:
+    """Each picture as a file, an array as a PNG."""
+    for key, picture in pictures.items():
+        content = picture if isinstance(picture, bytes) else _png(picture)
+        yield SourceFile(key, key, len(content), blake2b(content, digest_size=FINGERPRINT_BYTES).digest()), content
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return encode_picture(pixels, 3) if pixels.ndim == 3 else encode_picture(pixels[:, :, None], 1)
