@@ -29,9 +29,9 @@ def demo(parameters: DemoParameters) -> dict[str, Any]:
     source, archive, restored, report = (folder / name for name in ("pictures", "archive", "restored", "report"))
     listener().stage("cutting sample pictures")
     count = write_samples(source)
-    options = {"source": str(source), "archive": str(archive), "workers": parameters.workers}
-    first = pipeline(PipelineParameters(**options))
-    second = pipeline(PipelineParameters(**options))
+    chain = PipelineParameters(source=str(source), archive=str(archive), workers=parameters.workers)
+    first = pipeline(chain)
+    second = pipeline(chain)
     checked = verify(VerifyParameters(archive=str(archive)))
     back = restore(RestoreParameters(archive=str(archive), destination=str(restored), workers=parameters.workers))
     measured = benchmark(

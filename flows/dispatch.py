@@ -37,7 +37,9 @@ class UndeclaredError(LatentpackError):
 class Pool(Protocol):
     """A place to run tasks."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """How many tasks run at the same time."""
 
     def run(
         self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]

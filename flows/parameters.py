@@ -158,35 +158,40 @@ class Parameters(BaseModel):
     @property
     def subject(self) -> str:
         """The source that a run is of, or else the archive, as it may be shown: for names of runs."""
-        return shown(getattr(self, "source", None) or getattr(self, "archive", ""))
+        return shown(getattr(self, "source", "") or getattr(self, "archive", ""))
 
 
 class TrainingParameters(Parameters):
     """How long and how fast to train."""
 
-    steps: int = Field(0, ge=0, description="steps to train; 0: as many as fit into --minutes")
+    steps: int = Field(default=0, ge=0, description="steps to train; 0: as many as fit into --minutes")
     minutes: float | None = Field(
-        None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
+        default=None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
     )
-    batch: int = Field(16, ge=1, le=65_536, description="pictures in one training step")
-    optimizer: Optimizer = Field(Optimizer.MUON, description="how steps are taken; muon learns in fewer of them")
+    batch: int = Field(default=16, ge=1, le=65_536, description="pictures in one training step")
+    optimizer: Optimizer = Field(
+        default=Optimizer.MUON, description="how steps are taken; muon learns in fewer of them"
+    )
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="peak learning rate (default: 0.003; of train --start 0.001)"
+        default=None, gt=0, le=1, description="peak learning rate (default: 0.003; of train --start 0.001)"
     )
-    patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0: never")
+    patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
-        128,
+        default=128,
         ge=32,
         le=4096,
         multiple_of=32,
         description="side in pixels that training pictures are cropped and resized to, a multiple of 32",
     )
     max_pictures: int = Field(
-        100_000, ge=2, description="learn from at most this many pictures, drawn at random; all are in memory at once"
+        default=100_000,
+        ge=2,
+        description="learn from at most this many pictures, drawn at random; all are in memory at once",
     )
-    seed: int = Field(1, ge=0, description="seed of every random draw")
+    seed: int = Field(default=1, ge=0, description="seed of every random draw")
     compile: bool = Field(
-        False, description="compile the network first, for a minute or two: steps are several times as fast on a GPU"
+        default=False,
+        description="compile the network first, for a minute or two: steps are several times as fast on a GPU",
     )
 
 
@@ -194,7 +199,7 @@ class CodecTrainingParameters(TrainingParameters):
     """How to train and store a codec."""
 
     weights: Weights = Field(
-        Weights.INT8, description="type that the codec's weights are stored in; fp16 takes twice the room"
+        default=Weights.INT8, description="type that the codec's weights are stored in; fp16 takes twice the room"
     )
 
 
@@ -204,50 +209,58 @@ class PipelineParameters(Parameters):
     source: SourceUrl
     archive: ArchiveUrl
     codec: CodecAddress = CODEC
-    train: Family | None = Field(None, description="first train a codec of this family on the source, and use it")
+    train: Family | None = Field(
+        default=None, description="first train a codec of this family on the source, and use it"
+    )
     target_psnr: TargetPsnr = TARGET_PSNR
     quality: Quality = None
     min_psnr: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=100,
         description="lowest dB of any picture: of it and a target the higher one counts; with --quality and v1 to v4 "
         "what is under it is stored by a standard format",
     )
     packer: Packer = Field(
-        Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
+        default=Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
     )
     effort: int = Field(
-        0, ge=0, le=100, description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time"
+        default=0,
+        ge=0,
+        le=100,
+        description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time",
     )
-    latents: Latents = Field(Latents.INT8, description="type of stored latents, families v1 to v4")
+    latents: Latents = Field(default=Latents.INT8, description="type of stored latents, families v1 to v4")
     resize: Resize = None
     batch_size: BatchSize = 1000
     scheduler: Scheduler = None
     workers: Workers = None
     limit: Limit = None
     max_failures: str | None = Field(
-        None,
+        default=None,
         pattern=SHARE,
         examples=["1%", "100"],
         description="stop when more than this many pictures fail, or this share of them, such as 1%",
     )
     mirror: bool = Field(
-        False, description="delete from the archive what is gone from the source, which must be all that it holds"
+        default=False,
+        description="delete from the archive what is gone from the source, which must be all that it holds",
     )
     mirror_limit: str = Field(
-        "10%",
+        default="10%",
         pattern=SHARE,
         examples=["1%", "100"],
         description="delete nothing where more pictures than this are gone, or this share of those archived",
     )
     wave: int = Field(
-        1_000_000, ge=1, description="pictures to list before they are archived; a larger source goes in several waves"
+        default=1_000_000,
+        ge=1,
+        description="pictures to list before they are archived; a larger source goes in several waves",
     )
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
     price_per_tb: Price = 23.0
-    training: CodecTrainingParameters = Field(CodecTrainingParameters(), description="for --train")
+    training: CodecTrainingParameters = Field(default=CodecTrainingParameters(), description="for --train")
 
     @field_validator("train")
     @classmethod
@@ -284,15 +297,19 @@ class TrainParameters(CodecTrainingParameters):
     """Train a codec on a source and freeze it into one file."""
 
     source: SourceUrl
-    family: Family | None = Field(None, description="family of codecs to train (default: v3, or that of --start)")
-    start: Address | None = Field(
-        None, min_length=1, description="codec to go on from, by name or path (default: none, learn from nothing)"
+    family: Family | None = Field(
+        default=None, description="family of codecs to train (default: v3, or that of --start)"
     )
-    out: LocalPath = Field("codec.safetensors", description="file that the codec is written to")
+    start: Address | None = Field(
+        default=None,
+        min_length=1,
+        description="codec to go on from, by name or path (default: none, learn from nothing)",
+    )
+    out: LocalPath = Field(default="codec.safetensors", description="file that the codec is written to")
     limit: Limit = None
     batch_size: BatchSize = 1000
     scheduler: Address | None = Field(
-        None,
+        default=None,
         description="address of a running Dask scheduler; a worker with a GPU trains (default: this machine)",
     )
     workers: Workers = None
@@ -307,10 +324,10 @@ class BenchmarkParameters(Parameters):
     """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL; of a picture above 4 megapixels, its middle."""
 
     source: SourceUrl
-    report: LocalPath = Field("report", description="folder that the report is written to")
-    codec: list[Address] = Field([CODEC], description="codecs by name or path, beside the standard ones")
-    effort: int = Field(0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
-    limit: int = Field(50, ge=1, description="take at most this many pictures")
+    report: LocalPath = Field(default="report", description="folder that the report is written to")
+    codec: list[Address] = Field(default=[CODEC], description="codecs by name or path, beside the standard ones")
+    effort: int = Field(default=0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
+    limit: int = Field(default=50, ge=1, description="take at most this many pictures")
     workers: Workers = None
 
 
@@ -319,10 +336,10 @@ class RestoreParameters(Parameters):
 
     archive: ArchiveUrl
     destination: LocalPath = Field(description="folder that files are written below; it is created")
-    key: list[str] = Field([], description="keys to restore (default: all)")
-    keys_from: KeysFile | None = Field(None, description="file of more keys to restore, one on a line")
+    key: list[str] = Field(default=[], description="keys to restore (default: all)")
+    keys_from: KeysFile | None = Field(default=None, description="file of more keys to restore, one on a line")
     format: PictureFormat = Field(
-        PictureFormat.PNG,
+        default=PictureFormat.PNG,
         description="file format; jpeg and avif lose some 0.1 to 0.5 dB more (jpeg up to 1.6 where the archive has "
         "over 42 dB); originals keep their own bytes",
     )
@@ -340,7 +357,10 @@ class MaintainParameters(Parameters):
 
     archive: ArchiveUrl
     older_than: int = Field(
-        24, ge=1, le=8760, description="hours that a file which no row needs is kept, for readers that have it open"
+        default=24,
+        ge=1,
+        le=8760,
+        description="hours that a file which no row needs is kept, for readers that have it open",
     )
     price_per_tb: Price = 23.0
 
@@ -350,7 +370,7 @@ class RepairParameters(Parameters):
 
     archive: ArchiveUrl
     source: Address | None = Field(
-        None, min_length=1, description="where the pictures came from; they are encoded again"
+        default=None, min_length=1, description="where the pictures came from; they are encoded again"
     )
     codec: Address | None = Field(
         None,
@@ -369,7 +389,7 @@ class RepairParameters(Parameters):
     resize: Resize = None
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
-    drop: bool = Field(False, description="take out bad rows that the source does not have, too")
+    drop: bool = Field(default=False, description="take out bad rows that the source does not have, too")
 
     @property
     def subject(self) -> str:
@@ -381,36 +401,41 @@ class ExperimentsParameters(TrainingParameters):
     """Repeat the experiments: train and measure families on more and more pictures, beside what was reported."""
 
     source: SourceUrl
-    report: LocalPath = Field("experiments", description="folder that the report is written to")
+    report: LocalPath = Field(default="experiments", description="folder that the report is written to")
     family: list[Family] = Field(
-        [Family.V1, Family.V2, Family.V3, Family.V4], min_length=1, description="families to train and measure"
+        default=[Family.V1, Family.V2, Family.V3, Family.V4], min_length=1, description="families to train and measure"
     )
     ladder: str = Field(
-        "30,300,3000,all",
+        default="30,300,3000,all",
         pattern=r"^([1-9]\d{0,8}|all)(,([1-9]\d{0,8}|all))*$",
         examples=["30,300,all"],
         description="numbers of pictures to train on",
     )
-    parts: list[Part] = Field(list(Part), description="what to do; the ladder always")
-    steps: int = Field(0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into --minutes")
+    parts: list[Part] = Field(default=list(Part), description="what to do; the ladder always")
+    steps: int = Field(
+        default=0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into --minutes"
+    )
     minutes: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="minutes to train each cell (default: 2, or no limit where --steps is given); "
         "ablations and fine-tuning take half",
     )
-    batch: int = Field(4, ge=1, le=65_536, description="pictures in one training step")
-    learning_rate: float = Field(1e-2, gt=0, le=1, description="peak learning rate")
+    batch: int = Field(default=4, ge=1, le=65_536, description="pictures in one training step")
+    learning_rate: float = Field(default=1e-2, gt=0, le=1, description="peak learning rate")
     evaluation: Address | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="pictures to measure on (default: some of SRC); what SRC lists of them is kept from training",
     )
-    held_out: int = Field(100, ge=2, le=1000, description="how many pictures to measure on")
-    other: list[Address] = Field([], description="more sources to measure on, with and without fine-tuning")
-    codec: list[Address] = Field([CODEC], description="codecs by name or path to measure beside, not trained here")
+    held_out: int = Field(default=100, ge=2, le=1000, description="how many pictures to measure on")
+    other: list[Address] = Field(default=[], description="more sources to measure on, with and without fine-tuning")
+    codec: list[Address] = Field(
+        default=[CODEC], description="codecs by name or path to measure beside, not trained here"
+    )
     strips: Strips = Field(
-        Strips.SAMPLES, description="pictures that the report shows: scikit-image's photographs, or measured ones"
+        default=Strips.SAMPLES,
+        description="pictures that the report shows: scikit-image's photographs, or measured ones",
     )
     limit: Limit = None
     workers: Workers = None
@@ -419,5 +444,5 @@ class ExperimentsParameters(TrainingParameters):
 class DemoParameters(Parameters):
     """The whole chain on bundled sample pictures."""
 
-    folder: LocalPath = Field("latentpack-demo", description="folder that everything is written below")
+    folder: LocalPath = Field(default="latentpack-demo", description="folder that everything is written below")
     workers: Workers = None

@@ -162,9 +162,10 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     there = Console()
     # Nothing is folded where no terminal limits the width.
     width = there.width if there.is_terminal else _WIDEST
-    console = Console(highlight=False, markup=False, width=width, file=io.StringIO(), force_terminal=there.is_terminal)
+    text = io.StringIO()
+    console = Console(highlight=False, markup=False, width=width, file=text, force_terminal=there.is_terminal)
     console.print(table)
-    out("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))
+    out("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -40,9 +41,10 @@ def not_vital(what: str) -> Iterator[None]:
 
 def progress_artifact(key: str, description: str) -> Callable[[float, str], None]:
     """An artifact that shows progress, and what tells it percent and a description from then on."""
-    artifact = None
+    artifact: UUID | None = None
     with not_vital("progress"):
-        artifact = create_progress_artifact(0.0, key=key, description=description)
+        # A coroutine is only what a caller in an event loop would get.
+        artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=description))
 
     def show(percent: float, description: str) -> None:
         nonlocal artifact

@@ -50,7 +50,7 @@ def _try_again(
     body: Callable[..., Any],
     delays: Sequence[float],
     jitter: float,
-    condition: Callable[..., bool] | None,
+    condition: Callable[..., Any] | None,
     **arguments: Any,
 ) -> Any:
     for delay in delays:
