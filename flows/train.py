@@ -1,7 +1,8 @@
 """Training: list, prepare shards in parallel, fit, freeze, write the codec's file."""
 
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import by_reason
-from flows.dispatch import UndeclaredError, dask_pool
+from compressor.wording import by_reason, number
+from flows.dispatch import Pool, UndeclaredError, dask_pool
 from flows.machine import worker_count
 from flows.parameters import CodecTrainingParameters, Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
@@ -216,11 +217,8 @@ def prepare_shards(
     else:
         lost: list[Batch] = []
         with dask_pool(None, workers) as pool:
-            task = cached(prepare)
-            for batch, result in pool.run(task, lambda: next(everything, None), lambda b: arguments(b, 1)):
-                if isinstance(result, Exception):
-                    raise result
-                keep(batch, result)
+            for batch, values in _prepared(pool, everything, lambda batch: arguments(batch, 1)):
+                keep(batch, values)
                 if not records[batch.name].exists():
                     lost.append(batch)
         for batch in lost:
@@ -228,9 +226,50 @@ def prepare_shards(
     return [records[name] for name in sorted(records, key=int)]
 
 
+def _prepared(
+    pool: Pool, batches: Iterator[Batch], arguments: Callable[[Batch], dict[str, Any]]
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """Each batch with its shard's record. LatentpackError, naming its pictures, for one that ends its worker."""
+    from distributed import KilledWorker
+
+    task = cached(prepare)
+    suspects: deque[Batch] = deque()  # lost with a worker, on which they may only have waited for another to be done
+
+    def run(some: Iterator[Batch], alone: bool) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        for batch, result in pool.run(task, lambda: next(some, None), arguments):
+            if isinstance(result, KilledWorker) and alone:
+                raise LatentpackError(_killing(batch)) from result
+            if isinstance(result, KilledWorker):
+                suspects.append(batch)
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                yield batch, result
+
+    def until_lost() -> Iterator[Batch]:
+        while not suspects and (batch := next(batches, None)) is not None:
+            yield batch
+
+    more = True
+    while more:
+        yield from run(until_lost(), alone=False)
+        more = bool(suspects)
+        while suspects:
+            yield from run(iter([suspects.popleft()]), alone=True)
+
+
+def _killing(batch: Batch) -> str:
+    first, last = batch.files[0].key, batch.files[-1].key
+    return (
+        f"each process that prepares the {number(len(batch.files), 'picture')} from {first!r} to {last!r} is killed, "
+        "perhaps for memory: try fewer --workers. If that does not help, one of them ends what decodes it: find it by "
+        "a smaller --batch-size, and take it out of the source. What is prepared is kept"
+    )
+
+
 def _batches(files: Iterator[SourceFile], size: int) -> Iterator[Batch]:
-    for number in itertools.count():
+    for index in itertools.count():
         chunk = tuple(itertools.islice(files, size))
         if not chunk:
             return
-        yield Batch(number, chunk, frozenset())
+        yield Batch(index, chunk, frozenset())

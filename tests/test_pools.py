@@ -16,6 +16,7 @@ from compressor.archive import CRASHED, Archive
 from compressor.artifact import parse
 from compressor.errors import CodecError, LatentpackError
 from compressor.parquet import QuarantineRow
+from compressor.planning import Batch
 from flows.parameters import TrainParameters
 from tasks.home import UNWATCHED
 from tests.runs import archive_it, write_pictures
@@ -209,6 +210,47 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
     assert list(opened.keys()) == ["001.png"]
     assert [(row.key, row.reason) for row in opened.quarantined()] == [("000.png", "crashed")]
     assert not list((tmp_path / "home" / "encoding").iterdir())
+
+
+def test_a_picture_that_kills_what_prepares_it_ends_a_training_by_name(tmp_path: Path, prefect_api: str) -> None:
+    folder = write_pictures(tmp_path / "in", 8)
+    with open(folder / "002.png", "ab") as file:
+        file.write(b"killer")
+    (tmp_path / "killing.py").write_text(KILLING.replace("encoding", "shards"))
+    command = [sys.executable, tmp_path / "killing.py", "train", folder, "--out", tmp_path / "out.safetensors"]
+    command += ["--family", "v1", "--steps", "2", "--side", "32", "--batch-size", "2", "--workers", "2"]
+    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}
+    environment |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 2, ended.stderr
+    assert "the 2 pictures from '002.png' to '003.png' is killed, perhaps for memory" in ended.stderr
+
+
+def test_what_is_lost_beside_another_batch_is_prepared_alone() -> None:
+    from distributed import KilledWorker
+
+    from flows.train import _prepared
+
+    given: list[str] = []
+
+    class Losing:
+        """Loses batch 1, and 2 which waits behind it, the first time."""
+
+        workers = 1
+
+        def run(self, task: Any, take: Any, arguments: Any) -> Any:
+            while (batch := take()) is not None:
+                given.append(batch.name)
+                lost = batch.number in (1, 2) and given.count(batch.name) == 1
+                if batch.number == 1 and lost:
+                    waiting = take()
+                    given.append(waiting.name)
+                    yield waiting, KilledWorker(waiting.name, SimpleNamespace(address="tcp://a:1"), 1)
+                yield batch, KilledWorker(batch.name, SimpleNamespace(address="tcp://a:1"), 1) if lost else {}
+
+    batches = iter([Batch(number, (), frozenset()) for number in range(5)])
+    done = [batch.number for batch, _ in _prepared(Losing(), batches, lambda batch: {})]
+    assert (done, given) == ([0, 2, 1, 3, 4], list("0122134"))
 
 
 def test_a_picture_that_has_crashed_is_tried_in_another_process(
