@@ -90,7 +90,6 @@ class HyperpriorCodec:
         shapes = {
             "frequencies.residual": (SCALE_LEVELS, 2 * RESIDUAL_MAX + 1),
             "frequencies.hyper": (prior.table_count, 2 * prior.symbol_max + 1),
-            "predictor": (predicting.feature_count(network.analysis.enter.out_channels), len(predicting.CENTRES)),
         }
         if QUALITY_PARTS in artifact.tensors:
             shapes[QUALITY_PARTS] = (1, _PARTS)
@@ -103,7 +102,7 @@ class HyperpriorCodec:
         self.parts = _PARTS if self._part_tables else 1
         self._residual_tables = Tables(artifact.tensors["frequencies.residual"], -RESIDUAL_MAX)
         self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -prior.symbol_max)
-        self._predictor = artifact.tensors["predictor"]
+        self._predictor = predicting.load(artifact, network.analysis.enter.out_channels, self.device)
 
     def suits(self, height: int, width: int) -> bool:
         """See :class:`compressor.codec.Codec`."""
@@ -320,6 +319,7 @@ class HyperpriorTrials:
         self._codec, self._pixels, self._packer = codec, pixels, packer
         self._first: list[tuple[torch.Tensor, ...]] = [()] * len(pixels)  # trunk and direct latents of each, (C, H, W)
         self.qualities = range((QUALITY_STEPS - 1) * codec.parts + 1)
+        self.first_at_most = self.qualities[-1] * 3 // 4  # above, noise may be shown worse again
         quality_Q = np.array(self.qualities) / codec.parts
         self.curves = np.empty((len(pixels), len(self.qualities)))
         refined = np.array([padded_pixels(*picture.shape[:2]) <= REFINED_PIXELS for picture in pixels])
@@ -328,7 +328,7 @@ class HyperpriorTrials:
             for chunk in pass_chunks([picture.shape[:2] for picture in pixels], self._codec.device):
                 x_BCHW = codec._input([pixels[index] for index in chunk])
                 first = codec._first_features(x_BCHW)
-                curves = predicting.features(x_BCHW, first.trunk) @ codec._predictor
+                curves = predicting.expected(codec._predictor, x_BCHW, first.trunk, pixels[chunk[0]].shape)
                 for row, (index, at_centres) in enumerate(zip(chunk, curves, strict=True)):
                     self._first[index] = tuple(part[row] for part in first)
                     self.curves[index] = predicting.interpolated(at_centres, quality_Q)
@@ -423,22 +423,21 @@ def freeze_hyperprior(network: Hyperprior, pictures_NHWC: np.ndarray) -> dict[st
         at = table.long() * hyper_counts.shape[1] + (z - offset).long() + prior.symbol_max
         hyper_counts += _counted(at.flatten(), hyper_counts.shape)
 
-    predictor = fit_predictor(network, pictures_NHWC, count)
+    arrays |= predicting.arrays(fit_predictor(network, pictures_NHWC, count))
     value = torch.arange(-RESIDUAL_MAX, RESIDUAL_MAX + 1, dtype=torch.float64, device=device)
     scale = level_to_scale(torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device))
     density = residual_probability(value, scale[:, None]).cpu().numpy()
     arrays["frequencies.residual"] = frequencies(residual_counts + _PRIOR_WEIGHT * density + 1e-6)
     arrays["frequencies.hyper"] = frequencies(hyper_counts + _PRIOR_WEIGHT * hyper_density + 1e-3)
     arrays[QUALITY_PARTS] = frequencies(np.ones((1, _PARTS)))
-    arrays["predictor"] = predictor
     return arrays
 
 
 @torch.inference_mode()
 def fit_predictor(
     network: Hyperprior, pictures_NHWC: np.ndarray, on_coded: Callable[..., None] | None = None
-) -> np.ndarray:
-    """Coefficients that tell the PSNR of a picture from its features, float32: see ``predicting.py``.
+) -> predicting.Predictor:
+    """What tells the PSNR of a picture before it is encoded.
 
     Parameters
     ----------
@@ -451,22 +450,22 @@ def fit_predictor(
     """
     device = next(network.parameters()).device
     low_precision = has_fast_bf16(device)
-    psnr = np.empty((len(pictures_NHWC), len(predicting.CENTRES)))
-    features = []
+    features, log_mse = [], []
     for start in range(0, len(pictures_NHWC), 32):
         chunk = pictures_NHWC[start : start + 32]
         x_BCHW = to_network(chunk, device)
         first = network.first_features(x_BCHW, low_precision)
-        features.append(predicting.features(x_BCHW, first.trunk))
-        for group, centre in enumerate(predicting.CENTRES):
+        features.append(predicting.features(x_BCHW, first.trunk).half().cpu().numpy())
+        at_centres = []
+        for centre in predicting.CENTRES:
             quality_B = torch.full((len(chunk),), float(centre), device=device)
             z, r, level, y = network.quantize(first, quality_B, low_precision)
             decoded = from_network(network.reconstruct(y, quality_B, low_precision))
-            error_B = np.square(decoded.astype(np.float32) - chunk).mean(axis=(1, 2, 3))
-            psnr[start : start + len(chunk), group] = 10 * np.log10(255**2 / np.maximum(error_B, 1e-3))
+            at_centres.append(predicting.log_mse(chunk, decoded))
             if on_coded:
                 on_coded(z, r, level, quality_B)
-    return predicting.ridge(np.concatenate(features), psnr).astype(np.float32)
+        log_mse.append(np.stack(at_centres, axis=1))
+    return predicting.fitted(np.concatenate(features), np.concatenate(log_mse))
 
 
 def _counted(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:

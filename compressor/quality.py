@@ -16,8 +16,8 @@ from compressor.codec import Codec, Encoded
 from compressor.decoding import grey_planes
 from compressor.metrics import psnr
 
-TOLERANCE = 0.4  # dB above the target at which a try is good enough
-AIM = 0.05  # dB above the target that tries aim at: for bytes and time together
+TOLERANCE = 0.25  # dB above the target at which a try is good enough
+FIRST_AIM, AIM = 0.05, 0.04  # dB above the target that the first try aims at, and later ones, which know more
 _GUESSES = 4  # tries that follow the prediction or the line between two tries; then the interval is halved
 _STEP = 0.2  # dB a quality step is taken for where a codec cannot predict better
 _DRAFTS = (45, 75)  # qualities of a standard format that its fastest setting is measured at, to start from
@@ -36,11 +36,13 @@ class Trials(Protocol):
     """Tries of some pictures with one codec, which share what is the same for every quality.
 
     ``qualities`` is what can be tried, worst first: the codec's quality steps, or parts of them. ``curves`` is the PSNR
-    expected of every picture at each, float64 (pictures, qualities).
+    expected of every picture at each, float64 (pictures, qualities). A search begins at ``first_at_most`` or below:
+    above it a picture's PSNR may fall again, and where a try fails nothing below it is looked for.
     """
 
     qualities: range
     curves: np.ndarray
+    first_at_most: int
 
     def slack(self, target: float) -> np.ndarray:
         """What a reader may measure less of each picture than a try at ``target`` did, in dB.
@@ -91,6 +93,7 @@ class _WholeTrials:
 
     def __init__(self, codec: Codec, pixels: Sequence[np.ndarray], packer: str, target: float) -> None:
         self.qualities = codec.qualities
+        self.first_at_most = codec.qualities[-1]
         steps = np.array(codec.qualities)
         self._codec, self._pixels, self._packer = codec, pixels, packer
         if isinstance(codec, Drafted) and codec.draft is not None:
@@ -119,6 +122,7 @@ class _Search:
 
     curve: np.ndarray
     first: int
+    first_at_most: int
     below: int
     above: int
     tries: int = 0
@@ -132,12 +136,14 @@ class _Search:
         # Above what is known to fail may lie nothing better: a codec's PSNR need not rise to its last quality.
         if self.tries >= (2 * _GUESSES if self.psnr_above is None else _GUESSES):
             return (self.below + self.above) // 2
-        aim = target + AIM
+        aim = target + (AIM if self.tries else FIRST_AIM)
         if self.psnr_above is not None and self.psnr_below is not None:
             slope = (self.psnr_above - self.psnr_below) / (self.above - self.below)
             wanted = self.below + math.ceil((aim - self.psnr_below) / max(slope, 1e-3))
         else:
             wanted = self._expected(aim)
+        if not self.tries:
+            wanted = min(wanted, self.first_at_most)
         return min(max(wanted, self.below + 1), self.above - 1)
 
     def refined_quality(self, target: float, gain: float) -> int:
@@ -193,7 +199,7 @@ def encode_to_target(
         trials = _WholeTrials(codec, pixels, packer, target)
     goals = target + trials.slack(target)
     first, stop = trials.qualities.start, trials.qualities.stop
-    searches = [_Search(curve, first, below=first - 1, above=stop) for curve in trials.curves]
+    searches = [_Search(curve, first, trials.first_at_most, below=first - 1, above=stop) for curve in trials.curves]
     active = list(range(len(pixels)))
     while active:
         qualities = [searches[index].next_quality(goals[index]) for index in active]

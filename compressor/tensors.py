@@ -66,9 +66,13 @@ def state_arrays(network: nn.Module, dtype: type) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load_state(network: Network, artifact: Artifact) -> Network:
-    """Fill a network from an artifact, ready for use. CodecError where the arrays are not the network's."""
-    state = {name: torch.from_numpy(value.copy()) for name, value in artifact.state().items()}
+def load_state(network: Network, artifact: Artifact, arrays: dict[str, np.ndarray] | None = None) -> Network:
+    """Fill a network from an artifact, ready for use. CodecError where the arrays are not the network's.
+
+    ``arrays`` are those of another network than the codec's, which the artifact holds too.
+    """
+    arrays = artifact.state() if arrays is None else arrays
+    state = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
     for name, value in state.items():
         if value.is_floating_point():
             state[name] = value.float()  # before the check: it takes large numbers for infinite ones

@@ -242,7 +242,7 @@ def test_unknown_codecs_and_families_say_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("family", ["v5", "context"])
-@pytest.mark.parametrize("name", ["frequencies.residual", "frequencies.hyper", "predictor", QUALITY_PARTS])
+@pytest.mark.parametrize("name", ["frequencies.residual", "frequencies.hyper", QUALITY_PARTS])
 def test_artifacts_with_too_few_tables_are_refused(family: str, name: str) -> None:
     artifact = parse(tiny_artifact(family))
     metadata = {key: value for key, value in artifact.metadata.items() if key != "format"}

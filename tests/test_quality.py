@@ -54,6 +54,7 @@ class NoiseTrials:
     def __init__(self, codec: Predicting, pixels: Sequence[np.ndarray]) -> None:
         self.codec, self.pixels = codec, pixels
         self.qualities = codec.qualities
+        self.first_at_most = codec.qualities[-1]
         curve = [20 * np.log10(255 / 0.5) - 6.02 * (63 - q) / 10 for q in codec.qualities]
         self.curves = np.tile(np.array(curve) + codec.error, (len(pixels), 1))
 
