@@ -1,20 +1,22 @@
 """What each command does: parameters in, a flow or an archive's own method, results out. Parsing is in cli.py."""
 
 import argparse
+import fnmatch
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, told
-from compressor.wording import TAKEN_OUT, encoded_again, number
+from compressor.wording import TAKEN_OUT, encoded_again, legible, number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
 from flows.keys import in_a_file, named
-from flows.options import parameters_of, print_json
+from flows.options import in_json, parameters_of, print_json
 from flows.parameters import (
     BenchmarkParameters,
     DemoParameters,
@@ -25,9 +27,13 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
-from flows.terminal import out, print_rows, quieten, tell, warn, watching
+from flows.terminal import out, out_each, print_rows, quieten, tell, warn, watching
 from tasks.home import home
 
+if TYPE_CHECKING:
+    from compressor.archive import Archive
+
+LISTED = ("key", "width", "height", "codec", "quality", "psnr")  # what `list --json` says of a picture, and its bytes
 EVENTS_S = 5  # at most, for events that nobody watches
 
 
@@ -217,6 +223,37 @@ def info(options: argparse.Namespace) -> int:
     else:
         print_rows("archive", describe_archive(found))
     return DONE
+
+
+def list(options: argparse.Namespace) -> int:
+    """``latentpack list``"""
+    from compressor.archive import Archive
+
+    out_each(_listed(Archive.open(options.archive), options))
+    return DONE
+
+
+def _listed(archive: "Archive", options: argparse.Namespace) -> Iterator[str]:
+    """A line for each picture whose key matches. Payloads, which alone tell their bytes, are read only for JSON."""
+    from compressor.parquet import IMAGES, from_table
+
+    matches = re.compile(fnmatch.translate(options.pattern or "*")).match
+    seen = sys.stdout is not None and sys.stdout.isatty()
+    found = False
+    for part, group, *_ in archive.row_groups():
+        keys = [key for key in archive.row_group(part, group, ["key"])["key"].to_pylist() if matches(key)]
+        found = found or bool(keys)
+        if keys and options.json:
+            wanted = set(keys)
+            rows = from_table(archive.row_group(part, group, [*LISTED, "payload"]), IMAGES)
+            for row in rows:
+                if row.key in wanted:
+                    yield in_json({name: getattr(row, name) for name in LISTED} | {"bytes": len(row.payload)})
+        else:
+            # As they are where a command reads them; but one with a line's end in it would be read as two others.
+            yield from (legible(key) if seen or "\n" in key or key.endswith("\r") else key for key in keys)
+    if options.pattern and not found:
+        warn(f"no key matches {options.pattern!r}")
 
 
 def delete(options: argparse.Namespace) -> int:

@@ -40,6 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
     _from_model(commands, "verify", VerifyParameters, ("archive",))
     _from_model(commands, "repair", RepairParameters, ("archive", "source"))
     _plain(commands, "info", "Counts, bytes, ratio, quality and codecs of an archive.")
+    keys = _plain(
+        commands, "list", "Keys of an archive's pictures, one on a line, as --keys-from takes them.",
+        result="each picture as one JSON object on a line, with its size, codec, PSNR and bytes,",
+    )  # fmt: skip
+    keys.add_argument(
+        "pattern", nargs="?", metavar="PATTERN",
+        help="only keys that match it, in quotes: * is any text, also a /, ? one letter, [abc] one of these",
+    )  # fmt: skip
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     _add_keys(delete, "to erase")
     quarantine = _plain(
@@ -83,11 +91,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _plain(commands: Any, name: str, description: str, archive: bool = True) -> argparse.ArgumentParser:
+_ONE_OBJECT = "the result as one JSON object"
+
+
+def _plain(
+    commands: Any, name: str, description: str, archive: bool = True, result: str = _ONE_OBJECT
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=description, description=description)
     if archive:
         parser.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
-    _common(parser)
+    _common(parser, result)
     return parser
 
 
@@ -96,11 +109,9 @@ def _add_keys(parser: argparse.ArgumentParser, which: str) -> None:
     parser.add_argument("--keys-from", metavar="FILE", help="file of more keys, one on a line, or - for standard input")
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, result: str = _ONE_OBJECT) -> None:
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object on stdout, nothing else"
-    )
+    output.add_argument("--json", action="store_true", help=f"print {result} on stdout, nothing else")
     output.add_argument("--verbose", action="store_true", help="show Prefect's and Dask's own messages")
     output.add_argument("--debug", action="store_true", help="show where an error came from")
 
@@ -225,9 +236,14 @@ def _option(field: str) -> str:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """The one JSON object of ``--json``, whole or not at all. JSON has no word for what is no number but null."""
+    """The one JSON object of ``--json``, whole or not at all."""
+    out(in_json(values))
+
+
+def in_json(values: dict[str, Any]) -> str:
+    """A JSON object for stdout, on one line. JSON has no word for what is no number but null."""
     utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "utf").lower()
-    out(json.dumps(_without_nan(values), ensure_ascii=not utf8, default=str, allow_nan=False))
+    return json.dumps(_without_nan(values), ensure_ascii=not utf8, default=str, allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -115,6 +115,13 @@ def out(text: str) -> None:
     """A result's line or lines, on stdout. LatentpackError where it cannot be written."""
     with _written():
         print(text)
+
+
+def out_each(texts: Iterable[str]) -> None:
+    """Results as they come, each on a line of its own, while somebody reads them. Errors as of :func:`out`."""
+    with _written():
+        for text in texts:
+            print(text)
 
 
 def flush() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import compressor
+from compressor.archive import Archive
+from tests.rows import picture_row
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
@@ -37,8 +39,11 @@ def test_imports_point_one_way(package: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["info", "/nonexistent"]])
-def test_the_command_line_starts_without_heavy_imports(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["info", "/nonexistent"], ["list", "{archive}"]])
+def test_the_command_line_starts_without_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.commit([archive.write_part([picture_row("a.png")])])
+    arguments = [argument.format(archive=archive.url) for argument in arguments]
     code = (
         "import sys; from flows.cli import run; run(sys.argv[1:]);"
         "print(*sorted({'torch', 'prefect', 'distributed', 'imagecodecs', 'matplotlib', 'skimage'} & set(sys.modules)))"
@@ -47,6 +52,7 @@ def test_the_command_line_starts_without_heavy_imports(arguments: list[str]) -> 
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
+    assert ("a.png\n" in done.stdout) == ("list" in arguments)
 
 
 def test_public_names_are_loaded_when_they_are_named() -> None:
