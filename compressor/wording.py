@@ -140,6 +140,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
             "transparency, keeps its own bytes and size"
         )
+    if run["one_quality"] and run["psnr_min"] is not None:
+        told.append(
+            f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "
+            "--min-psnr DB gives a floor"
+        )
     if run["archived"] and run["codec_bytes"] > run["table_bytes"]:
         told.append(
             f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "

@@ -73,6 +73,6 @@ def _next(archive: Path) -> str:
             "  latentpack run ~/Pictures my-archive              archive pictures of your own",
             f"  latentpack info {archive}".ljust(52) + "what an archive holds",
             f"  latentpack restore {archive} out --key tiles/00000/00000.png",
-            "  latentpack train ~/Pictures --family v3 --out my-codec.safetensors",
+            "  latentpack train ~/Pictures --start faces --out my-codec.safetensors",
         )
     )

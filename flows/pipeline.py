@@ -233,6 +233,7 @@ class _Encoding:
             packer = _check_use(find_codec(codec, self._archive.url), given)  # here, not in every batch
             codec_id, chosen = put_codec(self._archive, codec)
         self._summary.codec = chosen.description
+        self._summary.one_quality = not len(chosen.qualities) and given.min_psnr is None
         return _options(given, codec_id, packer)
 
     def _size(self, plan: Plan) -> int:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from compressor.archive import Archive
+from compressor.codec import released
 from compressor.errors import LatentpackError
 from compressor.picture_writing import encode_picture
+from compressor.wording import remarks
 from flows.errors import EndedUnwell
+from flows.options import build_parser
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.runs import archive_it, write_pictures
 
@@ -334,3 +337,26 @@ def test_a_runs_log_says_how_it_ended(tmp_path: Path, caplog: pytest.LogCaptureF
     for words in ("1 picture quarantined; see with", "1 file not listed, for extensions such as '.jpg_large'"):
         assert any(text.startswith(words) for text in warnings), words
     assert any(text.startswith("there is no picture in ") for text in warnings)
+
+
+def test_a_codec_of_one_quality_is_told_to_hold_no_target_unless_a_floor_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").write_bytes(tiny_artifact("v1"))
+    folder = write_pictures(tmp_path / "in", 2)
+
+    def told(codec: str, **options: Any) -> bool:
+        run = archive_it(folder, tmp_path / f"archive-{codec}-{len(options)}", codec=str(tmp_path / codec), **options)
+        return any("has one quality, so no target holds" in text for text in remarks(run))
+
+    (tmp_path / "other.safetensors").write_bytes(tiny_artifact("v5"))
+    assert told("own.safetensors")
+    assert not told("own.safetensors", min_psnr=1)
+    assert not told("other.safetensors")
+
+
+def test_what_the_demo_recommends_are_commands_and_keep_the_promise(tmp_path: Path) -> None:
+    from flows.demo import _next
+
+    lines = [line.split() for line in _next(tmp_path).splitlines() if line.startswith("  latentpack")]
+    commands = [build_parser().parse_known_args(words[1:])[0] for words in lines]
+    assert [given.command for given in commands] == ["run", "info", "restore", "train"]
+    assert commands[-1].start in released()  # of a family with a choice of qualities
