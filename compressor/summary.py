@@ -52,7 +52,8 @@ class RunSummary:
     follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an
     older row, ``not_resized`` those that keep their bytes and size although others are resized. ``deleted`` were gone
     from the source; ``not_mirrored`` says why none was deleted, where that was asked for. ``unlisted`` counts files
-    without a picture's extension, by theirs. ``one_quality``: the codec has no other, and no floor was given. Bytes:
+    without a picture's extension, by theirs. ``one_quality``: the codec has no other, and no floor was given.
+    ``chosen``: options, given explicitly, of how pictures are stored, in which those already there have no part. Bytes:
     ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run;
     ``table_bytes`` and ``codec_bytes`` of all that the archive holds at its end.
     """
@@ -96,6 +97,7 @@ class RunSummary:
     not_mirrored: str | None = None
     not_resized: int = 0
     one_quality: bool = False
+    chosen: list[str] = field(default_factory=list)
 
     def start(self, plan: Plan) -> None:
         """Take over what planning a wave counted."""

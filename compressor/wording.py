@@ -140,6 +140,12 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
             "transparency, keeps its own bytes and size"
         )
+    if run["already_there"] and run["chosen"]:
+        options = ", ".join("--" + name.replace("_", "-") for name in run["chosen"])
+        told.append(
+            f"{number(run['already_there'], 'picture')} already there, stored as they were whatever {options} may say: "
+            "for another choice start a new archive"
+        )
     if run["one_quality"] and run["psnr_min"] is not None:
         told.append(
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "

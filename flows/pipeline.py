@@ -45,6 +45,8 @@ from tasks.mirror import delete_gone
 from tasks.report import TABLE_ROWS, publish
 from tasks.retries import caused_by_storage, is_of_prefect
 
+# Parameters of how pictures are stored, which say nothing to those that are.
+OF_STORING = ("codec", "train", "target_psnr", "quality", "min_psnr", "packer", "effort", "latents", "resize")
 MOST_LOST = 64  # batches lost in a row: no picture is to blame any more
 # Pictures, and bytes of their files, for one process and one file: another would have started when these are done, and
 # would add 10 bytes a picture of metadata.
@@ -74,6 +76,7 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
         _check_use(find_codec(parameters.codec, parameters.archive), parameters)
     archive = Archive.open_or_create(parameters.archive)
     summary = RunSummary(run, source.shown, archive.url, parameters.codec)
+    summary.chosen = [name for name in OF_STORING if name in parameters.model_fields_set]
     clock = Clock(summary.seconds)
     mirror = Mirror(archive) if parameters.mirror else None
     listing = Listing(source, mirror.see if mirror else None)

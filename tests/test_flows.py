@@ -13,6 +13,7 @@ from compressor.picture_writing import encode_picture
 from compressor.wording import remarks
 from flows.errors import EndedUnwell
 from flows.options import build_parser
+from flows.parameters import PipelineParameters
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.runs import archive_it, write_pictures
 
@@ -351,6 +352,21 @@ def test_a_codec_of_one_quality_is_told_to_hold_no_target_unless_a_floor_is_aske
     assert told("own.safetensors")
     assert not told("own.safetensors", min_psnr=1)
     assert not told("other.safetensors")
+
+
+def test_a_choice_that_changes_nothing_of_pictures_already_there_is_told(tmp_path: Path) -> None:
+    from flows.pipeline import pipeline
+
+    write_pictures(tmp_path / "in", 2)
+
+    def told(**options: Any) -> list[str]:
+        given = PipelineParameters(source=str(tmp_path / "in"), archive=str(tmp_path / "archive"), workers=1, **options)
+        return [text for text in remarks(pipeline(given)) if "start a new archive" in text]
+
+    assert not told(codec="webp")  # nothing was there
+    assert not told()
+    (remark,) = told(target_psnr=40, min_psnr=41)
+    assert "2 pictures already there" in remark and "--target-psnr, --min-psnr" in remark
 
 
 def test_what_the_demo_recommends_are_commands_and_keep_the_promise(tmp_path: Path) -> None:
