@@ -1,6 +1,7 @@
 """Figures in words for people: bytes, times, a run, an archive. What they are is counted elsewhere."""
 
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from compressor.listing import is_like_picture
@@ -151,12 +152,21 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "
             "--min-psnr DB gives a floor"
         )
-    if run["archived"] and run["codec_bytes"] > run["table_bytes"]:
+    if run["codec_bytes"] > run["table_bytes"] and _needs_decoder(run["codecs"]):
         told.append(
             f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "
-            f"({size(run['table_bytes'])}): if they stay so few, --codec av1-444 needs none"
+            f"({size(run['table_bytes'])}): if they stay so few, start a new archive with --codec av1-444, "
+            "which needs none"
         )
     return told
+
+
+def _needs_decoder(codecs: Collection[str]) -> bool:
+    """Whether any of these is a codec that an archive carries."""
+    from compressor.baselines import STANDARD
+    from compressor.codec import ORIGINAL
+
+    return not set(codecs) <= {*STANDARD, ORIGINAL}
 
 
 def needing_a_look(run: dict[str, Any]) -> list[str]:
