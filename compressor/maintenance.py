@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
 SAMPLES = 16  # keys of a row group that say where to cut
+_CODEC = ".safetensors"
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -29,6 +30,7 @@ class ArchiveInfo:
     """An archive in figures. Bytes are those of the present version; PSNR in dB, over pictures that are not exact.
 
     ``table_bytes`` are the Parquet files (payloads and metadata), ``ratio`` is source bytes over table and codec bytes.
+    ``unused_codecs`` are ids of those that the archive carries, and no picture is stored by.
     """
 
     url: str
@@ -45,6 +47,7 @@ class ArchiveInfo:
     ratio: float
     metadata_bytes_per_picture: float
     codecs: dict[str, int]
+    unused_codecs: list[str]
     packers: dict[str, int]
     qualities: dict[int, int]
     sizes: dict[str, int]
@@ -63,8 +66,13 @@ class ArchiveInfo:
 def sizes(images: KeyedTable) -> tuple[int, int]:
     """Bytes of the Parquet files that hold an archive's pictures, and of the codecs beside them."""
     store = images.store
-    names = [name for name in store.names("codecs") if name.endswith(".safetensors")]
-    return sum(part.size for part in images.parts), sum(store.size(f"codecs/{name}") for name in names)
+    codec_bytes = sum(store.size(f"codecs/{id}{_CODEC}") for id in _carried(store))
+    return sum(part.size for part in images.parts), codec_bytes
+
+
+def _carried(store: Store) -> list[str]:
+    """Ids of the codecs in an archive."""
+    return [name.removesuffix(_CODEC) for name in store.names("codecs") if name.endswith(_CODEC)]
 
 
 def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> ArchiveInfo:
@@ -107,6 +115,7 @@ def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> A
         ratio=source_bytes / max(table_bytes + codec_bytes, 1),
         metadata_bytes_per_picture=(table_bytes - payload_bytes) / max(pictures, 1),
         codecs=dict(counts["codec"].most_common()),
+        unused_codecs=[id for id in _carried(store) if id not in counts["codec"]],
         packers=dict(counts["packer"].most_common()),
         qualities=dict(sorted(counts["quality"].items())),
         sizes={f"{width}x{height}": count for (width, height), count in counts["size"].most_common(20)},

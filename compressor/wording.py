@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS_SHOWN = 10
 TAKEN_OUT = "taken out: it cannot be read, and was not encoded again"  # of a row that is damaged
+NOT_USED = "no picture uses it"  # a codec that an archive carries
 NO_FURTHER = "the rest not, for --limit was reached"  # of what was listed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = {
@@ -229,6 +230,7 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
             ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
             ("exact", number(info.exact, "picture")),
         ]
+    rows += [("codec", f"{id}: {NOT_USED}") for id in info.unused_codecs]
     if info.psnr_mean is not None:
         percentiles = ", ".join(f"{name} %: {value:.2f}" for name, value in info.psnr_percentiles.items())
         rows += [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, told
-from compressor.wording import TAKEN_OUT, encoded_again, legible, number
+from compressor.wording import NOT_USED, TAKEN_OUT, encoded_again, legible, number
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
@@ -323,13 +323,15 @@ def codecs(options: argparse.Namespace) -> int:
     from compressor.codec import load_codec, released
 
     rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]
-    used = Archive.open(options.archive).info().codecs if options.archive else {}
+    found = Archive.open(options.archive).info() if options.archive else None
+    used, unused = (found.codecs, found.unused_codecs) if found else ({}, [])
     if options.json:
-        print_json({"codecs": dict(rows), "used": used})
+        print_json({"codecs": dict(rows), "used": used, "unused": unused})
         return DONE
     print_rows("codecs", rows)
     if options.archive:
-        print_rows("used by the archive", [(id, number(count, "picture")) for id, count in used.items()])
+        counts = [(id, number(count, "picture")) for id, count in used.items()]
+        print_rows("of the archive", counts + [(id, NOT_USED) for id in unused])
     return DONE
 
 

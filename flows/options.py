@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keys(quarantine, "(default: all)")
     quarantine.add_argument("--reason", help="only pictures listed for this reason, such as unsupported")
     _plain(commands, "compact", "Merge an archive's small files into few large ones.")
-    vacuum = _plain(commands, "vacuum", "Delete files that no row needs any more.")
+    vacuum = _plain(commands, "vacuum", "Delete Parquet files that no row needs any more; codecs stay.")
     vacuum.add_argument(
         "--older-than", type=_hours, default=ORPHAN_HOURS, metavar="HOURS",
         help="delete what was replaced so long ago (default: %(default)s); "
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     codecs = _plain(
         commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False
     )
-    codecs.add_argument("archive", nargs="?", metavar="ARCHIVE", help="also list the codecs that this archive uses")
+    codecs.add_argument("archive", nargs="?", metavar="ARCHIVE", help="also list the codecs of this archive")
     _from_model(commands, "train", TrainParameters, ("source",))
     _from_model(commands, "benchmark", BenchmarkParameters, ("source",))
     _from_model(commands, "experiments", ExperimentsParameters, ("source",))

@@ -13,7 +13,7 @@ from PIL import Image
 from compressor.archive import Archive
 from compressor.picture_writing import encode_picture
 from flows.cli import run
-from tests.codecs import smooth_pictures
+from tests.codecs import smooth_pictures, tiny_artifact
 from tests.commands import archive as archive
 from tests.commands import pictures as pictures
 from tests.commands import said
@@ -312,3 +312,14 @@ def test_restore_gives_back_what_is_sound(
     assert code == 1 and "1 picture written" in out
     assert f"{damaged.path}: file with 3 pictures is unreadable" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["zzz.png"]
+
+
+def test_a_codec_that_no_picture_uses_is_told_and_can_go(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    id = Archive.open(str(archive)).put_codec(tiny_artifact("v5"))
+    assert f"{id}: no picture uses it" in said(capsys, "info", archive)[1]
+    assert re.search(f"{id} +no picture uses it", said(capsys, "codecs", archive)[1])
+    assert json.loads(said(capsys, "codecs", archive, "--json")[1])["unused"] == [id]
+    assert said(capsys, "vacuum", archive, "--older-than", "0")[0] == 0
+    (archive / "codecs" / f"{id}.safetensors").unlink()  # as docs/operations.md says
+    assert json.loads(said(capsys, "info", archive, "--json")[1])["unused_codecs"] == []
+    assert said(capsys, "verify", archive)[0] == 0
