@@ -18,6 +18,9 @@ from compressor.known import KnownKeys
 from compressor.sources import Source, SourceFile
 
 CHUNK = 4096  # listed files that are compared with the archive together
+# Bytes of source files in a batch: some twenty photographs, minutes of work, which is what a kill costs. 1,000 small
+# pictures have fewer. Who asks for a larger batch than that gets as many bytes for each of its pictures.
+BATCH_BYTES, PICTURE_BYTES = 64 * 2**20, 64 * 2**10
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -78,15 +81,26 @@ class Plan:
     more: bool = False
     limited: bool = False
 
-    def batches(self, size: int, first: int = 0) -> Iterator[Batch]:
-        """The pending files in order, ``size`` at a time, numbered from ``first``."""
+    def batches(
+        self, size: int, most_bytes: int = BATCH_BYTES, numbers: Iterator[int] | None = None
+    ) -> Iterator[Batch]:
+        """The pending files in order, ``size`` at a time or fewer: two have no more than ``most_bytes`` together.
+
+        Parameters
+        ----------
+        numbers
+            Of the batches, which name them: default 0, 1, ...
+        """
+        numbers = itertools.count() if numbers is None else numbers
         waiting: list[dict[str, Any]] = []
-        numbers = itertools.count(first)
-        for rows in self._rows():
-            waiting += rows
-            while len(waiting) >= size:
-                yield _batch(next(numbers), waiting[:size])
-                waiting = waiting[size:]
+        held = 0
+        for row in itertools.chain.from_iterable(self._rows()):
+            bytes_of_it = max(0, row["size"])
+            if waiting and (len(waiting) == size or held + bytes_of_it > most_bytes):
+                yield _batch(next(numbers), waiting)
+                waiting, held = [], 0
+            waiting.append(row)
+            held += bytes_of_it
         if waiting:
             yield _batch(next(numbers), waiting)
 
@@ -95,10 +109,15 @@ class Plan:
             for rows in reader:
                 yield rows.to_pylist()
 
-    def even_batches(self, workers: int, most: int) -> int:
-        """Batch size, at most ``most``, that keeps ``workers`` busy to the end of a small plan."""
-        rounds = max(1, -(-self.pending // (workers * most)))
+    def even_batches(self, workers: int, most: int, most_bytes: int = BATCH_BYTES) -> int:
+        """Batch size, at most ``most`` and on average ``most_bytes``, that keeps ``workers`` busy to a plan's end."""
+        rounds = max(1, -(-self.pending // (workers * most)), -(-self.bytes // (workers * most_bytes)))
         return max(1, min(most, -(-self.pending // (workers * rounds))))
+
+
+def most_bytes(pictures: int) -> int:
+    """Bytes of source files at which a batch of at most so many pictures ends."""
+    return max(BATCH_BYTES, pictures * PICTURE_BYTES)
 
 
 class Listing:

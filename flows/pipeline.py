@@ -3,6 +3,7 @@
 A large source goes through it in waves: so many pictures are listed, then archived, and then the listing goes on.
 """
 
+import itertools
 import time
 import uuid
 from collections import deque
@@ -24,7 +25,7 @@ from compressor.images import Limits
 from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
 from compressor.parquet import QuarantineRow
-from compressor.planning import Batch, Listing, Plan
+from compressor.planning import Batch, Listing, Plan, most_bytes
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import duration, needing_a_look, number, outcome, remarks
@@ -214,6 +215,7 @@ class _Encoding:
         reasons = {row.key: row.reason for row in archive.quarantined()}
         self._once_quarantined = frozenset(reasons)
         self._workers = parameters.workers or worker_count()
+        self._most_bytes = most_bytes(parameters.batch_size)
         mark = home() / "encoding" / blake2b(f"{source.url}\n{archive.url}".encode(), digest_size=8).hexdigest()
         killed = was_killed(mark)
         if killed:
@@ -222,7 +224,8 @@ class _Encoding:
         apart = killed or CRASHED in reasons.values()  # which is tried again in every run
         self._pool: Pool = stack.enter_context(pool(parameters.scheduler, self._workers, batches, apart, mark))
         summary.workers = self._pool.workers
-        self._planned = self._batches = self._lost_in_a_row = 0
+        self._numbers = itertools.count()  # of batches, unique in a run
+        self._planned = self._lost_in_a_row = 0
 
     def _prepare(self) -> EncodeOptions:
         """Train where that is asked for, put the codec into the archive, and say how it is used."""
@@ -240,16 +243,15 @@ class _Encoding:
         return _options(given, codec_id, packer)
 
     def _size(self, plan: Plan) -> int:
-        """Pictures in a batch."""
+        """Most pictures in a batch."""
         if self._parameters.scheduler or (plan.pending <= SMALL and plan.bytes <= SMALL_BYTES):
             return self._parameters.batch_size
-        return plan.even_batches(self._workers, self._parameters.batch_size)
+        return plan.even_batches(self._workers, self._parameters.batch_size, self._most_bytes)
 
     def wave(self, plan: Plan) -> None:
         """Encode all of ``plan``, or stop where too many pictures fail."""
-        summary, size = self._summary, self._size(plan)
-        batches = plan.batches(size, self._batches)
-        self._batches += -(-plan.pending // size)
+        summary = self._summary
+        batches = plan.batches(self._size(plan), self._most_bytes, self._numbers)
         before, self._planned = self._planned, self._planned + plan.pending
         again: deque[Batch] = deque()
         suspects: deque[Batch] = deque()  # one picture each, lost with a worker that others may have ended

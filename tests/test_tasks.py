@@ -1,6 +1,7 @@
 """Stages alone: planning, commits that run twice, retries, cache keys, choice of codec and packer."""
 
 import errno
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from compressor.choosing import check_codec, packer_for, put_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
-from compressor.planning import Batch, Listing, Plan, plan
+from compressor.planning import BATCH_BYTES, Batch, Listing, Plan, most_bytes, plan
 from compressor.samples import write_samples
 from compressor.shards import FORBIDDEN, ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source, SourceFile
@@ -61,16 +62,47 @@ def test_a_plan_counts_every_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pending, workers, expected",
+    "sizes, expected",
     [
-        (10, 2, 5),  # less than a batch for each worker: even shares
-        (1000, 1, 1000),  # exactly one batch
-        (2001, 2, 501),  # two rounds of equal batches, and none left over for a third
-        (100_000, 2, 1000),  # many rounds: as planned
+        ([10, 10, 10, 10, 10], [3, 2]),
+        ([11, 10, 10, 10, 10], [2, 3]),
+        ([31, 1, 31, 10], [1, 1, 1, 1]),  # what is too large by itself is alone
+        ([-1, 30, -1, 1], [3, 1]),  # some stores do not tell
+        ([1] * 9, [4, 4, 1]),
+        ([], []),
     ],
 )
-def test_small_plans_are_shared_evenly(pending: int, workers: int, expected: int) -> None:
-    assert Plan("", pending, pending, 0, 0, 0).even_batches(workers, 1000) == expected
+def test_a_batch_ends_before_its_files_have_too_many_bytes(
+    tmp_path: Path, sizes: list[int], expected: list[int]
+) -> None:
+    class Sized(Source):
+        def files(self):
+            return iter([SourceFile(f"{number}", f"{number}", size, bytes(8)) for number, size in enumerate(sizes)])
+
+    archive = Archive.create(str(tmp_path / "archive"))
+    found = plan(Listing(Sized(str(tmp_path))), archive.known(), tmp_path / "plan.arrow")
+    batches = list(found.batches(4, 30, itertools.count(7)))
+    assert [len(batch.files) for batch in batches] == expected
+    assert [file.key for batch in batches for file in batch.files] == [f"{number}" for number in range(len(sizes))]
+    assert [batch.name for batch in batches] == [f"{7 + number}" for number in range(len(batches))]
+
+
+@pytest.mark.parametrize(
+    "pending, size, workers, expected",
+    [
+        (10, 0, 2, 5),  # less than a batch for each worker: even shares
+        (1000, 24_661, 1, 1000),  # exactly one batch, of portraits
+        (2001, 24_661, 2, 501),  # two rounds of equal batches, and none left over for a third
+        (100_000, 24_661, 2, 1000),  # many rounds: as planned
+        (300, 3_000_000, 2, 22),  # photographs: seven rounds
+    ],
+)
+def test_small_plans_are_shared_evenly(pending: int, size: int, workers: int, expected: int) -> None:
+    assert Plan("", pending, pending, 0, 0, 0, bytes=pending * size).even_batches(workers, 1000) == expected
+
+
+def test_a_larger_batch_that_is_asked_for_may_have_more_bytes() -> None:
+    assert most_bytes(50) == most_bytes(1000) == BATCH_BYTES and most_bytes(10_000) == 10_000 * 2**16
 
 
 def test_halves_of_a_batch_are_the_batch() -> None:

@@ -94,6 +94,19 @@ def test_a_run_in_waves_archives_all_once_and_counts_all(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("prefect_api")
+def test_batches_that_end_at_their_bytes_are_all_archived_in_any_wave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 9), tmp_path / "archive"
+    monkeypatch.setattr(planning, "BATCH_BYTES", 1)
+    monkeypatch.setattr(planning, "PICTURE_BYTES", 0)
+    done = archive_it(folder, archive, wave=5)
+    assert (done["archived"], done["batches"], done["waves"]) == (9, 9, 2)
+    assert sorted(Archive.open(str(archive)).keys()) == [f"{number:03d}.png" for number in range(9)]
+    assert archive_it(folder, archive, wave=5)["batches"] == 0
+
+
+@pytest.mark.usefixtures("prefect_api")
 def test_a_run_that_its_limit_ends_says_that_there_is_more(tmp_path: Path) -> None:
     from compressor.wording import describe, outcome
 
