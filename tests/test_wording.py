@@ -18,7 +18,7 @@ def summary(**figures: int) -> RunSummary:
 
 def test_only_a_run_that_archived_has_a_speed() -> None:
     archived = dict(describe(summary(listed=4, archived=4, source_bytes=9, stored_bytes=3).to_dict()))
-    assert archived["speed"].startswith("2.0 pictures/s")
+    assert archived["speed"] == "2.0 pictures/s, 1 worker, 2.0 s without start-up"
     assert "speed" not in dict(describe(summary(listed=5, already_there=4, quarantined=1).to_dict()))
 
 
