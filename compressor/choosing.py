@@ -1,15 +1,22 @@
 """Which codec a run uses: found by name, path or id, checked, and put into the archive, from which workers fetch it."""
 
+import re
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from compressor.archive import Archive
+from compressor.artifact import identify
 from compressor.baselines import STANDARD
-from compressor.codec import Codec, artifact_bytes, check_packer, load_codec
+from compressor.codec import Codec, artifact_bytes, check_packer, load_codec, naming, released
 from compressor.errors import ArchiveError, CodecError
+
+_LEAST_DIGITS = 8  # of an id, to name a codec by
 
 
 def check_codec(name: str, archive_url: str) -> None:
     """CodecError where no codec of that name, path or id is to be had; reads the archive's codecs last."""
+    name = _whole(name, lambda: Archive.open(archive_url))
     try:
         if name not in STANDARD:
             artifact_bytes(name)
@@ -22,17 +29,20 @@ def check_codec(name: str, archive_url: str) -> None:
 
 def find_codec(name: str, archive_url: str) -> Codec:
     """The codec of a name, path or id, as :func:`check_codec` finds it."""
+    name = _whole(name, lambda: Archive.open(archive_url))
     if name in STANDARD:
         return load_codec(name)
     try:
         data = artifact_bytes(name)
     except CodecError:
         return Archive.open(archive_url).codec(name)
-    return load_codec(data)
+    with naming(name):
+        return load_codec(data)
 
 
 def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
     """The id of a codec that ``archive`` now carries, and the codec. CodecError where there is none of that name."""
+    name = _whole(name, lambda: archive)
     if name in STANDARD:
         return name, load_codec(name)
     try:
@@ -41,13 +51,41 @@ def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
         with suppress(ArchiveError):
             return name, archive.codec(name)
         raise
-    codec = load_codec(data)
-    return archive.put_codec(data), codec
+    with naming(name):
+        return archive.put_codec(data), load_codec(data)
+
+
+def _whole(name: str, archive: Callable[[], Archive]) -> str:
+    """For the beginning of an id a shipped codec's name, or the whole id of one in the archive; else the name as it is.
+
+    CodecError where no codec's id begins so, or several codecs' do.
+    """
+    if not re.fullmatch("[0-9a-f]+", name) or name in released() or Path(name).is_file():
+        return name
+    names = {identify(artifact_bytes(shipped)): shipped for shipped in released()}
+    with suppress(ArchiveError):  # there may be none yet
+        store = archive().tables[0].store
+        with store.errors("list its codecs"):
+            ids = [file.removesuffix(".safetensors") for file in store.names("codecs")]
+        names = {id: id for id in ids} | names
+    found = sorted(id for id in names if id.startswith(name) and len(name) >= _LEAST_DIGITS)
+    if len(found) > 1:
+        raise CodecError(f"{len(found)} codecs have an id that begins with {name}: name one, {' or '.join(found)}")
+    if not found:
+        raise CodecError(
+            f"there is no codec {name!r}: no file is called so, and no codec, shipped or in the archive, has such an "
+            f"id, which is 32 hexadecimal digits, or {_LEAST_DIGITS} or more of the first"
+        )
+    return names[found[0]]
 
 
 def packer_for(codec: Codec, packer: str, latents: str) -> str:
     """The codec's own name for a packer and a type of latents. CodecError, with the choices, where it has none such."""
     if latents != "int8":
+        if not any(name.startswith(f"{latents}-") for name in codec.packers):
+            raise CodecError(
+                f"--latents {latents} is for families v1 to v4, which {codec.description} is not of: leave it out"
+            )
         wanted = f"{latents}-{'lzma' if packer == 'auto' else packer}"
     elif packer != "auto" and any(name.startswith("int8-") for name in codec.packers):
         wanted = f"int8-{packer}"

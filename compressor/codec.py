@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -150,7 +151,18 @@ def load_codec(source: str | bytes | Path) -> Codec:
 
     if str(source) in STANDARD:
         return STANDARD[str(source)]
-    return _from_artifact(artifact_bytes(str(source)))
+    data = artifact_bytes(str(source))
+    with naming(str(source)):
+        return _from_artifact(data)
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Where bytes are no codec that can be used, have the CodecError say whose bytes they are."""
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(f"{source}: {error}") from error
 
 
 @lru_cache(maxsize=4)

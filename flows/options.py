@@ -188,6 +188,7 @@ def _choices(annotation: Any) -> list[str]:
 # Of two options that do not go together, what the second makes of the first.
 _EXCLUDED = (
     ("target_psnr", "quality", "is what pictures are stored at, whatever their PSNR"),
+    ("train", "codec", "`latentpack train --start` would go on from"),
     ("workers", "scheduler", "names a cluster, whose own workers are used"),
 )
 

@@ -119,7 +119,7 @@ ArchiveUrl = Annotated[
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": "^(?!-$)"})]
 CodecAddress = Annotated[
-    Address, Field(description="codec by name, path of an artifact, or id in the archive (all 32 digits, as of info)")
+    Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
 ]
 TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
 Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
@@ -375,8 +375,8 @@ class RepairParameters(Parameters):
     codec: Address | None = Field(
         None,
         min_length=1,
-        description="codec by name, path of an artifact, or id in the archive (default: that of the other pictures); "
-        "puts it back, too, where it is damaged or missing",
+        description="codec by name, path of an artifact, or id in the archive, 8 digits or more (default: that of the "
+        "other pictures); puts it back, too, where it is damaged or missing",
     )
     target_psnr: float | None = Field(
         None,

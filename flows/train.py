@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 
 from compressor.artifact import parse
 from compressor.baselines import STANDARD
-from compressor.codec import artifact_bytes, released
+from compressor.codec import artifact_bytes, naming, released
 from compressor.errors import CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
@@ -69,7 +69,8 @@ def _family(parameters: TrainParameters, start: bytes | None) -> str:
     """The family asked for, which has to be that of the codec to start from; CodecError where it is not."""
     if start is None:
         return parameters.family or Family.V3
-    there = parse(start).family
+    with naming(str(parameters.start)):
+        there = parse(start).family
     if parameters.family not in (None, there):
         raise CodecError(f"{parameters.start} is of family {there}, not {parameters.family}: leave --family out")
     return family_named(there).name

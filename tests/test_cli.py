@@ -51,6 +51,8 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["train", "{in}", "--out", "/dev/null"], "no ordinary file"),
         (["train", "{in}", "--side", "100"], "multiple of 32"),
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
+        (["run", "{in}", "{new}", "--codec", "faces", "--train", "v3"], "--train does not go with --codec"),
+        (["train", "{in}", "--start", "{in}/a.png"], "a.png: not a latentpack codec"),
         (["restore", "{in}", "s3://bucket/restored"], "must be a local path"),
         (["run", "{in}", "{new}", "--steps", "10"], "--steps is for --train alone"),
         (["run", "{in}", "{new}", "--train", "v3", "--steps", "-1"], "latentpack: --steps: "),

@@ -40,7 +40,8 @@ def test_what_is_new_or_changed_is_archived_once(tmp_path: Path) -> None:
     [
         ({"codec": "webp", "quality": 0}, "quality must be from 1 to 100 for WebP.*, not 0"),
         ({"codec": "webp", "packer": "lzma"}, "WebP.* has no packer 'lzma': choose from auto"),
-        ({"codec": "webp", "latents": "fp16"}, "has no packer 'fp16-lzma'"),
+        ({"codec": "webp", "latents": "fp16"}, "--latents fp16 is for families v1 to v4, which WebP.* is not of"),
+        ({"latents": "fp16"}, r"v1 to v4, which .* \(v5\), .* is not of: leave it out"),
         ({"codec": "webp", "effort": 1}, "WebP.* knows no effort but 0"),
         ({"quality": 90}, "quality must be from 0 to 63 for .*, not 90"),
     ],

@@ -14,7 +14,8 @@ from prefect.states import Failed
 
 from compressor.archive import Archive
 from compressor.artifact import identify
-from compressor.choosing import check_codec, packer_for, put_codec
+from compressor.choosing import check_codec, find_codec, packer_for, put_codec
+from compressor.codec import artifact_bytes, load_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
@@ -339,6 +340,33 @@ def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
         check_codec("nope", archive.url)
 
 
+def test_a_codec_is_named_by_the_beginning_of_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive, nowhere = Archive.create("archive"), str(tmp_path / "nowhere")
+    id, shipped = archive.put_codec(tiny_artifact("v2")), identify(artifact_bytes("faces"))
+    for name in (id, id[:12], id[:8]):
+        check_codec(name, archive.url)
+        assert find_codec(name, archive.url).id == put_codec(archive, name)[0] == id
+    assert find_codec(shipped[:12], nowhere).id == put_codec(archive, shipped[:8])[0] == shipped
+    for name, url in [(id[:7], archive.url), (id[:8], nowhere), ("0" * 32, archive.url)]:
+        with pytest.raises(CodecError, match=f"there is no codec '{name}': .* 8 or more of the first"):
+            check_codec(name, url)
+    other = Path("archive/codecs") / f"{id[:10]}{'0' * 22}.safetensors"
+    other.touch()
+    with pytest.raises(CodecError, match=f"2 codecs have an id that begins with {id[:9]}: name one, {id[:10]}.* or "):
+        check_codec(id[:9], archive.url)
+    Path(id[:9]).write_bytes(tiny_artifact("v3"))  # a file of that name is meant
+    assert find_codec(id[:9], archive.url).id == identify(tiny_artifact("v3"))
+
+
+def test_a_file_that_is_no_codec_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no artifact at all")
+    archive, name = Archive.create(str(tmp_path / "archive")), str(tmp_path / "bad.safetensors")
+    for use in (load_codec, lambda name: find_codec(name, archive.url), lambda name: put_codec(archive, name)):
+        with pytest.raises(CodecError, match=f"^{name}: not a latentpack codec: its header"):
+            use(name)
+
+
 @pytest.mark.parametrize(
     "family, packer, latents, expected",
     [
@@ -354,7 +382,7 @@ def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
 def test_packers_and_types_of_latents(family: str, packer: str, latents: str, expected: str | None) -> None:
     codec = tiny_codec(family)
     if expected is None:
-        with pytest.raises(CodecError, match="has no packer"):
+        with pytest.raises(CodecError, match=f"has no packer|--latents {latents} is for families v1 to v4"):
             packer_for(codec, packer, latents)
     else:
         assert packer_for(codec, packer, latents) == expected
