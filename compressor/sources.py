@@ -265,6 +265,10 @@ class Source:
                 status = os.stat(path)
                 if not stat.S_ISREG(status.st_mode):
                     raise SourceError(f"{self.shown} is not a regular file or folder")
+                if (kind := os.path.splitext(path)[1].lower()) in (".zip", ".tar"):
+                    raise SourceError(
+                        f"{self.shown} is no picture; the pictures inside of it are {kind[1:]}://::{self.shown}"
+                    )
                 return _Place(path, single=_source_file(os.path.basename(path), path, local_info(status)))
         except OSError as error:
             raise self._error(f"cannot open {self.shown}", error) from error

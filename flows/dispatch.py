@@ -181,15 +181,22 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": cluster}
     if scheduler:
         listener().stage(f"waiting for a worker of {scheduler}")
+    where = scheduler or "this machine"
     with dask.config.set(settings), ExitStack() as stack:
         try:
             with _deaf_to_interrupts():
                 runner = stack.enter_context(DaskTaskRunner(**options))
                 client = runner.client  # starts the cluster
             # Work that waits, unlike waiting for a worker, has an adaptive cluster start one.
-            client.submit(int, pure=False).result(timeout=FIRST_WORKER_S)
+            first = client.submit(int, pure=False)
+            try:
+                first.result(timeout=FIRST_WORKER_S)
+            except TimeoutError as error:
+                raise LatentpackError(
+                    f"the Dask scheduler at {where} answers, but no worker was free in {FIRST_WORKER_S} s: start one "
+                    f"with 'dask worker {where}'"
+                ) from error
         except (OSError, TimeoutError, ValueError) as error:  # the last of an address that is none
-            where = scheduler or "this machine"
             raise LatentpackError(
                 f"no Dask worker can be reached at {where} ({error}); check --scheduler, such as tcp://10.0.0.5:8786"
             ) from error

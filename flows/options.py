@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Collection, Sequence
 from enum import Enum
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from compressor.addresses import shown
 from compressor.defaults import ORPHAN_HOURS
@@ -29,7 +29,7 @@ MOST_HOURS = 87_600  # ten years, which every date can be counted back by
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="latentpack",
         description="Folders and buckets of pictures into a queryable archive a fraction of the size.",
     )
@@ -73,6 +73,17 @@ def build_parser() -> argparse.ArgumentParser:
     _from_model(commands, "experiments", ExperimentsParameters, ("source",))
     _from_model(commands, "demo", DemoParameters, ())
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says of more names than a command takes, which a shell may have made of a glob, what to do about them."""
+
+    def error(self, message: str) -> NoReturn:
+        _, found, names = message.partition("unrecognized arguments: ")
+        if found and not names.startswith("-"):
+            shown = names if len(names) <= 80 else f"{names[:80]}..."
+            message = f"more names than it takes: {shown} (several pictures are one glob in quotes: 'photos/*.jpg')"
+        super().error(message)
 
 
 class _Version(argparse.Action):

@@ -42,6 +42,9 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["run", "{in}", "{new}", "--max-failures", "many"], "--max-failures"),
         (["run", "{in}", "{in}"], "not an archive, and not empty"),
         (["run", "{in}"], "required"),
+        (["run", "a.png", "b.png", "c.png", "{new}"], "more names than it takes: c.png {new} (several"),
+        (["run", *["a.png"] * 999], "a.... (several pictures are one glob in quotes: 'photos/*.jpg')\n"),
+        (["run", "{in}", "{new}", "--fast"], "unrecognized arguments: --fast\n"),
         (["frobnicate"], "invalid choice"),
         (["info", "{in}"], "no archive here"),
         (["restore", "{missing}", "{new}"], "no archive here"),
@@ -82,7 +85,7 @@ def test_wrong_usage_ends_with_2_and_says_why(
     places = {"missing": tmp_path / "missing", "new": tmp_path / "new", "in": pictures}
     code, out, err = said(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2
-    assert message in err and not out
+    assert message.format(**places) in err and not out
 
 
 def test_an_empty_folder_is_no_error_but_is_said(

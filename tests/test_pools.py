@@ -323,3 +323,16 @@ def test_a_scheduler_that_is_gone_is_told_and_no_picture_is_blamed(
 def test_an_address_that_is_none_is_told(tmp_path: Path, scheduler: str) -> None:
     with pytest.raises(LatentpackError, match=f"no Dask worker can be reached at {scheduler} .* tcp://"):
         archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=scheduler)
+
+
+def test_a_scheduler_without_workers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    import flows.dispatch
+
+    monkeypatch.setattr(flows.dispatch, "FIRST_WORKER_S", 1)
+    with LocalCluster(n_workers=0, dashboard_address=None, processes=False, protocol="tcp") as cluster:
+        address = cluster.scheduler_address
+        told = f"scheduler at {address} answers, but no worker .* in 1 s: start one with 'dask worker {address}'"
+        with pytest.raises(LatentpackError, match=told):
+            archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=address)

@@ -207,3 +207,15 @@ def test_a_file_has_one_address_whichever_source_lists_it(tmp_path):
     ):
         assert address(above) == address(below)
     assert address(f"zip://::{tmp_path}/p.zip") != address(f"zip://::{tmp_path}/q.zip")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_file_of_files_is_refused_with_the_address_of_the_pictures_in_it(tmp_path, kind):
+    picture = tmp_path / "in" / "a.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"1")
+    file = shutil.make_archive(str(tmp_path / "photos"), kind, picture.parent)
+    with pytest.raises(SourceError, match=f"is no picture; .* {kind}://::{file}$") as refused:
+        Source.open(file)
+    (listed,) = Source.open(str(refused.value).split()[-1]).files()
+    assert os.path.basename(listed.key) == "a.png"
