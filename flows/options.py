@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     quarantine = _plain(
         commands, "quarantine", "Pictures that could not be archived: list them, or have them tried again.", False
     )
-    quarantine.add_argument("action", choices=("list", "retry"), help="retry: the next run tries them again")
+    quarantine.add_argument(
+        "action", choices=("list", "retry"), help="list: show keys and reasons; retry: the next run tries them again"
+    )
     quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
     _add_keys(quarantine, "(default: all)")
     quarantine.add_argument("--reason", help="only pictures listed for this reason, such as unsupported")

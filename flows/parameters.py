@@ -121,8 +121,16 @@ KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extr
 CodecAddress = Annotated[
     Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
 ]
-TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches")]
-Quality = Annotated[int | None, Field(ge=0, le=100, description="fixed quality step instead of a target")]
+TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches, from 10 to 60")]
+Quality = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=100,
+        description="fixed quality step instead of a target, from 0 to 63 for families v5 and v6, such as faces, from "
+        "1 to 99 or 100 for standard formats; higher is better",
+    ),
+]
 Resize = Annotated[
     int | None,
     Field(
@@ -136,13 +144,24 @@ MaxBytes = Annotated[int, Field(ge=1, description="largest file that is read, in
 MaxPixels = Annotated[int, Field(ge=1, description="largest picture that is decoded, in pixels")]
 Workers = Annotated[
     int | None,
-    Field(ge=1, le=4096, description="processes to work with (default: one for each core and GiB of memory)"),
+    Field(
+        ge=1,
+        le=4096,
+        description="processes to work with, from 1 to 4096 (default: one for each core and GiB of memory)",
+    ),
 ]
 Scheduler = Annotated[
     Address | None,
     Field(description="address of a running Dask scheduler, such as tcp://host:8786 (default: this machine)"),
 ]
-BatchSize = Annotated[int, Field(ge=1, le=100_000, description="pictures in one task, and in one commit to an archive")]
+BatchSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=100_000,
+        description="most pictures in one task, and in one commit to an archive; fewer where their files are large",
+    ),
+]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
 SHARE = r"^\d+(\.\d+)?%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
@@ -228,7 +247,8 @@ class PipelineParameters(Parameters):
         default=0,
         ge=0,
         le=100,
-        description="rounds of refinement of each picture, families v5 and v6: fewer bytes, more time",
+        description="rounds of refinement of each picture, families v5 and v6, from 0 to 100: fewer bytes, more time; "
+        "5 takes five to six times as long, 10 eight times",
     )
     latents: Latents = Field(default=Latents.INT8, description="type of stored latents, families v1 to v4")
     resize: Resize = None
@@ -307,7 +327,7 @@ class TrainParameters(CodecTrainingParameters):
     )
     out: LocalPath = Field(default="codec.safetensors", description="file that the codec is written to")
     limit: Limit = None
-    batch_size: BatchSize = 1000
+    batch_size: int = Field(default=1000, ge=1, le=100_000, description="pictures that one task prepares for training")
     scheduler: Address | None = Field(
         default=None,
         description="address of a running Dask scheduler; a worker with a GPU trains (default: this machine)",
@@ -326,7 +346,9 @@ class BenchmarkParameters(Parameters):
     source: SourceUrl
     report: LocalPath = Field(default="report", description="folder that the report is written to")
     codec: list[Address] = Field(default=[CODEC], description="codecs by name or path, beside the standard ones")
-    effort: int = Field(default=0, ge=0, le=100, description="measure them with this many rounds of refinement as well")
+    effort: int = Field(
+        default=0, ge=0, le=100, description="measure them with this many rounds of refinement, up to 100, as well"
+    )
     limit: int = Field(default=50, ge=1, description="take at most this many pictures")
     workers: Workers = None
 
@@ -382,8 +404,8 @@ class RepairParameters(Parameters):
         None,
         ge=10,
         le=60,
-        description="dB of PSNR that every picture reaches (default: the lowest of the other pictures by the codec; "
-        "exact where all are)",
+        description="dB of PSNR that every picture reaches, from 10 to 60 (default: the lowest of the other pictures "
+        "by the codec; exact where all are)",
     )
     quality: Quality = None
     resize: Resize = None

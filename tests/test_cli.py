@@ -190,6 +190,18 @@ def test_keys_to_restore_are_taken_from_a_pipe(
     assert "or - for standard input" in " ".join(said(capsys, "restore", "--help")[1].split())
 
 
+def test_help_tells_ranges_and_what_each_action_does(capsys: pytest.CaptureFixture[str]) -> None:
+    def help_of(command: str) -> str:
+        return " ".join(said(capsys, command, "--help")[1].split())
+
+    run = help_of("run")
+    for told in ("reaches, from 10 to 60", "0 to 63 for families v5", "higher is better", "v6, from 0 to 100: fewer"):
+        assert told in run
+    assert "with, from 1 to 4096" in run and "in one commit" in run
+    assert "commit" not in help_of("train")
+    assert "list: show" in help_of("quarantine")
+
+
 def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1
