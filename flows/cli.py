@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from compressor.errors import LatentpackError, is_shortage, told
 from flows.exit_codes import INTERRUPTED, UNUSABLE
-from flows.interrupts import TOLD, interrupt_once, interrupted
+from flows.interrupts import TOLD, heeded, interrupt_once
 from flows.terminal import flush, warn
 
 
@@ -46,18 +46,19 @@ def _run(arguments: Sequence[str] | None) -> int:
             return UNUSABLE
     debug = False
     try:
-        from pydantic import ValidationError
+        with heeded():
+            from pydantic import ValidationError
 
-        from flows.options import build_parser, in_words
+            from flows.options import build_parser, in_words
 
-        try:
-            options = build_parser().parse_args(arguments)
-        except SystemExit as usage:  # argparse has said what is wrong
-            return int(usage.code or 0)
-        debug = options.debug
-        from flows import commands
+            try:
+                options = build_parser().parse_args(arguments)
+            except SystemExit as usage:  # argparse has said what is wrong
+                return int(usage.code or 0)
+            debug = options.debug
+            from flows import commands
 
-        return int(getattr(commands, options.command.replace("-", "_"))(options))
+            return int(getattr(commands, options.command.replace("-", "_"))(options))
     except KeyboardInterrupt:
         return _end_interrupted()
     except ImportError as error:
@@ -80,8 +81,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        if interrupted():
-            return _end_interrupted()
         if is_shortage(error):
             _say(f"not enough memory ({told(error)}): try fewer --workers, or more memory; what is done is kept")
             return UNUSABLE

@@ -15,6 +15,7 @@ from compressor.wording import NOT_USED, TAKEN_OUT, encoded_again, legible, numb
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
+from flows.interrupts import interrupted
 from flows.keys import in_a_file, named
 from flows.options import in_json, parameters_of, print_json
 from flows.parameters import (
@@ -88,6 +89,8 @@ def _run_flow(options: argparse.Namespace, module: str, name: str, parameters: A
     with prefect_api(options) as ready:
         flow = getattr(import_module(f"flows.{module}"), name)
         ready()
+        if interrupted():  # and Prefect, while it was imported, caught what pydantic made of it
+            raise KeyboardInterrupt
         with watching(options.json):
             try:
                 result: dict[str, Any] = flow(parameters)

@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from flows.exit_codes import INTERRUPTED
 
@@ -23,6 +24,17 @@ def interrupt_once() -> None:
 def interrupted() -> bool:
     """Whether there was one: some libraries, such as pydantic, raise an error of their own in its place."""
     return bool(_heard)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Have an error that a library raised in place of KeyboardInterrupt be that again."""
+    try:
+        yield
+    except Exception as error:
+        if interrupted():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _interrupt(*_: object) -> None:

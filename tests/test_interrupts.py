@@ -1,5 +1,6 @@
 """Ctrl-C or SIGTERM, as often as it comes: a command ends in order, with one line and no traceback, and never hangs."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,12 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.runs import write_pictures
+
 COMMAND = """
 import sys, time
+from compressor.errors import LatentpackError
 from flows import cli, commands, interrupts
 
 def info(options):
@@ -21,7 +26,7 @@ def info(options):
         time.sleep(float(sys.argv[1]))
     except KeyboardInterrupt:
         if sys.argv[4:]:
-            raise RuntimeError("as pydantic does") from None
+            raise eval(sys.argv[4])("in its place, as pydantic does") from None
         raise
     finally:
         time.sleep(float(sys.argv[2]))
@@ -30,6 +35,23 @@ def info(options):
 
 commands.info, interrupts.PATIENCE_S = info, float(sys.argv[3])
 cli.main(["info", "archive"])
+"""
+
+
+IMPORTING = """
+import signal, sys
+from flows import cli
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "prefect._internal.analytics":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise RuntimeError("as pydantic does") from None
+
+sys.meta_path.insert(0, Interrupting())
+cli.main(["run", *sys.argv[1:], "--codec", "webp"])
 """
 
 
@@ -48,7 +70,7 @@ def at_work(*arguments: Any, action: Any = signal.SIG_DFL) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("wrapped", [[], ["wrapped"]])
+@pytest.mark.parametrize("wrapped", [[], ["RuntimeError"]])
 def test_however_often_it_is_asked_to_a_command_ends_in_order(wrapped: list[str], sent: signal.Signals) -> None:
     with at_work(60, 1, 30, *wrapped) as process:
         for _ in range(4):
@@ -73,3 +95,20 @@ def test_where_it_is_ignored_it_stays_so() -> None:
     with at_work(0.5, 0, 30, action=signal.SIG_IGN) as process:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("in order\n", "") and process.returncode == 0
+
+
+def test_prefect_cannot_catch_it_while_it_is_imported(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 1)
+    command = [sys.executable, "-c", IMPORTING, tmp_path / "in", tmp_path / "archive"]
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (130, "") and not (tmp_path / "archive").exists()
+    assert "Traceback" not in done.stderr and done.stderr.endswith("repeat the command to go on from there\n")
+
+
+@pytest.mark.parametrize("error", ["ImportError", "LatentpackError"])
+def test_no_error_in_its_place_hides_it(error: str) -> None:
+    with at_work(60, 0, 30, error) as process:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
