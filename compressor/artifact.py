@@ -6,6 +6,7 @@ Nothing in it is executed: arrays and JSON only, checked before use.
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,16 @@ def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     if (length := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
         raise CodecError(f"a codec's header has at most {_HEADER_LIMIT:,} bytes, not {length:,}: shorten its card")
     return data
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file begins as an artifact does, of whatever format; the rest is not read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return length <= _HEADER_LIMIT and _KEY in json.loads(file.read(length))["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def parse(data: bytes, expected_id: str | None = None) -> Artifact:

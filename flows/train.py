@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from compressor.artifact import parse
+from compressor.artifact import is_artifact, parse
 from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes, naming, released
 from compressor.errors import CodecError, LatentpackError
@@ -48,6 +48,11 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
         raise CodecError(f"cannot write {out}: it is a folder; name a file in it, such as {out / 'codec.safetensors'}")
     if out.exists() and not out.is_file():  # a device, which would be replaced
         raise CodecError(f"cannot write {out}: it is no ordinary file; name one, such as codec.safetensors")
+    if out.exists() and not is_artifact(out):
+        raise CodecError(
+            f"cannot write {out}: a file of that name is there, and is no codec of latentpack; choose another name, or "
+            "delete it"
+        )
     source = Source.open(parameters.source)
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)

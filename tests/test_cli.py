@@ -52,6 +52,7 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["train", "{in}", "--out", "{missing}/x.safetensors"], "create it first"),
         (["train", "{in}", "--out", "{in}"], "it is a folder"),
         (["train", "{in}", "--out", "/dev/null"], "no ordinary file"),
+        (["train", "{in}", "--out", "{in}/a.png"], "is no codec of latentpack; choose another name, or delete it\n"),
         (["train", "{in}", "--side", "100"], "multiple of 32"),
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
         (["run", "{in}", "{new}", "--codec", "faces", "--train", "v3"], "--train does not go with --codec"),
