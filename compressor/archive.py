@@ -441,11 +441,12 @@ class Archive:
         format: str = "png",
         workers: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
+        overwrite: bool = False,
     ) -> "Restored":
         """Write pictures as files below ``destination``; see :func:`compressor.restoring.restore`."""
         from compressor.restoring import restore
 
-        return restore(self, destination, keys, format, workers, on_progress)
+        return restore(self, destination, keys, format, workers, on_progress, overwrite)
 
     def row_groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int, int, int]]:
         """Row groups: the file, the number there, and how many rows and bytes it has; in order of keys as ``scan`` is.

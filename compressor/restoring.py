@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -119,11 +120,17 @@ def shared_paths(keys: Iterable[str], format: str) -> frozenset[int]:
 
 
 def restore_rows(
-    archive: Archive, rows: Sequence[Row], destination: Path, format: str = "png", shared: Collection[int] = frozenset()
+    archive: Archive,
+    rows: Sequence[Row],
+    destination: Path,
+    format: str = "png",
+    shared: Collection[int] = frozenset(),
+    overwrite: bool = False,
 ) -> Restored:
     """Write the pictures of ``rows`` below ``destination``; originals as they came, byte for byte.
 
-    A file that is there already is replaced. Each appears whole or not at all.
+    Each file appears whole or not at all. One that is there with the same bytes counts as written; another one is
+    left alone, which is a problem, unless ``overwrite`` has it replaced.
     """
     done = Restored()
     for together in decoded_together(rows):
@@ -133,7 +140,7 @@ def restore_rows(
                 continue
             name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
             try:
-                write_file(destination, name, data)
+                write_file(destination, name, data, overwrite)
             except OSError as error:
                 done.problems.append((row.key, f"cannot write {name}: {error.strerror or error}"))
                 continue
@@ -163,11 +170,13 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
             yield error
 
 
-def write_file(destination: Path, name: str, data: bytes) -> None:
-    """Put ``data`` at ``destination / name``, following no link on the way there.
+def write_file(destination: Path, name: str, data: bytes, overwrite: bool = False) -> None:
+    """Put ``data`` at ``destination / name``, following no link on the way there nor at its end.
 
     Raises
     ------
+    FileExistsError
+        Another file is there, or a link, whatever it leads to. With ``overwrite`` either is replaced itself.
     OSError
         Also where a folder on the way is a link, which might lead out of ``destination``.
     """
@@ -178,8 +187,24 @@ def write_file(destination: Path, name: str, data: bytes) -> None:
         if folder.is_symlink():
             raise OSError(f"{folder} is a link; it is not followed")
         folder.mkdir(exist_ok=True)
-    with in_place_of(folder / last, lasting=False) as temporary:
+    path = folder / last
+    if not overwrite and _is_there(path, data):
+        return
+    with in_place_of(path, lasting=False) as temporary:
         temporary.write_bytes(data)
+
+
+def _is_there(path: Path, data: bytes) -> bool:
+    """Whether a file of these bytes is at ``path``. FileExistsError where another is."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(there.st_mode):
+        return False  # writing will say so: nothing replaces a folder
+    if stat.S_ISREG(there.st_mode) and there.st_size == len(data) and path.read_bytes() == data:
+        return True
+    raise FileExistsError("another file of that name is there; --overwrite replaces it")
 
 
 def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
@@ -199,10 +224,12 @@ def restore(
     format: str = "png",
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> Restored:
     """Restore ``keys``, or all pictures where they are None, below ``destination``, which is created.
 
-    What is damaged, or refused for good, is among the problems and keeps nothing else from being restored.
+    What is damaged, or refused for good, or would replace another file, is among the problems and keeps nothing else
+    from being restored. Files that are there with the same bytes count as written: a restore may be repeated.
 
     Parameters
     ----------
@@ -214,6 +241,8 @@ def restore(
         Processes that decode and write. Small archives are restored in this process, which starts faster.
     on_progress
         Called with (pictures done, pictures in all).
+    overwrite
+        Replace files of the same names that have other bytes, be they originals.
 
     Raises
     ------
@@ -232,7 +261,7 @@ def restore(
     except OSError as error:
         raise ArchiveError(f"cannot create {destination}: {error.strerror or error}; name another folder") from error
     with enough_memory(archive.url, "restore it"):
-        return _restore(archive, destination, keys, format, workers, on_progress)
+        return _restore(archive, destination, keys, format, workers, on_progress, overwrite)
 
 
 def _restore(
@@ -242,6 +271,7 @@ def _restore(
     format: str,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
+    overwrite: bool,
 ) -> Restored:
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
@@ -253,7 +283,7 @@ def _restore(
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
     finished = 0
     for count, one in _restore_batches(
-        archive, batches, destination, format, shared, workers if total > 2 * BATCH else 1
+        archive, batches, destination, format, shared, overwrite, workers if total > 2 * BATCH else 1
     ):
         done.add(one)
         finished += count
@@ -274,15 +304,16 @@ def _restore_batches(
     destination: Path,
     format: str,
     shared: frozenset[int],
+    overwrite: bool,
     workers: int,
 ) -> Iterator[tuple[int, Restored]]:
     """(rows, outcome) of each batch as it is done; at most two batches wait for each process."""
     if workers == 1:
         for rows in batches:
-            yield len(rows), restore_rows(archive, rows, destination, format, shared)
+            yield len(rows), restore_rows(archive, rows, destination, format, shared, overwrite)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    arguments = (archive, destination, format, shared)
+    arguments = (archive, destination, format, shared, overwrite)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         running: dict[Future[Restored], int] = {}
         try:
@@ -301,20 +332,20 @@ def _restore_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker: tuple[Archive, Path, str, frozenset[int]]
+_worker: tuple[Archive, Path, str, frozenset[int], bool]
 
 
-def _start_worker(archive: Archive, destination: Path, format: str, shared: frozenset[int]) -> None:
+def _start_worker(archive: Archive, destination: Path, format: str, shared: frozenset[int], overwrite: bool) -> None:
     global _worker
     import torch
 
     torch.set_num_threads(1)
-    _worker = (archive, destination, format, shared)
+    _worker = (archive, destination, format, shared, overwrite)
 
 
 def _restore_in_worker(rows: list[Row]) -> Restored:
-    archive, destination, format, shared = _worker
-    return restore_rows(archive, rows, destination, format, shared)
+    archive, destination, format, shared, overwrite = _worker
+    return restore_rows(archive, rows, destination, format, shared, overwrite)
 
 
 class _Chosen:

@@ -18,7 +18,7 @@ from tasks.report import publish_problems
 from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
-# Restoring and verifying may begin again: files are replaced whole, and reading changes nothing.
+# Restoring and verifying may begin again: a file that is there as it should be is written, and reading changes nothing.
 @task(name="restore", retries=2, **IF_TRANSIENT, **NOT_KEPT)
 def _restored(parameters: RestoreParameters) -> dict[str, Any]:
     done = unwatched.restore(parameters)

@@ -157,7 +157,9 @@ def restore(options: argparse.Namespace) -> int:
     for key, reason in result["problems"]:
         warn(f"{key}: {reason}")
     renamed = f", {result['renamed']:,} of them renamed to safe names" if result["renamed"] else ""
-    _answer(options, result, f"{number(result['written'], 'picture')} written to {parameters.destination}{renamed}")
+    bad = f", {number(len(result['problems']), 'problem')}" if result["problems"] else ""
+    written = f"{number(result['written'], 'picture')} written to {parameters.destination}"
+    _answer(options, result, f"{written}{renamed}{bad}")
     return UNWELL if result["problems"] else DONE
 
 

@@ -365,6 +365,9 @@ class RestoreParameters(Parameters):
         description="file format; jpeg and avif lose some 0.1 to 0.5 dB more (jpeg up to 1.6 where the archive has "
         "over 42 dB); originals keep their own bytes",
     )
+    overwrite: bool = Field(
+        default=False, description="replace files of the same names whose bytes differ, which else are left alone"
+    )
     workers: Workers = None
 
 

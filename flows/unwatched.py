@@ -19,7 +19,13 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     destination, workers = Path(parameters.destination), parameters.workers or worker_count()
     keys = named(parameters.key, parameters.keys_from) or None
     return restore_pictures(
-        archive, destination, keys, parameters.format.value, workers, on_progress("restoring")
+        archive,
+        destination,
+        keys,
+        parameters.format.value,
+        workers,
+        on_progress("restoring"),
+        overwrite=parameters.overwrite,
     ).to_dict()
 
 

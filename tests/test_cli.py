@@ -117,6 +117,19 @@ def test_restore_and_verify(archive: Path, tmp_path: Path, capsys: pytest.Captur
     assert said(capsys, "verify", archive)[0] == 0
 
 
+def test_a_restore_into_the_source_harms_no_original(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in pictures.rglob("*.*")}
+    code, out, err = said(capsys, "restore", archive, pictures)
+    assert code == 1 and ", 1 problem\n" in out
+    assert "a.png: cannot write a.png: another file of that name is there; --overwrite replaces it" in err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert said(capsys, "run", pictures, archive, "--codec", "webp", "--json")[0] == 0
+    assert said(capsys, "restore", archive, pictures, "--key", "a.png", "--overwrite")[0] == 0
+    assert (pictures / "a.png").read_bytes() != before[pictures / "a.png"]
+
+
 def test_verify_names_what_is_damaged(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (part,) = archive.glob("images/*.parquet")
     payload = Archive.open(str(archive)).read_row("sub/b.jpg").payload

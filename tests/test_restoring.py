@@ -132,8 +132,42 @@ def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Pa
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine")
-    write_file(tmp_path / "out", "a.png", b"picture")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write_file(tmp_path / "out", "a.png", b"mine")
+    assert (tmp_path / "out" / "a.png").is_symlink(), "what it leads to is none of a restore's files"
+    write_file(tmp_path / "out", "a.png", b"picture", overwrite=True)
     assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out" / "a.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_file_of_the_name_is_left_alone_until_it_is_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(restoring, "BATCH", 1)
+    archive, out = archive_of(tmp_path, "a.png", "b.png", "sub/c.png"), tmp_path / "out"
+    whole = restore(archive, out, workers=workers)
+    assert restore(archive, out, workers=workers) == whole, "the same bytes are as good as written"
+    pictures = {name: (out / name).read_bytes() for name in names(out)}
+    shorter, as_long = b"the original", bytes(len(pictures["sub/c.png"]))
+    (out / "a.png").write_bytes(shorter)
+    (out / "sub" / "c.png").write_bytes(as_long)
+    done = restore(archive, out, workers=workers)
+    assert done.written == 1 and done.bytes == len(pictures["b.png"])
+    assert sorted(done.problems) == [
+        (name, f"cannot write {name}: another file of that name is there; --overwrite replaces it")
+        for name in ("a.png", "sub/c.png")
+    ]
+    assert ((out / "a.png").read_bytes(), (out / "sub" / "c.png").read_bytes()) == (shorter, as_long)
+    assert archive.restore(out, workers=workers, overwrite=True) == whole
+    assert {name: (out / name).read_bytes() for name in names(out)} == pictures
+
+
+def test_a_folder_of_the_name_is_told_and_stays(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    for overwrite in (False, True):
+        [(_, reason)] = restore(archive, tmp_path / "out", overwrite=overwrite).problems
+        assert reason == "cannot write a.png: Is a directory"
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg"])
