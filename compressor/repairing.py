@@ -40,6 +40,7 @@ from compressor.verifying import (
 from compressor.wording import number
 
 BATCH = 1000  # pictures encoded and written together
+WAYS = "; put it back from a backup, give the source that its pictures came from, or take them out with --drop"
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Repaired:
     ``regained`` keys were encoded again from the source, by ``codec`` (its id; empty where none was needed) at
     ``floor`` dB or more (None: exactly, or at the one quality that it has or that was asked for); ``taken_out`` keys
     are no longer archived, and on the quarantine list until a run meets their files again; ``left`` are bad still.
-    ``unnamed`` pictures were in files of which not even the keys can be read: a run archives them again.
+    ``unnamed`` pictures are taken out, too, of files in which not even the keys can be read: a run archives them again.
     """
 
     files: list[str] = field(default_factory=list)
@@ -85,13 +86,14 @@ def repair(
     Parameters
     ----------
     source
-        Where the pictures came from. None: only what the archive can mend from itself.
+        Where the pictures came from. None: only what the archive can mend from itself, and nothing is taken out: what
+        is missing may be back with a mount, or after a copy that has not ended.
     options
         How pictures are encoded again; its codec must be in the archive. None: as the archive's other rows are.
     drop
-        Take out bad rows that cannot be regained, too. Otherwise they stay, and verify goes on naming them. What cannot
-        be read as a row is taken out in any case: it would stand in the way of every commit. A sound row whose codec
-        is damaged or missing stays as it is: it can be read again once that is back.
+        Take out what cannot be regained, too. Otherwise bad rows stay, and verify goes on naming them; what cannot be
+        read as a row is taken out where there is a ``source``, for a run ends where it has to read it. A sound row
+        whose codec is damaged or missing stays as it is: it can be read again once that is back.
     at_hand
         Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged or missing one.
     on_progress
@@ -133,6 +135,9 @@ def _repair(
     damaged = [one for one in unsound if not _put_right(images, one, done)]
     _mend_quarantine(quarantine, done)
     done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting)]
+    if source is None and not drop:
+        done.left += [problem for one in damaged for problem in _left(one)]
+        return done
     if not damaged:
         return done
     parts, regained, failed = _regain(archive, source, options, stored, damaged, np.concatenate(readable), done)
@@ -363,6 +368,13 @@ def _batches(files: Iterator[SourceFile]) -> Iterator[list[SourceFile]]:
             batch = []
     if batch:
         yield batch
+
+
+def _left(found: Findings) -> list[tuple[str, str]]:
+    """What is wrong with a file that stays as it is, and what to do about that which cannot be read."""
+    left = [(key, reason + WAYS * (key in found.unread)) for key, reason in found.bad.items()]
+    left += [(found.part.path, reason + WAYS) for reason in found.unreadable]
+    return left or [(found.part.path, found.mismatch)]
 
 
 def _take_out(

@@ -209,6 +209,17 @@ def encoded_again(repaired: dict[str, Any]) -> str:
     return f"{number(len(repaired['regained']), 'picture')} encoded again{how}"
 
 
+def taken_out(repaired: dict[str, Any]) -> str:
+    """What a repair (:meth:`Repaired.to_dict`) took out.
+
+    >>> taken_out({"taken_out": ["a.png"], "unnamed": 120})
+    '121 taken out (120 of files that name them no more; a run over their source archives them again)'
+    """
+    unnamed = repaired["unnamed"]
+    lost = f" ({unnamed:,} of files that name them no more; a run over their source archives them again)"
+    return f"{len(repaired['taken_out']) + unnamed:,} taken out" + (lost if unnamed else "")
+
+
 def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     """An archive's figures as names and values for people."""
     rows = [

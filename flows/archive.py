@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 
 from compressor.errors import ArchiveError
-from compressor.wording import TAKEN_OUT, encoded_again, number
+from compressor.wording import TAKEN_OUT, encoded_again, number, taken_out
 from flows import unwatched
 from flows.errors import EndedUnwell
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
@@ -83,13 +83,12 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
         Something is missing or bad still.
     """
     done = _mended(parameters)
-    get_run_logger().info(encoded_again(done))
+    get_run_logger().info("%s, %s", encoded_again(done), taken_out(done))
     lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
     publish_problems(lost, "repair", f"of {done['archive']} that could not be mended")
     _raise_if_any(lost, "not mended", done)
     if not done["whole"]:
-        count = number(done["unnamed"], "picture")
-        raise EndedUnwell(f"{count} in files that name them no more: the next run archives them again", done)
+        raise EndedUnwell(f"pictures are missing: {taken_out(done)}", done)
     return done
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, told
-from compressor.wording import NOT_USED, TAKEN_OUT, encoded_again, legible, number
+from compressor.wording import NOT_USED, TAKEN_OUT, encoded_again, legible, number, taken_out
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
@@ -195,11 +195,7 @@ def repair(options: argparse.Namespace) -> int:
     ]
     for text in mended:
         warn(text)
-    warn(f"{encoded_again(result)}, {len(result['taken_out']):,} taken out, {len(result['left']):,} left as they are")
-    if result["unnamed"]:
-        warn(
-            f"{number(result['unnamed'], 'picture')} in files that name them no more: the next run archives them again"
-        )
+    warn(f"{encoded_again(result)}, {taken_out(result)}, {len(result['left']):,} left as they are")
     return DONE if result["whole"] else UNWELL
 
 

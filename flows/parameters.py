@@ -414,7 +414,9 @@ class RepairParameters(Parameters):
     resize: Resize = None
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
-    drop: bool = Field(default=False, description="take out bad rows that the source does not have, too")
+    drop: bool = Field(
+        default=False, description="take out what is bad or cannot be read, and the source does not have, too"
+    )
 
     @property
     def subject(self) -> str:

@@ -332,6 +332,21 @@ def test_repair_takes_the_limits_of_the_run(pictures: Path, archive: Path, capsy
     assert said(capsys, "repair", archive, pictures, "--codec", "webp", "--max-pixels", "4000")[0] == 0
 
 
+def test_a_missing_file_stays_named_until_its_pictures_are_dropped(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (part,) = archive.glob("images/*.parquet")
+    part.unlink()
+    code, out, err = said(capsys, "repair", archive)
+    assert code == 1 and out.startswith(f"{part.name}\tfile with 3 pictures is unreadable: ")
+    assert "0 pictures encoded again, 0 taken out, 1 left as they are\n" in err
+    code, out, err = said(capsys, "repair", archive, "--drop")
+    assert (code, out) == (1, "")
+    assert "0 pictures encoded again, 3 taken out (3 of files that name them no more; a run over their source" in err
+    assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 0
+    assert said(capsys, "verify", archive)[0] == 0
+
+
 def test_restore_gives_back_what_is_sound(
     pictures: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

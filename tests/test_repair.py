@@ -126,13 +126,33 @@ def test_an_unreadable_file_is_replaced_from_the_source(archive: Archive, source
     assert pictures(archive) == before and Archive.open(archive.url).verify() == []
 
 
-def test_an_unreadable_file_without_the_source_no_longer_stands_in_the_way(archive: Archive, source: Source) -> None:
+@pytest.mark.parametrize("damage", ["gone", "footer", "key", "width"])
+def test_without_the_source_what_cannot_be_read_stays_named_and_may_be_put_back(archive: Archive, damage: str) -> None:
+    before, version = pictures(archive), archive.version
+    path = files_of(archive)[0]
+    whole = path.read_bytes()
+    lost = sorted(key for key, payload in before.items() if payload in whole)
+    if damage == "gone":
+        path.unlink()
+    elif damage == "footer":
+        flip(path, -40)
+    else:
+        flip_column(archive, path, damage)
+    done = mended(archive)
+    assert [name for name, _ in done.left] == (lost if damage == "width" else [path.name])
+    assert all("put it back from a backup, give the source" in reason for _, reason in done.left)
+    assert done == Repaired(left=done.left) and not done.is_whole and Archive.open(archive.url).version == version
+    path.write_bytes(whole)
+    assert Archive.open(archive.url).verify() == [] and pictures(archive) == before
+
+
+def test_an_unreadable_file_that_is_dropped_no_longer_stands_in_the_way(archive: Archive, source: Source) -> None:
     before = pictures(archive)
     files_of(archive)[0].unlink()
     with pytest.raises(LatentpackError):
         Archive.open(archive.url).known()
-    done = mended(archive)
-    assert done.unnamed == 3 and not done.is_whole
+    done = mended(archive, drop=True)
+    assert done == Repaired(unnamed=3) and not done.is_whole
     opened = Archive.open(archive.url)
     states = opened.known().state(list(source.files()))
     assert sorted(states) == ["new"] * 3 + ["same"] * 3
