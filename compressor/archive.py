@@ -476,8 +476,21 @@ class Archive:
         try:
             yield
         except Exception as error:
-            with self._store.errors(_reading_ended(error)):
+            with self._store.errors(self._reading_ended(error)):
                 raise
+
+    def _reading_ended(self, error: Exception) -> str:
+        """What cannot be done, where an error ends a scan, and what to do about it."""
+        if isinstance(error, FileNotFoundError):
+            newest = KeyedTable(self._store, self._images.folder, IMAGES)  # this archive goes on seeing its version
+            with self._store.errors(READING):
+                newest.log.refresh(anew=True)
+            if set(self._images.parts) - set(newest.parts):
+                return TAKEN_AWAY
+            return f"{READING}, for a file that its log names is missing; {SEE_REPAIR}"
+        if isinstance(error, verifying.DAMAGE) and not verifying.is_refusal(error):
+            return f"{READING}, for it is damaged; {SEE_REPAIR}"
+        return READING
 
     def _column_names(self, columns: Sequence[str] | None) -> list[str]:
         check_several(columns or ())
@@ -575,16 +588,8 @@ def _check_format(store: Store, marker: bytes) -> None:
 
 
 READING = "read it to the end"
+SEE_REPAIR = "see 'latentpack verify' and 'latentpack repair'"
 TAKEN_AWAY = (
     f"{READING}, for another run has compacted or vacuumed it; read it again, and if that does not help, see "
     "'latentpack verify'"
 )
-
-
-def _reading_ended(error: Exception) -> str:
-    """What cannot be done, where an error ends a scan, and what to do about it."""
-    if isinstance(error, FileNotFoundError):
-        return TAKEN_AWAY
-    if isinstance(error, verifying.DAMAGE) and not verifying.is_refusal(error):
-        return f"{READING}, for it is damaged; see 'latentpack verify' and 'latentpack repair'"
-    return READING

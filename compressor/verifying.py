@@ -40,19 +40,30 @@ Faults = dict[str, Exception | None]  # why codecs cannot be had, by id: one tha
 class Problem:
     """A picture that cannot be trusted, or a file of the archive, if what is wrong has no key (``key`` is its name).
 
-    ``waiting`` is how many pictures cannot be read for want of this file, a codec, although their rows are sound.
+    ``waiting`` is how many pictures cannot be read for want of this file, a codec, although their rows are sound,
+    ``unread`` how many are in this file of pictures and cannot be read; ``is_file`` tells it from a picture.
     """
 
     key: str
     reason: str
     waiting: int = 0
+    unread: int = 0
+    is_file: bool = False
 
 
 def in_figures(problems: Sequence[Problem]) -> dict[str, Any]:
-    """JSON-able: ``problems`` as (key, reason), and ``waiting``, how many sound pictures lack each file of a codec."""
+    """JSON-able: ``problems`` as (key, reason), and ``waiting``, how many sound pictures lack each file of a codec.
+
+    ``bad`` pictures are named in ``problems``, ``unread`` ones are not: their file is missing or damaged. Of
+    ``damaged_files`` all pictures may be sound.
+    """
+    files = [problem for problem in problems if problem.is_file]
     return {
         "problems": [(problem.key, problem.reason) for problem in problems],
         "waiting": {problem.key: problem.waiting for problem in problems if problem.waiting},
+        "bad": len(problems) - len(files),
+        "unread": sum(problem.unread for problem in files),
+        "damaged_files": sum(not problem.unread and not problem.waiting for problem in files),
     }
 
 
@@ -67,7 +78,7 @@ class Findings:
     bad
         Keys of rows that cannot be trusted, with reasons.
     unreadable
-        Reasons about row groups, or the whole file, of which not even the keys can be read.
+        Row groups, or the whole file, of which not even the keys can be read: how many pictures, by the reason.
     unread
         Keys of rows that cannot be read whole, out of ``bad``.
     mismatch
@@ -84,7 +95,7 @@ class Findings:
 
     part: Part
     bad: dict[str, str] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[str, int] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     mismatch: str = ""
     keys: list[str] = field(default_factory=list)
@@ -99,9 +110,11 @@ class Findings:
     def problems(self) -> list[Problem]:
         """As a user is told of them: keys where they are known."""
         found = [Problem(key, reason) for key, reason in self.bad.items()]
-        found += [Problem(self.part.path, reason) for reason in self.unreadable]
+        found += [
+            Problem(self.part.path, reason, unread=count, is_file=True) for reason, count in self.unreadable.items()
+        ]
         if self.mismatch and not found:
-            found.append(Problem(self.part.path, self.mismatch))
+            found.append(Problem(self.part.path, self.mismatch, is_file=True))
         return found
 
 
@@ -128,7 +141,8 @@ def verify(
             check_whole(quarantine, part)
         except DAMAGE as error:
             raise_if_refused(images.store, part.path, error)
-            problems.append(Problem(part.path, f"a list of quarantined pictures is damaged: {error}"))
+            reason = f"a list of quarantined pictures is damaged: {error}"
+            problems.append(Problem(part.path, reason, is_file=True))
     return problems + _twice(images, [hashes for _, hashes, _ in live])
 
 
@@ -172,7 +186,7 @@ def _check_logs(*tables: KeyedTable) -> list[Problem]:
                 table.log.check_state()
             except DAMAGE as error:
                 raise_if_refused(table.store, f"{table.folder}/_delta_log", error)
-                problems.append(Problem(f"{table.folder}/_delta_log", str(error)))
+                problems.append(Problem(f"{table.folder}/_delta_log", str(error), is_file=True))
     return problems
 
 
@@ -198,7 +212,7 @@ def check_codecs(archive: "Archive", waiting: Counter[str]) -> list[Problem]:
     problems = []
     for id, reason in sorted(faults.items()):
         lost = f"{number(waiting[id], 'sound picture')} cannot be read without it: " if waiting[id] else ""
-        problems.append(Problem(codec_name(id), lost + reason, waiting[id]))
+        problems.append(Problem(codec_name(id), lost + reason, waiting[id], is_file=True))
     return problems
 
 
@@ -300,7 +314,7 @@ def row_groups(images: KeyedTable, found: Findings, spans: Spans | None = None) 
     try:
         footer = images.footer(part)
     except DAMAGE as error:
-        found.unreadable.append(f"file with {number(part.rows, 'picture')} is unreadable: {told(error)}")
+        found.unreadable[f"file with {number(part.rows, 'picture')} is unreadable: {told(error)}"] = part.rows
         found.refused = found.refused or refusal(images.store, part.path, error)
         return
     for group in row_groups_with(footer, spans) if spans is not None else range(footer.num_row_groups):
@@ -315,7 +329,7 @@ def unreadable(images: KeyedTable, group: int, count: int, error: Exception, fou
         keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
     except DAMAGE as again:
         found.refused = found.refused or refusal(images.store, found.part.path, again)
-        found.unreadable.append(f"{reason} ({number(count, 'picture')})")
+        found.unreadable[f"{reason} ({number(count, 'picture')})"] = count
         return
     found.keys += keys
     found.unread.update(keys)

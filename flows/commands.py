@@ -173,8 +173,10 @@ def verify(options: argparse.Namespace) -> int:
         for key, reason in result["problems"]:
             tell(key, reason)
         lacking = f", {sum(waiting.values()):,} not decoded for want of their codec" if waiting else ""
-        bad = len(result["problems"]) - len(waiting)
-        warn(f"{number(result['pictures'], 'picture')} verified, {bad:,} of them bad{lacking}")
+        unread = f", {result['unread']:,} cannot be read" if result["unread"] else ""
+        files = f", {number(result['damaged_files'], 'file')} damaged" if result["damaged_files"] else ""
+        read = number(result["pictures"] - result["unread"], "picture")
+        warn(f"{read} verified, {result['bad']:,} of them bad{unread}{lacking}{files}")
     return UNWELL if result["problems"] else DONE
 
 

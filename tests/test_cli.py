@@ -134,11 +134,18 @@ def test_verify_names_what_is_damaged(archive: Path, capsys: pytest.CaptureFixtu
     (part,) = archive.glob("images/*.parquet")
     payload = Archive.open(str(archive)).read_row("sub/b.jpg").payload
     data = bytearray(part.read_bytes())
-    data[data.index(payload) + len(payload) // 2] ^= 1
+    middle = data.index(payload) + len(payload) // 2
+    data[middle] ^= 1
     part.write_bytes(data)
     code, out, _ = said(capsys, "verify", archive, "--json")
     assert code == 1
-    assert "sub/b.jpg" in {key for key, _ in json.loads(out)["problems"]}
+    found = json.loads(out)
+    assert "sub/b.jpg" in {key for key, _ in found["problems"]}
+    assert (found["bad"], found["unread"], found["damaged_files"]) == (1, 0, 0)
+    data[middle] ^= 1
+    data[0] ^= 1  # Parquet's magic number, which nothing reads
+    part.write_bytes(data)
+    assert "3 pictures verified, 0 of them bad, 1 file damaged\n" in said(capsys, "verify", archive)[2]
 
 
 def test_info_delete_compact_vacuum(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,6 +344,11 @@ def test_a_missing_file_stays_named_until_its_pictures_are_dropped(
 ) -> None:
     (part,) = archive.glob("images/*.parquet")
     part.unlink()
+    code, _, err = said(capsys, "verify", archive)
+    assert code == 1 and err.endswith("0 pictures verified, 0 of them bad, 3 cannot be read\n")
+    code, _, err = said(capsys, "info", archive)
+    assert code == 2 and "a file that its log names is missing; see 'latentpack verify'" in err
+    assert "another run" not in err
     code, out, err = said(capsys, "repair", archive)
     assert code == 1 and out.startswith(f"{part.name}\tfile with 3 pictures is unreadable: ")
     assert "0 pictures encoded again, 0 taken out, 1 left as they are\n" in err
