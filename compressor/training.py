@@ -399,8 +399,8 @@ def _save(
         "generator": generator.get_state(),
         "global_generator": torch.get_rng_state(),
     }
-    with replacing(path) as partial:
-        torch.save(saved, partial)
+    with replacing(path) as partial, open(partial, "wb") as file:  # by its path alone torch takes no hidden one
+        torch.save(saved, file)
 
 
 def _resume(
