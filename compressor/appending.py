@@ -114,7 +114,9 @@ def append(
     with enough_memory(archive.url, "append to it"):
         _raise_if_any({key: error for key in pictures if (error := _refusal(key, pictures[key], limits))}, pictures)
         id, _ = put_codec(archive, codec)
-        options = EncodeOptions(id, target_psnr, quality, effort=effort, limits=limits)
+        # A floor as well: of a codec that has one quality, too
+        floor = target_psnr if quality is None else None
+        options = EncodeOptions(id, target_psnr, quality, floor, effort=effort, limits=limits)
         report = encode_contents(_files(pictures), archive, options, "append", threads=threads)
     # What only its PNG shows: an array of noise may be too large as a file
     _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, pictures)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from compressor.artifact import identify
 from compressor.baselines import LOSSLESS, STANDARD
-from compressor.codec import ORIGINAL
+from compressor.codec import ORIGINAL, artifact_bytes, released
 from compressor.encoding import EncodeOptions
 from compressor.errors import ArchiveError
 from compressor.images import Limits
@@ -22,9 +23,10 @@ StoredRows = Counter[tuple[str, float | None]]
 class AgainOptions:
     """As :class:`compressor.encoding.EncodeOptions`; what is None is as the archive's other rows are.
 
-    The codec is then the learned one that rows name: standard formats beside it are what pictures fell back to. Where
-    there is none, it is the format of most rows. The floor is the lowest PSNR that a row by the codec has, or else any
-    row. Where all rows are exact, so are pictures that are encoded again.
+    The codec is then the learned one that rows name: standard formats beside it are what pictures fell back to. Of
+    several it is the damaged pictures' own, or else one that ships. Where there is none, it is the format of most rows.
+    The floor is the lowest PSNR that a row by the codec has, or else any row. Where all rows are exact, so are pictures
+    that are encoded again.
     """
 
     codec: str | None = None
@@ -70,7 +72,7 @@ class AgainOptions:
             codec,
             floor,
             self.quality,
-            min_psnr=floor if open_floor else None,  # of a codec that has one quality, too
+            min_psnr=floor if self.quality is None else None,  # of a codec that has one quality, too
             resize=self.resize,
             limits=self.limits,
         )
@@ -83,7 +85,7 @@ def _usual_codec(rows: StoredRows, damaged: Collection[str], url: str) -> str:
     del counts[ORIGINAL]
     learned = counts.keys() - STANDARD.keys()
     if len(learned) > 1:
-        learned &= set(damaged)
+        learned = learned & set(damaged) or learned & {identify(artifact_bytes(name)) for name in released()}
         if len(learned) != 1:
             named = ", ".join(sorted(counts.keys() - STANDARD.keys()))
             raise ArchiveError(f"{url}: its pictures are by several codecs ({named}): name one with --codec")

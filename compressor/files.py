@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UNFINISHED_S = 3600  # after which a file that is still being written is a killed process's: it takes minutes at most
 TEMPORARY = ".latentpack-"  # how names of files that are being written begin: hidden, as no picture is listed
 
 
@@ -43,6 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Like :func:`in_place_of`, but folders are made if need be, and a link stays and leads to the new file."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        delete_unfinished(path.parent, UNFINISHED_S)
     with in_place_of(path) as temporary:
         yield temporary
 

@@ -455,13 +455,14 @@ def fit_predictor(
         chunk = pictures_NHWC[start : start + 32]
         x_BCHW = to_network(chunk, device)
         first = network.first_features(x_BCHW, low_precision)
-        features.append(predicting.features(x_BCHW, first.trunk).half().cpu().numpy())
+        seen = predicting.features(x_BCHW, first.trunk)
+        features.append(predicting.some_cells(seen).half().cpu().numpy())
         at_centres = []
         for centre in predicting.CENTRES:
             quality_B = torch.full((len(chunk),), float(centre), device=device)
             z, r, level, y = network.quantize(first, quality_B, low_precision)
             decoded = from_network(network.reconstruct(y, quality_B, low_precision))
-            at_centres.append(predicting.log_mse(chunk, decoded))
+            at_centres.append(predicting.some_cells(predicting.log_mse(chunk, decoded)))
             if on_coded:
                 on_coded(z, r, level, quality_B)
         log_mse.append(np.stack(at_centres, axis=1))

@@ -6,6 +6,7 @@ of it and from its detail, frequency by frequency. It only says where a search b
 
 import math
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ _WIDTH, _BLOCKS = 64, 2
 _EPOCHS, _BATCH, _RATE, _WARMUP, _DECAY = 12, 32, 5e-3, 20, 1e-3
 _PREFIX = "predictor."
 _CELLS_WEIGHT = 0.05  # of the squared error in a cell's logarithm, beside that in a picture's PSNR
+_MOST_CELLS = 16  # a side, of each picture that is learned from
 _LOOKED_AT = 512  # pictures that say how features are spread
 _LEAST_ENERGY = 1e-3  # sources differ in their noise below it
 _LEAST_MSE = 0.05  # of a cell, in squared 8-bit levels
@@ -53,6 +55,9 @@ _waves = torch.cos(math.pi / CELL * (torch.arange(CELL) + 0.5) * torch.arange(CE
 _waves[0] /= math.sqrt(2)
 _DCT = torch.einsum("ai,bj->abij", _waves, _waves).reshape(-1, 1, CELL, CELL)  # orthonormal, as kernels
 DETAILS = len(_GREY) + 2 * len(_COLOUR) + 3
+
+
+Cells = TypeVar("Cells", Tensor, np.ndarray)
 
 
 class Predictor(nn.Module):
@@ -113,6 +118,12 @@ def log_mse(pictures_NHWC: np.ndarray, decoded_NHWC: np.ndarray) -> np.ndarray:
     squared = np.square(pictures_NHWC.astype(np.float32) - decoded_NHWC)
     cells = squared.reshape(count, height // CELL, CELL, width // CELL, CELL, channels)
     return np.log(cells.mean(axis=(2, 4, 5)) + _LEAST_MSE)
+
+
+def some_cells(values_BChw: Cells) -> Cells:
+    """The middle of a picture, 16x16 cells at most: what is learned from takes the same room whatever its size."""
+    top, left = (max(0, side - _MOST_CELLS) // 2 for side in values_BChw.shape[-2:])
+    return values_BChw[..., top : top + _MOST_CELLS, left : left + _MOST_CELLS]
 
 
 def fitted(features_NChw: np.ndarray, log_mse_N8hw: np.ndarray) -> Predictor:

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from compressor.archive import READING, TAKEN_AWAY, Archive, check_several
+from compressor.baselines import STANDARD
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
 from compressor.files import delete_unfinished, in_place_of
+from compressor.images import decode_picture
 from compressor.known import hash_keys
+from compressor.metrics import psnr
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture
 from compressor.retrying import is_transient
@@ -30,6 +33,7 @@ from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 
 MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
+ALIKE = 45.0  # dB between two restored files of one picture; rounding leaves 55 or more, JPEG makes 45 of it
 LEFT_S = 3600  # after which a file that is still being written is a killed restore's: it takes seconds at most
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
@@ -129,7 +133,7 @@ def restore_rows(
 ) -> Restored:
     """Write the pictures of ``rows`` below ``destination``; originals as they came, byte for byte.
 
-    Each file appears whole or not at all. One that is there with the same bytes counts as written; another one is
+    Each file appears whole or not at all. One that is there as it would be written counts as written; another one is
     left alone, which is a problem, unless ``overwrite`` has it replaced.
     """
     done = Restored()
@@ -140,7 +144,7 @@ def restore_rows(
                 continue
             name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
             try:
-                write_file(destination, name, data, overwrite)
+                write_file(destination, name, data, overwrite, rounded=row.codec not in STANDARD.keys() | {ORIGINAL})
             except OSError as error:
                 done.problems.append((row.key, f"cannot write {name}: {error.strerror or error}"))
                 continue
@@ -170,8 +174,11 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
             yield error
 
 
-def write_file(destination: Path, name: str, data: bytes, overwrite: bool = False) -> None:
+def write_file(destination: Path, name: str, data: bytes, overwrite: bool = False, rounded: bool = False) -> None:
     """Put ``data`` at ``destination / name``, following no link on the way there nor at its end.
+
+    A file that is there stays if its bytes are the same, or, where pixels are ``rounded`` as batch and machine have it,
+    if it shows the same picture.
 
     Raises
     ------
@@ -188,23 +195,35 @@ def write_file(destination: Path, name: str, data: bytes, overwrite: bool = Fals
             raise OSError(f"{folder} is a link; it is not followed")
         folder.mkdir(exist_ok=True)
     path = folder / last
-    if not overwrite and _is_there(path, data):
+    if not overwrite and _is_there(path, data, rounded):
         return
     with in_place_of(path, lasting=False) as temporary:
         temporary.write_bytes(data)
 
 
-def _is_there(path: Path, data: bytes) -> bool:
-    """Whether a file of these bytes is at ``path``. FileExistsError where another is."""
+def _is_there(path: Path, data: bytes, rounded: bool) -> bool:
+    """Whether this file is at ``path``. FileExistsError where another is."""
     try:
         there = path.lstat()
     except FileNotFoundError:
         return False
     if stat.S_ISDIR(there.st_mode):
         return False  # writing will say so: nothing replaces a folder
-    if stat.S_ISREG(there.st_mode) and there.st_size == len(data) and path.read_bytes() == data:
-        return True
+    if stat.S_ISREG(there.st_mode):
+        if there.st_size == len(data) and path.read_bytes() == data:
+            return True
+        if rounded and there.st_size < 2 * len(data) + 1024 and _are_alike(path.read_bytes(), data):
+            return True
     raise FileExistsError("another file of that name is there; --overwrite replaces it")
+
+
+def _are_alike(one: bytes, other: bytes) -> bool:
+    """Whether two picture files show the same but for how sums were rounded: by one level here and there."""
+    try:
+        a, b = (decode_picture(data).pixels for data in (one, other))
+    except ImageError:
+        return False
+    return a.shape == b.shape and psnr(a, b) > ALIKE
 
 
 def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
@@ -229,7 +248,7 @@ def restore(
     """Restore ``keys``, or all pictures where they are None, below ``destination``, which is created.
 
     What is damaged, or refused for good, or would replace another file, is among the problems and keeps nothing else
-    from being restored. Files that are there with the same bytes count as written: a restore may be repeated.
+    from being restored. Files that are there as they would be written count as written: a restore may be repeated.
 
     Parameters
     ----------

@@ -132,6 +132,17 @@ def outcome(run: dict[str, Any]) -> str:
     return ", ".join(parts) + (f"; {NO_FURTHER}" if run["limited"] else "")
 
 
+def unchanged(run: dict[str, Any]) -> list[str]:
+    """That what was there keeps the quality it has, where the run was told one."""
+    if not run["already_there"] or not run["chosen"]:
+        return []
+    options = ", ".join("--" + name.replace("_", "-") for name in run["chosen"])
+    return [
+        f"{number(run['already_there'], 'picture')} already there, stored as they were whatever {options} may say: "
+        "for another choice start a new archive"
+    ]
+
+
 def remarks(run: dict[str, Any]) -> list[str]:
     """What a person should know of a run, and may be meant to be so."""
     told = [] if run["listed"] else [f"there is no picture in {run['source']}"]
@@ -142,12 +153,6 @@ def remarks(run: dict[str, Any]) -> list[str]:
         told.append(
             f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
             "transparency, keeps its own bytes and size"
-        )
-    if run["already_there"] and run["chosen"]:
-        options = ", ".join("--" + name.replace("_", "-") for name in run["chosen"])
-        told.append(
-            f"{number(run['already_there'], 'picture')} already there, stored as they were whatever {options} may say: "
-            "for another choice start a new archive"
         )
     if run["one_quality"] and run["psnr_min"] is not None:
         told.append(

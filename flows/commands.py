@@ -136,14 +136,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
-    from compressor.wording import describe, needing_a_look, remarks
+    from compressor.wording import describe, needing_a_look, remarks, unchanged
 
     if options.json:
         print_json(summary)
     else:
         print_rows("run", describe(summary))
     wrong = needing_a_look(summary)
-    for text in [*remarks(summary), *wrong]:
+    for text in [*remarks(summary), *unchanged(summary), *wrong]:
         warn(text)
     return UNWELL if wrong else DONE
 

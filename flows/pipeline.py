@@ -28,7 +28,7 @@ from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan, most_bytes
 from compressor.sources import Source
 from compressor.summary import FailureBudget, RunSummary
-from compressor.wording import duration, needing_a_look, number, outcome, remarks
+from compressor.wording import duration, needing_a_look, number, outcome, remarks, unchanged
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.errors import EndedUnwell
 from flows.interrupts import interrupted
@@ -127,6 +127,8 @@ def _log(run: dict[str, Any]) -> None:
     """Have the run's log say how it ended; the command line says it in a table and in lines of its own."""
     logger = get_run_logger()
     logger.info(outcome(run))
+    for text in unchanged(run):  # no warning: of a job that names its options it is true each night
+        logger.info(text, extra={SAID_ELSEWHERE: True})
     for text in [*remarks(run), *needing_a_look(run)]:
         logger.warning(text, extra={SAID_ELSEWHERE: True})
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from compressor.appending import NotAppended
 from compressor.archive import Archive
+from compressor.baselines import STANDARD
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, ImageError
 from compressor.images import Limits
@@ -195,3 +196,11 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
     with pytest.raises(CodecError, match="knows no effort but 0"):
         archive.append({"a": picture}, "jpegxl", effort=3)
     assert len(archive) == 0
+
+
+def test_a_codec_of_one_quality_holds_the_target_by_fallbacks(tmp_path: Path) -> None:
+    path = tmp_path / "v1.safetensors"
+    path.write_bytes(tiny_artifact("v1"))
+    archive = Archive.create(str(tmp_path / "archive"))
+    done = archive.append({"a": smooth_pictures(1, 64, 64)[0]}, codec=str(path), target_psnr=34.0)
+    assert done.psnr_min >= 34 and archive.read_row("a").codec in STANDARD

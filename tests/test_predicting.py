@@ -84,3 +84,10 @@ def test_a_damaged_predictor_is_refused() -> None:
         load_codec(with_tensors(data, cut))
     with pytest.raises(CodecError, match="not finite"):
         load_codec(with_tensors(data, {name: np.full_like(value, np.nan) for name, value in arrays.items()}))
+
+
+def test_what_is_learned_from_takes_the_same_room_of_larger_pictures() -> None:
+    values = np.arange(40 * 12).reshape(1, 40, 12)
+    assert predicting.some_cells(values).shape == (1, 16, 12)
+    assert predicting.some_cells(values)[0, 0, 0] == 12 * 12
+    assert np.array_equal(predicting.some_cells(values[:, :16]), values[:, :16])

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from s3fs.errors import translate_boto_error
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.baselines import StandardCodec
+from compressor.codec import artifact_bytes
+from compressor.defaults import CODEC
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.errors import ArchiveError, CodecError, LatentpackError
@@ -848,3 +851,18 @@ def test_what_there_is_no_library_to_decode_with_is_not_damaged(
     refused_with(archive, "may be sound: .*failed to map segment from shared object")
     monkeypatch.undo()
     assert len(pictures(archive)) == 7
+
+
+def test_options_that_leave_a_codec_open_take_the_one_that_ships_of_several() -> None:
+    shipped = identify(artifact_bytes(CODEC))
+    rows = Counter({("0" * 32, 34.2): 5, (shipped, 34.1): 2, ("av1-444", 34.0): 9})
+    assert AgainOptions().complete(rows, set(), "archive").codec == shipped
+    assert AgainOptions().complete(rows, {"0" * 32}, "archive").codec == "0" * 32
+    with pytest.raises(ArchiveError, match="several codecs"):
+        AgainOptions().complete(Counter({("0" * 32, 34.2): 5, ("1" * 32, 34.1): 2}), set(), "archive")
+
+
+def test_a_floor_that_is_named_holds_for_a_codec_of_one_quality_too() -> None:
+    options = AgainOptions("v1", target_psnr=40.0).complete(Counter({("v1", 30.0): 1}), set(), "archive")
+    assert options.min_psnr == 40.0
+    assert AgainOptions("v1", quality=9).complete(Counter({("v1", 30.0): 1}), set(), "archive").min_psnr is None

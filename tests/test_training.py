@@ -271,9 +271,11 @@ def test_a_compiled_training_is_the_same_training(device: str, optimizer: str, m
     plain = fit(hyperprior(), gradients(16), gradients(4), config, device=torch.device(device))
     compiled = fit(network, gradients(16), gradients(4), replace(config, compile=True), device=torch.device(device))
     assert not any(module._compiled_call_impl for module in network.modules())
-    assert torch.allclose(
-        weights(plain[0]), weights(compiled[0]), atol=1e-3 if has_fast_bf16(torch.device(device)) else 1e-5
-    )
+    difference = (weights(plain[0]) - weights(compiled[0])).abs()
+    if has_fast_bf16(torch.device(device)):  # steps of a rounding's sign
+        assert difference.mean() < 1e-4
+    else:
+        assert difference.max() < 1e-5
     assert plain[1].history[-1]["loss"] == pytest.approx(compiled[1].history[-1]["loss"], rel=1e-3)
 
 
