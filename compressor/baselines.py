@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from compressor import picture_files
-from compressor.codec import Encoded, per_picture
+from compressor.codec import ORIGINAL, Encoded, per_picture
 from compressor.containers import av1_size, avif_container
 from compressor.errors import CodecError, is_shortage
 
@@ -363,3 +363,8 @@ _FORMATS = {
 
 STANDARD: dict[str, StandardCodec] = {name: StandardCodec(name) for name in _FORMATS}
 """Every standard format by name, with its usual settings; the libraries are imported when one is first used."""
+
+
+def is_carried(codec: str) -> bool:
+    """Whether what rows call this codec is one that an archive carries: no standard format, and no file as it came."""
+    return codec not in STANDARD and codec != ORIGINAL

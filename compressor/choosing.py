@@ -6,9 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from compressor.archive import Archive
-from compressor.artifact import identify
 from compressor.baselines import STANDARD
-from compressor.codec import Codec, artifact_bytes, check_packer, load_codec, naming, released
+from compressor.codec import Codec, artifact_bytes, check_packer, load_codec, naming, released, released_ids
 from compressor.errors import ArchiveError, CodecError
 
 _LEAST_DIGITS = 8  # of an id, to name a codec by
@@ -62,7 +61,7 @@ def _whole(name: str, archive: Callable[[], Archive]) -> str:
     """
     if not re.fullmatch("[0-9a-f]+", name) or name in released() or Path(name).is_file():
         return name
-    names = {identify(artifact_bytes(shipped)): shipped for shipped in released()}
+    names = released_ids()
     with suppress(ArchiveError):  # there may be none yet
         store = archive().tables[0].store
         with store.errors("list its codecs"):

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from compressor.artifact import identify
 from compressor.errors import CodecError
 
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
@@ -117,6 +118,11 @@ def spread_qualities(codec: Codec, count: int) -> list[int]:
 def released() -> list[str]:
     """Names of the codecs that are shipped with weights."""
     return sorted(path.stem for path in RELEASED.glob("*.safetensors"))
+
+
+def released_ids() -> dict[str, str]:
+    """The same by the ids that rows know them by. Reads them whole."""
+    return {identify(artifact_bytes(name)): name for name in released()}
 
 
 def titles(names: Sequence[str]) -> dict[str, str]:

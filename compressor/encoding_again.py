@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from compressor.artifact import identify
-from compressor.baselines import LOSSLESS, STANDARD
-from compressor.codec import ORIGINAL, artifact_bytes, released
+from compressor.baselines import LOSSLESS, is_carried
+from compressor.codec import ORIGINAL, released_ids
 from compressor.encoding import EncodeOptions
 from compressor.errors import ArchiveError
 from compressor.images import Limits
@@ -83,11 +82,11 @@ def _usual_codec(rows: StoredRows, damaged: Collection[str], url: str) -> str:
     for (codec, _), count in rows.items():
         counts[codec] += count
     del counts[ORIGINAL]
-    learned = counts.keys() - STANDARD.keys()
+    learned = set(filter(is_carried, counts))
     if len(learned) > 1:
-        learned = learned & set(damaged) or learned & {identify(artifact_bytes(name)) for name in released()}
+        learned = learned & set(damaged) or learned & released_ids().keys()
         if len(learned) != 1:
-            named = ", ".join(sorted(counts.keys() - STANDARD.keys()))
+            named = ", ".join(sorted(filter(is_carried, counts)))
             raise ArchiveError(f"{url}: its pictures are by several codecs ({named}): name one with --codec")
     if learned:
         return learned.pop()

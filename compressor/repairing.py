@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
-from compressor.baselines import STANDARD
-from compressor.codec import ORIGINAL, Codec, artifact_bytes, released
+from compressor.baselines import is_carried
+from compressor.codec import Codec, artifact_bytes, released
 from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import EXACT, AgainOptions, StoredRows
@@ -123,7 +123,7 @@ def _repair(
     for table in (images, quarantine):
         _mend_log(table, done)
     stored = _stored(images)
-    _mend_codecs(archive, {codec for codec, _ in stored} - STANDARD.keys() - {ORIGINAL}, at_hand, done)
+    _mend_codecs(archive, {codec for codec, _ in stored if is_carried(codec)}, at_hand, done)
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     waiting: Counter[str] = Counter()

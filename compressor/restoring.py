@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from compressor.archive import READING, TAKEN_AWAY, Archive, check_several
-from compressor.baselines import STANDARD
+from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
-from compressor.files import delete_unfinished, in_place_of
+from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
 from compressor.images import decode_picture
 from compressor.known import hash_keys
 from compressor.metrics import psnr
@@ -34,7 +34,6 @@ from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
 ALIKE = 45.0  # dB between two restored files of one picture; rounding leaves 55 or more, JPEG makes 45 of it
-LEFT_S = 3600  # after which a file that is still being written is a killed restore's: it takes seconds at most
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
 _NAME_BYTES = 255  # what common file systems allow for one name
@@ -144,7 +143,7 @@ def restore_rows(
                 continue
             name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
             try:
-                write_file(destination, name, data, overwrite, rounded=row.codec not in STANDARD.keys() | {ORIGINAL})
+                write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
             except OSError as error:
                 done.problems.append((row.key, f"cannot write {name}: {error.strerror or error}"))
                 continue
@@ -233,7 +232,7 @@ def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
         folder, *below = itertools.accumulate(parts, Path.__truediv__, initial=destination)
         if not any(path.is_symlink() for path in below):
             with suppress(OSError):  # most are made only now, and what cannot be read here does no harm
-                delete_unfinished([folder, *below][-1], LEFT_S)
+                delete_unfinished([folder, *below][-1], UNFINISHED_S)
 
 
 def restore(

@@ -1,7 +1,6 @@
 """Figures in words for people: bytes, times, a run, an archive. What they are is counted elsewhere."""
 
 import re
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from compressor.listing import is_like_picture
@@ -145,6 +144,8 @@ def unchanged(run: dict[str, Any]) -> list[str]:
 
 def remarks(run: dict[str, Any]) -> list[str]:
     """What a person should know of a run, and may be meant to be so."""
+    from compressor.baselines import is_carried
+
     told = [] if run["listed"] else [f"there is no picture in {run['source']}"]
     if run["ignored"]:
         name, reason = run["ignored_names"][0]
@@ -159,21 +160,13 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "
             "--min-psnr DB gives a floor"
         )
-    if run["codec_bytes"] > run["table_bytes"] and _needs_decoder(run["codecs"]):
+    if run["codec_bytes"] > run["table_bytes"] and any(map(is_carried, run["codecs"])):
         told.append(
             f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "
             f"({size(run['table_bytes'])}): if they stay so few, start a new archive with --codec av1-444, "
             "which needs none"
         )
     return told
-
-
-def _needs_decoder(codecs: Collection[str]) -> bool:
-    """Whether any of these is a codec that an archive carries."""
-    from compressor.baselines import STANDARD
-    from compressor.codec import ORIGINAL
-
-    return not set(codecs) <= {*STANDARD, ORIGINAL}
 
 
 def needing_a_look(run: dict[str, Any]) -> list[str]:
