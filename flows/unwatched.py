@@ -38,7 +38,7 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
 
 def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
-    from compressor.choosing import put_codec
+    from compressor.choosing import check_codec, put_codec
     from compressor.encoding_again import AgainOptions
     from compressor.images import Limits
     from compressor.repairing import repair as mend
@@ -48,6 +48,8 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
     archive = Archive.open(parameters.archive)
     source = Source.open(parameters.source) if parameters.source else None
     options = None
+    if parameters.codec:
+        check_codec(parameters.codec, parameters.archive)
     if source:
         pin_threads(cores())
         options = AgainOptions(

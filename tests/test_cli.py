@@ -130,6 +130,13 @@ def test_a_restore_into_the_source_harms_no_original(
     assert (pictures / "a.png").read_bytes() != before[pictures / "a.png"]
 
 
+def test_a_repair_says_that_there_is_no_such_codec_even_where_it_needs_none(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = said(capsys, "repair", archive, "--codec", "copy-of-faces")
+    assert code == 2 and "there is no codec 'copy-of-faces'" in err
+
+
 def test_verify_names_what_is_damaged(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (part,) = archive.glob("images/*.parquet")
     payload = Archive.open(str(archive)).read_row("sub/b.jpg").payload
