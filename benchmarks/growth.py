@@ -77,7 +77,7 @@ def build(url: str, rows: int, pictures: str) -> dict[str, float]:
     for start in range(0, rows, COMMIT):
         numbers = range(start, min(rows, start + COMMIT))
         part = archive.write_part(
-            [replace(kinds[n % len(kinds)], key=key_of(n), fingerprint=n.to_bytes(8, "big")) for n in numbers]
+            [replace(kinds[n % len(kinds)], key=key_of(n), fingerprint=n.to_bytes(5, "big")) for n in numbers]
         )
         started = time.perf_counter()
         archive.commit([part], batch_id=f"benchmark/{start}")

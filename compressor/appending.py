@@ -16,7 +16,7 @@ from compressor.defaults import CODEC, TARGET_PSNR
 from compressor.encoding import BatchReport, EncodeOptions, encode_contents
 from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
 from compressor.images import Limits, check_size, decode_picture
-from compressor.parquet import FINGERPRINT_BYTES
+from compressor.known import FINGERPRINT_BYTES
 from compressor.picture_writing import encode_picture
 from compressor.reading import refusal
 from compressor.sources import SourceFile, name_problem

@@ -116,7 +116,7 @@ class KeyedTable:
         def load(part: Part) -> tuple[np.ndarray, np.ndarray]:
             read = self.read(part, None, ["key", "fingerprint"])
             hashes = self._hashes[part.path] = hash_keys(read["key"].to_pylist())
-            return hashes, fingerprint_numbers(read["fingerprint"])
+            return hashes, fingerprint_numbers(read["fingerprint"].to_pylist())
 
         with ThreadPoolExecutor(THREADS) as pool:
             loaded = list(pool.map(load, self.parts))

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from compressor.errors import LatentpackError, SourceError
+from compressor.known import FINGERPRINT_BYTES
 
 READ_EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
@@ -231,8 +232,8 @@ def tells_versions(info: Info) -> bool:
 
 
 def fingerprint(info: Info) -> bytes:
-    """8 bytes: BLAKE2b of the best mark of a file's version that its file system gives, and its size."""
+    """5 bytes of the BLAKE2b of the best mark of a file's version that its file system gives, and its size."""
     mark = _mark(info)
     if isinstance(mark, str):
         mark = mark.strip('"')  # servers differ in whether an ETag is quoted
-    return blake2b(f"{mark}|{size_of(info)}".encode(), digest_size=8).digest()
+    return blake2b(f"{mark}|{size_of(info)}".encode(), digest_size=8).digest()[:FINGERPRINT_BYTES]

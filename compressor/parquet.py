@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from compressor import integrity
 from compressor.errors import ArchiveError
+from compressor.known import FINGERPRINT_BYTES
 
-FINGERPRINT_BYTES = 8
 GROUP_ROWS = 1024
 _DECIMALS = {"psnr": 2, "ssim": 3}  # that a row has
 _UNITS = {"psnr": 128, "ssim": 1024}  # parts of 1 that are stored: every such decimal comes back
@@ -34,9 +34,9 @@ GROUP_BYTES = 8 * 2**20  # of payloads: a row group is what reading one picture 
 class Row:
     """One archived picture.
 
-    ``fingerprint`` is 8 bytes, ``crc32c`` the payload's checksum as an unsigned number, ``psnr`` in dB and ``ssim`` are
-    None where the pixels are exact, ``quality`` is -1 and ``packer`` empty where the codec has no choice of them.
-    Of a scan of some columns, the fields of all others are None.
+    ``fingerprint`` is 5 bytes (8 in rows of earlier versions), ``crc32c`` the payload's checksum as an unsigned number,
+    ``psnr`` in dB and ``ssim`` are None where the pixels are exact, ``quality`` is -1 and ``packer`` empty where the
+    codec has no choice of them. Of a scan of some columns, the fields of all others are None.
     """
 
     key: str
@@ -161,7 +161,7 @@ def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> p
     for row, following in zip(ordered, [*ordered[1:], None], strict=True):
         if isinstance(row, Row) and not (row.width > 0 and row.height > 0):
             raise ArchiveError(f"{row.key!r}: no picture is {row.width} x {row.height} pixels")
-        if len(row.fingerprint) != FINGERPRINT_BYTES:
+        if len(row.fingerprint) < FINGERPRINT_BYTES:
             raise ArchiveError(
                 f"{row.key!r}: its fingerprint has {len(row.fingerprint)} bytes, not {FINGERPRINT_BYTES}"
             )
@@ -176,6 +176,8 @@ def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> p
 
 def _column(rows: Sequence[Any], column: Column) -> pa.Array:
     values = [getattr(row, column.name) for row in rows]
+    if column.name == "fingerprint":
+        values = [value[:FINGERPRINT_BYTES] for value in values]  # rows of earlier versions had more
     if column.name == "crc32c":
         # Delta has no unsigned integers, and 64 bits would cost 4 bytes a row: the same 32 bits as a signed number.
         return pa.array(np.array(values, np.uint32).view(np.int32))

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from compressor.known import KnownKeys
+from compressor.known import FINGERPRINT_BYTES, KnownKeys
 from compressor.sources import Source, SourceFile
 
 CHUNK = 4096  # listed files that are compared with the archive together
@@ -26,7 +26,7 @@ _SCHEMA = pa.schema(
         ("key", pa.string()),
         ("path", pa.string()),
         ("size", pa.int64()),
-        ("fingerprint", pa.binary(8)),
+        ("fingerprint", pa.binary(FINGERPRINT_BYTES)),
         ("changed", pa.bool_()),
     ]
 )

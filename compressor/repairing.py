@@ -23,8 +23,8 @@ from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import EXACT, AgainOptions, StoredRows
 from compressor.errors import ArchiveError, CodecError, enough_memory, told
 from compressor.keyed_table import KeyedTable
-from compressor.known import hash_keys
-from compressor.parquet import FINGERPRINT_BYTES, Part, QuarantineRow
+from compressor.known import FINGERPRINT_BYTES, hash_keys
+from compressor.parquet import Part, QuarantineRow
 from compressor.sources import Source, SourceFile
 from compressor.verifying import (
     DAMAGE,

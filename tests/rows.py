@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
+from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import Row
 from compressor.sources import SourceFile
 
@@ -37,7 +38,7 @@ def _jpeg_row(seed: int, height: int, width: int) -> Row:
     [encoded] = STANDARD["jpeg"].encode([pixels], 80)
     return Row(
         key="",
-        fingerprint=seed.to_bytes(8, "little"),
+        fingerprint=seed.to_bytes(FINGERPRINT_BYTES, "little"),
         width=width,
         height=height,
         channels=3,
@@ -81,7 +82,7 @@ def face_rows(count: int, start: int = 0, seed: int = 0) -> list[Row]:
         rows.append(
             Row(
                 key=face_key(number),
-                fingerprint=random.bytes(8),
+                fingerprint=random.bytes(FINGERPRINT_BYTES),
                 width=128,
                 height=128,
                 channels=3,

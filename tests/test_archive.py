@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor import parquet
 from compressor.archive import CRASHED, Archive
 from compressor.errors import UNREADABLE, ArchiveError, CodecError
+from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow, Row
 from compressor.sources import SourceFile
 from tests.codecs import tiny_artifact
-from tests.rows import add, face_key, face_rows, picture_row, source_file
+from tests.rows import add, contents, face_key, face_rows, picture_row, source_file
 
 # --- opening ---
 
@@ -183,18 +185,18 @@ def test_known_tells_new_changed_same_and_quarantined(archive):
     add(archive, rows[30:40])
     archive.quarantine(
         [
-            QuarantineRow.now("bad.png", b"12345678", "corrupt", "no", "run"),
-            QuarantineRow.now(rows[1].key, b"87654321", "corrupt", "the new version does not decode", "run"),
+            QuarantineRow.now("bad.png", b"12345", "corrupt", "no", "run"),
+            QuarantineRow.now(rows[1].key, b"54321", "corrupt", "the new version does not decode", "run"),
         ]
     )
     files = [
         source_file(rows[0]),
         source_file(rows[35]),
         source_file(rows[45]),
-        source_file(rows[0], fingerprint=b"00000000"),
-        source_file(rows[0], key="bad.png", fingerprint=b"12345678"),
-        source_file(rows[0], key="bad.png", fingerprint=b"mended!!"),
-        source_file(rows[1], fingerprint=b"87654321"),
+        source_file(rows[0], fingerprint=b"00000"),
+        source_file(rows[0], key="bad.png", fingerprint=b"12345"),
+        source_file(rows[0], key="bad.png", fingerprint=b"mende"),
+        source_file(rows[1], fingerprint=b"54321"),
     ]
     known = Archive.open(archive.url).known()
     assert known.state(files) == ["same", "same", "new", "changed", "quarantined", "new", "quarantined"]
@@ -202,16 +204,31 @@ def test_known_tells_new_changed_same_and_quarantined(archive):
     assert Archive.create(archive.url + "-empty").known().state(files[:2]) == ["new", "new"]
 
 
+def test_an_archive_of_an_earlier_version_knows_its_pictures(archive, monkeypatch):
+    rows = [replace(row, fingerprint=row.fingerprint + b"old") for row in face_rows(3)]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(parquet, "FINGERPRINT_BYTES", 8)
+        add(archive, rows[:2])
+        archive.quarantine([QuarantineRow.now(rows[2].key, rows[2].fingerprint, "corrupt", "no", "run")])
+    files = [source_file(row, fingerprint=row.fingerprint[:FINGERPRINT_BYTES]) for row in rows]
+    add(archive, face_rows(1, start=3))
+    archive.compact()
+
+    assert {len(row.fingerprint) for row in contents(archive).values()} == {5, 8}
+    files.append(source_file(rows[0], fingerprint=b"other"))
+    assert archive.known().state(files) == ["same", "same", "quarantined", "changed"]
+
+
 def test_what_crashed_a_worker_or_was_not_given_is_tried_again(archive):
     reasons = {"a": CRASHED, "b": "corrupt", "c": UNREADABLE}
-    archive.quarantine([QuarantineRow.now(key, bytes(8), reason, "", "run") for key, reason in reasons.items()])
-    files = [SourceFile(key, key, 1, bytes(8)) for key in reasons]
+    archive.quarantine([QuarantineRow.now(key, bytes(5), reason, "", "run") for key, reason in reasons.items()])
+    files = [SourceFile(key, key, 1, bytes(5)) for key in reasons]
     assert archive.known().state(files) == ["new", "quarantined", "new"]
 
 
 def test_quarantine_keeps_the_latest_entry_until_it_is_cleared(archive):
     def entry(key, reason):
-        return QuarantineRow.now(key, b"12345678", reason, "ends early", "run-1")
+        return QuarantineRow.now(key, b"12345", reason, "ends early", "run-1")
 
     archive.quarantine([entry("a", "truncated"), entry("b", "corrupt")])
     archive.quarantine([entry("a", "corrupt")])

@@ -16,6 +16,7 @@ import pytest
 
 from compressor.errors import SourceError
 from compressor.images import Limits
+from compressor.known import FINGERPRINT_BYTES
 from compressor.reading import read_contents
 from compressor.sources import Source
 from tests.trees import NAMES, keys
@@ -48,7 +49,7 @@ def test_the_same_listing_and_bytes_everywhere(anywhere):
     source = Source.open(anywhere)
     files = list(source.files())
     assert [file.key for file in files] == sorted(NAMES)
-    assert all(file.size == len(file.key.encode()) and len(file.fingerprint) == 8 for file in files)
+    assert all(file.size == len(file.key.encode()) and len(file.fingerprint) == FINGERPRINT_BYTES for file in files)
     assert source.read([file.path for file in files]) == [file.key.encode() for file in files]
     again = pickle.loads(pickle.dumps(source))
     assert list(again.files()) == files and source.skipped == []
