@@ -7,8 +7,10 @@ import json
 import os
 import queue
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,8 +24,10 @@ from compressor.errors import LatentpackError, told
 from flows.progress import listener
 from tasks.home import is_watched
 from tasks.retries import body_with_retries
+from tasks.worker_progress import TOPIC, Teller
 
 T = TypeVar("T")
+Hear = Callable[[T, int], None]  # what was taken, and how much of it is done
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
 CONNECT_S = 30
 FIRST_WORKER_S = 120  # an adaptive cluster may have to start a machine first
@@ -42,11 +46,16 @@ class Pool(Protocol):
         """How many tasks run at the same time."""
 
     def run(
-        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+        self,
+        task: Task[..., Any],
+        take: Callable[[], T | None],
+        arguments: Callable[[T], dict[str, Any]],
+        hear: Hear[T] | None = None,
     ) -> Iterator[tuple[T, Any]]:
         """Run ``task`` on what ``take`` gives until it gives None, and yield each with its result or its exception.
 
-        ``take`` is asked again after each result, so a caller may put back what has failed.
+        ``take`` is asked again after each result, so a caller may put back what has failed. A task that is to be
+        heard of has a parameter ``on_progress``, a callable of how much is done: ``hear`` is called with the same.
         """
 
 
@@ -56,12 +65,17 @@ class ThisProcess:
     workers = 1
 
     def run(
-        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+        self,
+        task: Task[..., Any],
+        take: Callable[[], T | None],
+        arguments: Callable[[T], dict[str, Any]],
+        hear: Hear[T] | None = None,
     ) -> Iterator[tuple[T, Any]]:
         """See :class:`Pool`."""
         while (item := take()) is not None:
+            telling = {"on_progress": partial(hear, item)} if hear else {}
             try:
-                result = task(**arguments(item))
+                result: Any = task(**arguments(item), **telling)
             except Exception as error:  # the caller knows which end the run and which only the batch
                 result = error
             yield item, result
@@ -114,21 +128,35 @@ class DaskPool:
             return tracked.wrapped_future, tracked.result
 
     def run(
-        self, task: Task[..., Any], take: Callable[[], T | None], arguments: Callable[[T], dict[str, Any]]
+        self,
+        task: Task[..., Any],
+        take: Callable[[], T | None],
+        arguments: Callable[[T], dict[str, Any]],
+        hear: Hear[T] | None = None,
     ) -> Iterator[tuple[T, Any]]:
         """See :class:`Pool`."""
-        finished: queue.Queue[str] = queue.Queue()
+        # What is under way, with how much is done of it, None at its end: threads of Dask's put it in.
+        news: queue.Queue[tuple[str, int | None]] = queue.Queue()
         running: dict[str, tuple[T, Any, Callable[[], Any]]] = {}
+        if hear:
+            self._runner.client.subscribe_topic(TOPIC, lambda event: news.put((event[1]["item"], event[1]["done"])))
         try:
             while True:
                 window = AHEAD * self.workers
                 while len(running) < window and (item := take()) is not None:
-                    future, result_of = self._submit(task, arguments(item))
-                    running[future.key] = item, future, result_of
-                    future.add_done_callback(lambda done: finished.put(done.key))
+                    name = uuid.uuid4().hex
+                    telling = {"on_progress": Teller(name)} if hear else {}
+                    future, result_of = self._submit(task, arguments(item) | telling)
+                    running[name] = item, future, result_of
+                    future.add_done_callback(lambda _, name=name: news.put((name, None)))
                 if not running:
                     return
-                item, _, result_of = running.pop(finished.get())
+                name, done = news.get()
+                if done is not None:
+                    if hear and name in running:  # not of another run on the cluster
+                        hear(running[name][0], done)
+                    continue
+                item, _, result_of = running.pop(name)
                 try:
                     result = result_of()
                 except Exception as error:  # of the task, or of Dask where a worker is lost

@@ -7,7 +7,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
@@ -273,20 +273,19 @@ class _Encoding:
                 "options": self._options,
                 "run": summary.run,
                 "threads": self._workers if alone_here else 1,
-                # In this process a batch can tell how far it is; from a worker only its end is heard of.
-                "on_progress": progress.within(summary) if alone_here else None,
             }
 
         def results() -> Iterator[tuple[Batch, Any, bool]]:
             """Each batch with its result or exception; then suspects, True, with nothing under way beside them."""
-            for batch, result in self._pool.run(encode, take, arguments):
+            for batch, result in self._pool.run(encode, take, arguments, progress.within):
                 yield batch, result, False
             while suspects:
                 again.append(suspects.popleft())
-                for batch, result in self._pool.run(encode, take, arguments):
+                for batch, result in self._pool.run(encode, take, arguments, progress.within):
                     yield batch, result, True
 
         for batch, result, alone in results():
+            progress.ended(batch)
             if isinstance(result, Exception):
                 self._lost_in_a_row += not alone
                 _raise_unless_lost(result, self._lost_in_a_row)
@@ -351,26 +350,36 @@ class _Progress:
 
     def __init__(self, plan: Plan, wave: int, before: int) -> None:
         self._total, self._before = plan.pending, before
+        self._done, self._quarantined = 0, ""
+        self._under_way: dict[str, int] = {}  # pictures that are done of batches that are not
         self._wave = f", wave {wave}" if plan.more or wave > 1 else ""
         self._more = ", then the listing goes on" if plan.more else ""
         self._started = self._shown = time.monotonic()
         self._tell = progress_artifact("run-progress", f"0 of {number(plan.pending, 'picture')}{self._wave}")
         listener().stage(f"encoding{self._wave}", plan.pending)
 
-    def within(self, summary: RunSummary) -> Callable[[int], None]:
-        """A callback for the batch that is under way: pictures of it that are done."""
-        heard, before = listener(), summary.tried - self._before
-        return lambda done: heard.advance(before + done)
+    def within(self, batch: Batch, done: int) -> None:
+        """Show that so many pictures are done of a batch that is under way."""
+        self._under_way[batch.name] = done
+        self._show()
+
+    def ended(self, batch: Batch) -> None:
+        """Forget how far a batch was, for it is done or is lost."""
+        self._under_way.pop(batch.name, None)
 
     def show(self, summary: RunSummary) -> None:
         """Show how far a run is."""
-        done = summary.tried - self._before
-        quarantined = f"{summary.quarantined:,} quarantined" if summary.quarantined else ""
+        self._done = summary.tried - self._before
+        self._quarantined = f"{summary.quarantined:,} quarantined" if summary.quarantined else ""
+        self._show()
+
+    def _show(self) -> None:
+        done, quarantined = self._done + sum(self._under_way.values()), self._quarantined
         listener().advance(done, quarantined)
         now = time.monotonic()
         if now - self._shown >= ARTIFACT_EVERY_S or done == self._total:
             self._shown = now
             rate = done / max(now - self._started, 1e-9)
             told = [f"{done:,} of {number(self._total, 'picture')}{self._wave}", f"{rate:,.1f} a second", quarantined]
-            left = f"{duration((self._total - done) / rate)} left{self._more}" if done < self._total else ""
+            left = f"{duration((self._total - done) / rate)} left{self._more}" if 0 < done < self._total else ""
             self._tell(round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left])))

@@ -336,3 +336,25 @@ def test_a_scheduler_without_workers_is_told(tmp_path: Path, monkeypatch: pytest
         told = f"scheduler at {address} answers, but no worker .* in 1 s: start one with 'dask worker {address}'"
         with pytest.raises(LatentpackError, match=told):
             archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=address)
+
+
+def telling(on_progress: Any) -> str:
+    for done in (3, 7):
+        on_progress(done)
+        time.sleep(1.1)
+    return "done"
+
+
+def test_a_worker_is_heard_while_it_works() -> None:
+    from prefect import task
+
+    from flows.dispatch import dask_pool
+
+    waiting, heard = ["a", "b"], []
+    with dask_pool(None, 2) as pool:
+        for item, result in pool.run(
+            task(telling), lambda: waiting.pop() if waiting else None, lambda _: {}, lambda *news: heard.append(news)
+        ):
+            assert result == "done"
+            assert [done for name, done in heard if name == item] == [3, 7]
+    assert sorted(heard) == [("a", 3), ("a", 7), ("b", 3), ("b", 7)]

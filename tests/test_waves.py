@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from compressor import planning
+from compressor import encoding, planning
 from compressor.archive import Archive
 from compressor.known import KnownKeys
 from compressor.planning import Listing, plan
 from compressor.sources import Source, SourceFile
 from flows.errors import EndedUnwell
+from flows.progress import Silence, listening
 from tests.runs import archive_it, write_pictures
 
 
@@ -129,3 +130,17 @@ def test_a_run_that_fails_too_often_lists_no_further_wave(tmp_path: Path) -> Non
     done = given_up.value.result
     assert done["stopped"] and done["listed"] == 4 and done["not_mirrored"] == "the run was stopped"
     assert archive_it(folder, archive, wave=3)["archived"] == 6
+
+
+def test_a_run_tells_how_far_it_is_within_batches_and_after_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Heard(Silence):
+        def advance(self, done: int, note: str = "") -> None:
+            told.append(done)
+
+    told: list[int] = []
+    monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", 0)
+    with listening(Heard()):
+        archive_it(write_pictures(tmp_path / "in", 5), tmp_path / "archive", workers=1, batch_size=3)
+    assert told[-1] == 5 and told == sorted(told) and set(told) == {1, 2, 3, 4, 5}
