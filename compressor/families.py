@@ -13,7 +13,8 @@ from compressor.artifact import Artifact, dump, parse
 from compressor.autoencoder_codec import AutoencoderCodec, freeze_autoencoder
 from compressor.codec import Codec
 from compressor.errors import CodecError
-from compressor.hyperprior_codec import HyperpriorCodec, freeze_hyperprior
+from compressor.hyperprior_codec import HyperpriorCodec
+from compressor.hyperprior_freezing import freeze_hyperprior
 from compressor.networks import autoencoders
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.transformer import transformer_hyperprior
