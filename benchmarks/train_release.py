@@ -24,7 +24,7 @@ from enlarging import RateAlone, deepen, grow
 
 from compressor.devices import pick_device
 from compressor.networks.hyperprior import Hyperprior
-from compressor.networks.qualities import QUALITY_STEPS
+from compressor.networks.qualities import QUALITY_STEPS, QualityCurve
 from compressor.networks.transformer import transformer_hyperprior
 from compressor.training import FALLS, TrainingConfig, TrainingState, fit, validate
 
@@ -153,6 +153,13 @@ def enlarge(options: argparse.Namespace) -> None:
     torch.save(trained.network.state_dict(), out / "weights.pt")
 
 
+@torch.no_grad()
+def bring_ahead(curve: QualityCurve, steps: float) -> None:
+    """Have a network's curve over the quality steps say at each what it said so many steps further on."""
+    anchors_Q = torch.linspace(0, QUALITY_STEPS - 1, curve.anchors)
+    curve.values.copy_(curve((anchors_Q + steps).clamp(0, QUALITY_STEPS - 1))[:, :, 0, 0])
+
+
 def freeze(options: argparse.Namespace) -> None:
     from compressor.families import freeze as freeze_codec
 
@@ -160,13 +167,13 @@ def freeze(options: argparse.Namespace) -> None:
     training = json.loads((folder / "history.json").read_text())
     network = NETWORKS[training["family"]](**training["network"])
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
+    bring_ahead(network.eval().analysis.gain, options.analysis_ahead)
+    bring_ahead(network.synthesis.gain, options.synthesis_ahead)
     pictures_NCHW, _ = split(load(options.pictures))
     pictures_NHWC = np.ascontiguousarray(np.moveaxis(pictures_NCHW[:CALIBRATION], 1, -1))
     card = {name: training[name] for name in ("pictures_seen", "device", "validation")}
     settings = training["network"]
-    data = freeze_codec(
-        training["family"], network.eval(), pictures_NHWC, settings, options.title, card, options.weights
-    )
+    data = freeze_codec(training["family"], network, pictures_NHWC, settings, options.title, card, options.weights)
     Path(options.out).write_bytes(data)
     print(f"{options.out}: {len(data):,} bytes")
 
@@ -176,7 +183,7 @@ def predict(options: argparse.Namespace) -> None:
     from compressor.artifact import dump, parse
     from compressor.codec import artifact_bytes
     from compressor.families import family
-    from compressor.hyperprior_codec import fit_predictor
+    from compressor.hyperprior_freezing import fit_predictor
 
     artifact = parse(artifact_bytes(options.codec))
     network = family(artifact.family).network(artifact)
@@ -223,6 +230,10 @@ def main() -> None:
     freezing.add_argument("--out", required=True)
     freezing.add_argument("--title", default="faces")
     freezing.add_argument("--weights", choices=("int8", "fp16"), default="int8")
+    for part in ("analysis", "synthesis"):
+        freezing.add_argument(
+            f"--{part}-ahead", type=float, default=0.0, metavar="STEPS", help="quality steps that it is brought ahead"
+        )
     freezing.set_defaults(run=freeze)
     predicting = commands.add_parser("predict")
     predicting.add_argument("codec")
