@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import decoding, maintenance, verifying
-from compressor.artifact import parse
+from compressor.carried import CODEC_FILE, CarriedCodecs
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
-from compressor.codec import Codec, load_codec
+from compressor.codec import Codec
 from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.delta_log import OWN_FILE
@@ -39,16 +39,14 @@ __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
 
 FORMAT = 1
 MARKER = "latentpack.json"
-CODEC_ID = "[0-9A-Za-z_-]+"
 # What a folder may hold of a run that was killed before it wrote the marker, which comes last: all else is another's.
 _TABLE_NAME = re.compile(rf"_delta_log|{OWN_FILE.pattern}")
 OWN_NAMES = {
     "": re.compile(rf"codecs|images|quarantine|{TEMPORARY_NAME}"),
-    "codecs": re.compile(rf"{CODEC_ID}\.safetensors|{TEMPORARY_NAME}"),
+    "codecs": re.compile(rf"{CODEC_FILE.pattern}|{TEMPORARY_NAME}"),
     "images": _TABLE_NAME,
     "quarantine": _TABLE_NAME,
 }
-CODECS_KEPT = 8
 CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 
@@ -82,8 +80,7 @@ class Archive:
         self._store = store
         self._images = KeyedTable(store, "images", IMAGES)
         self._quarantine = KeyedTable(store, "quarantine", QUARANTINE)
-        self._codecs: dict[str, Codec] = {}
-        self._process = os.getpid()
+        self._codecs = CarriedCodecs(store)
 
     # --- opening ---
 
@@ -519,42 +516,14 @@ class Archive:
         CodecError
             ``data`` are no artifact, or one of a newer format.
         """
-        id = parse(data).id
-        name = f"codecs/{id}.safetensors"
-        with self._store.errors("store a codec"):
-            if replace or not self._store.exists(name):
-                self._store.put(name, data)
-        return id
+        return self._codecs.put(data, replace)
 
     def codec(self, id: str) -> Codec:
         """A codec that rows name: a standard format's, or the artifact that the archive carries.
 
         Loaded once in each process: after a fork a network's threads, or its GPU, are the parent's.
         """
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._codecs.clear()
-        if id not in self._codecs:
-            from compressor.baselines import STANDARD
-
-            if id in STANDARD:
-                codec = load_codec(id)
-            else:
-                with self._store.errors(f"read codec {id}"):
-                    try:
-                        data = self._store.get(f"codecs/{id}.safetensors")
-                    except FileNotFoundError:
-                        raise ArchiveError(
-                            f"{self.url}: codec {id!r} is not in its codecs folder, nor is it a format that this "
-                            "version knows; a newer latentpack may"
-                        ) from None
-                codec = load_codec(data)
-                if codec.id != id:
-                    raise ArchiveError(f"{self.url}: codecs/{id}.safetensors is codec {codec.id}: damaged or renamed")
-            while len(self._codecs) >= CODECS_KEPT:
-                self._codecs.pop(next(iter(self._codecs)))
-            self._codecs[id] = codec
-        return self._codecs[id]
+        return self._codecs.load(id)
 
 
 def check_several(names: Collection[str]) -> None:

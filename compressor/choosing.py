@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
+from compressor.carried import carried_ids
 from compressor.codec import Codec, artifact_bytes, check_packer, load_codec, naming, released, released_ids
 from compressor.errors import ArchiveError, CodecError
 
@@ -65,8 +66,7 @@ def _whole(name: str, archive: Callable[[], Archive]) -> str:
     with suppress(ArchiveError):  # there may be none yet
         store = archive().tables[0].store
         with store.errors("list its codecs"):
-            ids = [file.removesuffix(".safetensors") for file in store.names("codecs")]
-        names = {id: id for id in ids} | names
+            names = {id: id for id in carried_ids(store)} | names
     found = sorted(id for id in names if id.startswith(name) and len(name) >= _LEAST_DIGITS)
     if len(found) > 1:
         raise CodecError(f"{len(found)} codecs have an id that begins with {name}: name one, {' or '.join(found)}")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compressor import parquet
+from compressor.carried import carried_ids, codec_name
 from compressor.delta_log import Change
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
 SAMPLES = 16  # keys of a row group that say where to cut
-_CODEC = ".safetensors"
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -66,13 +66,8 @@ class ArchiveInfo:
 def sizes(images: KeyedTable) -> tuple[int, int]:
     """Bytes of the Parquet files that hold an archive's pictures, and of the codecs beside them."""
     store = images.store
-    codec_bytes = sum(store.size(f"codecs/{id}{_CODEC}") for id in _carried(store))
+    codec_bytes = sum(store.size(codec_name(id)) for id in carried_ids(store))
     return sum(part.size for part in images.parts), codec_bytes
-
-
-def _carried(store: Store) -> list[str]:
-    """Ids of the codecs in an archive."""
-    return [name.removesuffix(_CODEC) for name in store.names("codecs") if name.endswith(_CODEC)]
 
 
 def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> ArchiveInfo:
@@ -115,7 +110,7 @@ def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> A
         ratio=source_bytes / max(table_bytes + codec_bytes, 1),
         metadata_bytes_per_picture=(table_bytes - payload_bytes) / max(pictures, 1),
         codecs=dict(counts["codec"].most_common()),
-        unused_codecs=[id for id in _carried(store) if id not in counts["codec"]],
+        unused_codecs=[id for id in carried_ids(store) if id not in counts["codec"]],
         packers=dict(counts["packer"].most_common()),
         qualities=dict(sorted(counts["quality"].items())),
         sizes={f"{width}x{height}": count for (width, height), count in counts["size"].most_common(20)},

@@ -17,6 +17,7 @@ from compressor import integrity, parquet
 from compressor.archive import DAMAGED, Archive
 from compressor.artifact import identify
 from compressor.baselines import is_carried
+from compressor.carried import carried_ids, codec_name, damaged_codecs
 from compressor.codec import Codec, artifact_bytes, released
 from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
@@ -31,8 +32,6 @@ from compressor.verifying import (
     Findings,
     Problem,
     check_codecs,
-    codec_name,
-    damaged_codecs,
     examine,
     raise_if_refused,
     row_groups,
@@ -226,8 +225,7 @@ def _stored(images: KeyedTable) -> StoredRows:
 def _mend_codecs(archive: Archive, named: set[str], at_hand: Sequence[str], done: Repaired) -> None:
     """Replace artifacts that are damaged, or ``named`` and missing, by shipped ones or by those at hand."""
     store = archive.tables[0].store
-    there = {name.partition(".safetensors")[0] for name in store.names("codecs")}
-    wanted = damaged_codecs(store).keys() | (named - there)
+    wanted = damaged_codecs(store).keys() | named.difference(carried_ids(store))
     for copy in [*released(), *at_hand] if wanted else []:
         try:
             data = artifact_bytes(copy)

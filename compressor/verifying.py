@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import integrity
-from compressor.artifact import identify
+from compressor.carried import codec_name, damaged_codecs
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
@@ -190,20 +190,13 @@ def _check_logs(*tables: KeyedTable) -> list[Problem]:
     return problems
 
 
-def damaged_codecs(store: Store) -> dict[str, str]:
-    """Ids of artifacts that are not what their names say, with reasons."""
-    damaged = {}
-    for name in store.names("codecs"):
-        stem, dot, _ = name.partition(".safetensors")
-        if dot and (found := identify(store.get(f"codecs/{name}"))) != stem:
-            damaged[stem] = f"the codec is damaged: stored as {stem}, its bytes hash to {found}; {_ADVICE}"
-    return damaged
-
-
 def check_codecs(archive: "Archive", waiting: Counter[str]) -> list[Problem]:
     """Codecs that are damaged, and those that sound rows are ``waiting`` for, by id."""
     store = archive.tables[0].store
-    faults = damaged_codecs(store)
+    faults = {
+        id: f"the codec is damaged: stored as {id}, its bytes hash to {found}; {_ADVICE}"
+        for id, found in damaged_codecs(store).items()
+    }
     for id in waiting.keys() - faults.keys():
         if not store.exists(codec_name(id)):
             faults[id] = f"the codec is missing, or a format that only a newer latentpack knows; {_ADVICE}"
@@ -214,11 +207,6 @@ def check_codecs(archive: "Archive", waiting: Counter[str]) -> list[Problem]:
         lost = f"{number(waiting[id], 'sound picture')} cannot be read without it: " if waiting[id] else ""
         problems.append(Problem(codec_name(id), lost + reason, waiting[id], is_file=True))
     return problems
-
-
-def codec_name(id: str) -> str:
-    """The file of a codec."""
-    return f"codecs/{id}.safetensors"
 
 
 def _fault(archive: "Archive", id: str) -> Exception | None:
