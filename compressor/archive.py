@@ -3,9 +3,7 @@
 What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixels in ``decoding.py``.
 """
 
-import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -15,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import decoding, maintenance, verifying
-from compressor.carried import CODEC_FILE, CarriedCodecs
+from compressor.carried import CarriedCodecs
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec
 from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
-from compressor.delta_log import OWN_FILE
-from compressor.errors import UNREADABLE, ArchiveError, enough_memory
+from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, enough_memory
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
+from compressor.marker import FORMAT, MARKER, check_marker, check_vacant, write_marker
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
-from compressor.store import TEMPORARY_NAME, Store
+from compressor.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -36,19 +34,6 @@ if TYPE_CHECKING:
     from compressor.restoring import Restored
 
 __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
-
-FORMAT = 1
-MARKER = "latentpack.json"
-# What a folder may hold of a run that was killed before it wrote the marker, which comes last: all else is another's.
-_TABLE_NAME = re.compile(rf"_delta_log|{OWN_FILE.pattern}")
-OWN_NAMES = {
-    "": re.compile(rf"codecs|images|quarantine|{TEMPORARY_NAME}"),
-    "codecs": re.compile(rf"{CODEC_FILE.pattern}|{TEMPORARY_NAME}"),
-    "images": _TABLE_NAME,
-    "quarantine": _TABLE_NAME,
-}
-CRASHED = "crashed"  # the reason of a picture whose batch ended its worker, or failed as nothing foresaw
-DAMAGED = "damaged"  # the reason of a picture whose row could not be read and was taken out
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,11 +87,7 @@ class Archive:
         """
         store = Store(url, storage_options)
         with store.errors("open it"):
-            try:
-                marker = store.get(MARKER)
-            except (FileNotFoundError, NotADirectoryError):
-                raise ArchiveError(f"{store.url}: no archive here ({MARKER} is missing)") from None
-            _check_format(store, marker)
+            check_marker(store)
             archive = cls(store)
             archive.refresh()
         return archive
@@ -116,14 +97,12 @@ class Archive:
         """Make an empty archive in a folder that is empty or does not exist. ArchiveError where it is neither."""
         store = Store(url, storage_options)
         with store.errors("create an archive here"):
-            if store.exists(MARKER):
-                raise ArchiveError(f"{store.url}: there is an archive here already")
-            _check_empty(store)
+            check_vacant(store)
             store.require_conditional_puts()
             archive = cls(store)
             archive._images.log.create()
             archive._quarantine.log.create()
-            store.put(MARKER, json.dumps({"format": FORMAT, "product": "latentpack"}).encode() + b"\n")
+            write_marker(store)
             archive.refresh()
         return archive
 
@@ -530,30 +509,6 @@ def check_several(names: Collection[str]) -> None:
     """TypeError where one name was given instead of several, and would be taken for its letters."""
     if isinstance(names, str):
         raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
-
-
-def _check_empty(store: Store) -> None:
-    """ArchiveError where there is anything but what a run that was killed leaves, or hidden."""
-    for folder, own in OWN_NAMES.items():
-        for name in store.entries(folder):
-            if not (name.startswith(".") or own.fullmatch(name)):
-                found = f"{folder}/{name}" if folder else name
-                raise ArchiveError(
-                    f"{store.url}: not an archive, and not empty (it holds {found!r}); name a folder of its own"
-                )
-
-
-def _check_format(store: Store, marker: bytes) -> None:
-    try:
-        number = json.loads(marker)["format"]
-        if not isinstance(number, int):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ArchiveError(f'{store.url}: {MARKER} is damaged; a sound one holds {{"format": {FORMAT}}}') from None
-    if number > FORMAT:
-        raise ArchiveError(
-            f"{store.url}: the archive's format is {number}, this version reads up to {FORMAT}; upgrade latentpack"
-        )
 
 
 READING = "read it to the end"

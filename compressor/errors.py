@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-UNREADABLE = "unreadable"  # the reason of a file that its source did not give
+# Reasons of pictures on the quarantine list that a run tries again.
+UNREADABLE = "unreadable"  # the source did not give the file
+CRASHED = "crashed"  # its batch ended its worker, or failed as nothing foresaw
+DAMAGED = "damaged"  # its row could not be read and was taken out
 
 
 class LatentpackError(Exception):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compressor import integrity, parquet
-from compressor.archive import DAMAGED, Archive
+from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import is_carried
 from compressor.carried import carried_ids, codec_name, damaged_codecs
@@ -22,7 +22,7 @@ from compressor.codec import Codec, artifact_bytes, released
 from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import EXACT, AgainOptions, StoredRows
-from compressor.errors import ArchiveError, CodecError, enough_memory, told
+from compressor.errors import DAMAGED, ArchiveError, CodecError, enough_memory, told
 from compressor.keyed_table import KeyedTable
 from compressor.known import FINGERPRINT_BYTES, hash_keys
 from compressor.parquet import Part, QuarantineRow

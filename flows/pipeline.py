@@ -14,13 +14,13 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from compressor.archive import CRASHED, Archive
+from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.choosing import check_codec, find_codec, packer_for, put_codec
 from compressor.clock import Clock
 from compressor.codec import Codec, check_quality, with_effort
 from compressor.encoding import BatchReport, EncodeOptions
-from compressor.errors import LatentpackError, told
+from compressor.errors import CRASHED, LatentpackError, told
 from compressor.images import Limits
 from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror

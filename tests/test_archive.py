@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from compressor import parquet
-from compressor.archive import CRASHED, Archive
-from compressor.errors import UNREADABLE, ArchiveError, CodecError
+from compressor.archive import Archive
+from compressor.errors import CRASHED, UNREADABLE, ArchiveError, CodecError
 from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow, Row
 from compressor.sources import SourceFile

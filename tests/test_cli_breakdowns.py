@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.archive import CRASHED, Archive
+from compressor.archive import Archive
+from compressor.errors import CRASHED
 from compressor.images import decode_picture
 from compressor.picture_writing import encode_picture
 from tests.codecs import smooth_pictures

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from compressor.archive import CRASHED, Archive
+from compressor.archive import Archive
 from compressor.artifact import parse
-from compressor.errors import CodecError, LatentpackError
+from compressor.errors import CRASHED, CodecError, LatentpackError
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch
 from flows.parameters import TrainParameters

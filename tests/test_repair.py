@@ -15,14 +15,14 @@ import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
-from compressor.archive import DAMAGED, Archive
+from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import StandardCodec
 from compressor.codec import artifact_bytes
 from compressor.defaults import CODEC
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
-from compressor.errors import ArchiveError, CodecError, LatentpackError
+from compressor.errors import DAMAGED, ArchiveError, CodecError, LatentpackError
 from compressor.images import Limits
 from compressor.parquet import IMAGES, QuarantineRow, _start
 from compressor.picture_writing import encode_picture
