@@ -16,43 +16,38 @@ _LEAST_DIGITS = 8  # of an id, to name a codec by
 
 def check_codec(name: str, archive_url: str) -> None:
     """CodecError where no codec of that name, path or id is to be had; reads the archive's codecs last."""
-    name = _whole(name, lambda: Archive.open(archive_url))
-    try:
-        if name not in STANDARD:
-            artifact_bytes(name)
-    except CodecError:
-        with suppress(ArchiveError):
-            Archive.open(archive_url).codec(name)
-            return
-        raise
+    _look_up(name, lambda: Archive.open(archive_url))
 
 
 def find_codec(name: str, archive_url: str) -> Codec:
     """The codec of a name, path or id, as :func:`check_codec` finds it."""
-    name = _whole(name, lambda: Archive.open(archive_url))
-    if name in STANDARD:
-        return load_codec(name)
-    try:
-        data = artifact_bytes(name)
-    except CodecError:
-        return Archive.open(archive_url).codec(name)
+    name, found = _look_up(name, lambda: Archive.open(archive_url))
+    if not isinstance(found, bytes):
+        return found
     with naming(name):
-        return load_codec(data)
+        return load_codec(found)
 
 
 def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
     """The id of a codec that ``archive`` now carries, and the codec. CodecError where there is none of that name."""
-    name = _whole(name, lambda: archive)
+    name, found = _look_up(name, lambda: archive)
+    if not isinstance(found, bytes):
+        return name, found
+    with naming(name):
+        return archive.put_codec(found), load_codec(found)
+
+
+def _look_up(name: str, archive: Callable[[], Archive]) -> tuple[str, bytes | Codec]:
+    """The whole name, and the artifact behind it, or the codec that has none or that only the archive carries."""
+    name = _whole(name, archive)
     if name in STANDARD:
         return name, load_codec(name)
     try:
-        data = artifact_bytes(name)
+        return name, artifact_bytes(name)
     except CodecError:
-        with suppress(ArchiveError):
-            return name, archive.codec(name)
+        with suppress(ArchiveError):  # which would tell of the archive alone
+            return name, archive().codec(name)
         raise
-    with naming(name):
-        return archive.put_codec(data), load_codec(data)
 
 
 def _whole(name: str, archive: Callable[[], Archive]) -> str:

@@ -336,8 +336,9 @@ def test_an_archive_carries_the_codec_of_a_run(tmp_path: Path) -> None:
     check_codec(name, archive.url)
     assert put_codec(archive, name)[0] == codec.id == name
     assert put_codec(archive, "avif")[0] == "avif"
-    with pytest.raises(CodecError, match="there is no codec 'nope'"):
-        check_codec("nope", archive.url)
+    for use in (check_codec, find_codec, lambda name, url: put_codec(Archive.open(url), name)):
+        with pytest.raises(CodecError, match="there is no codec 'nope'"):
+            use("nope", archive.url)
 
 
 def test_a_codec_is_named_by_the_beginning_of_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
