@@ -141,6 +141,8 @@ def _repair(
         return done
     parts, regained, failed = _regain(archive, source, options, stored, damaged, np.concatenate(readable), done)
     keys = set(regained)
+    # From here to the commit they are in no file: a kill in between leaves them on the list, for the next run to try.
+    archive.quarantine([_damaged(key, "its row is being replaced") for key in regained])
     for one in damaged:
         one.bad |= {key: f"{one.bad[key]}; not encoded again: {failed[key]}" for key in one.bad.keys() & failed.keys()}
         _take_out(archive, images, one, keys, drop, done)

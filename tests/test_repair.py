@@ -704,6 +704,35 @@ def test_what_is_taken_out_and_not_encoded_again_is_tried_by_the_next_run(
     assert pictures(archive) == before
 
 
+@pytest.mark.parametrize("damage", ["key", "payload"])
+def test_a_repair_that_is_killed_before_it_commits_loses_no_picture(
+    archive: Archive, source: Source, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pictures(archive)
+    path = flip_payload(archive, "2.png")
+    if damage == "key":
+        flip_column(archive, path, damage)
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "commit", kill)
+        with pytest.raises(KeyboardInterrupt):
+            mended(archive, source)
+    opened = Archive.open(archive.url)
+    lost = before.keys() - pictures(archive).keys()
+    assert len(lost) == (1 if damage == "payload" else 3)
+    assert {row.key for row in opened.quarantined() if row.reason == DAMAGED} == lost
+    files = list(source.files())
+    states = opened.known().state(files)
+    missing = [file for file, state in zip(files, states, strict=True) if state == "new"]
+    assert {file.key for file in missing} == lost, "the next run tries them again"
+    assert mended(archive, source) == Repaired(), "what is left can be read"
+    opened.commit(encode_batch(source, missing, opened, OPTIONS, "next").parts)
+    assert pictures(archive) == before
+
+
 def test_why_a_picture_was_not_encoded_again_is_told(archive: Archive, source: Source) -> None:
     flip_payload(archive, "2.png")
     (Path(source.url) / "2.png").write_bytes(b"no picture")
