@@ -367,10 +367,14 @@ class Archive:
             for part, group in self._quarantine.groups():
                 yield from from_table(self._quarantine.read(part, [group], QUARANTINE.names), QUARANTINE)
 
-    @_reopens
     def info(self) -> maintenance.ArchiveInfo:
         """Counts, bytes and quality of all that is archived; reads no payload."""
-        return maintenance.info(self, self._images, self._store, FORMAT)
+        with self._reading():
+            try:
+                return maintenance.info(*self.tables, FORMAT)
+            except FileNotFoundError:  # another run has vacuumed what it had open
+                self.refresh()
+                return maintenance.info(*self.tables, FORMAT)
 
     def sizes(self) -> tuple[int, int]:
         """Bytes of the Parquet files that hold its pictures now, and of the codecs beside them."""

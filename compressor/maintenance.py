@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ from compressor.delta_log import Change
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
 from compressor.store import Store
-
-if TYPE_CHECKING:
-    from compressor.archive import Archive
 
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
@@ -70,14 +67,16 @@ def sizes(images: KeyedTable) -> tuple[int, int]:
     return sum(part.size for part in images.parts), codec_bytes
 
 
-def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> ArchiveInfo:
-    """Figures from all columns but the payload's."""
+def info(images: KeyedTable, quarantine: KeyedTable, format: int) -> ArchiveInfo:
+    """Figures from all columns but the payload's. FileNotFoundError where another run has taken a file away."""
+    store = images.store
     counts: dict[str, Counter[Any]] = {name: Counter() for name in ("codec", "packer", "quality", "size", "psnr")}
     source_bytes = 0
     ssim_sum = 0.0
     ssim_count = 0
     columns = ["width", "height", "source_bytes", "codec", "quality", "packer", "psnr", "ssim"]
-    for table in archive.batches(columns):
+    for part, group in images.groups():
+        table = images.read(part, [group], columns)
         source_bytes += pc.sum(table["source_bytes"]).as_py()
         for name in ("codec", "packer", "quality", "psnr"):
             for entry in pc.value_counts(table[name].combine_chunks()).to_pylist():
@@ -93,7 +92,9 @@ def info(archive: "Archive", images: KeyedTable, store: Store, format: int) -> A
         histogram[int(np.floor(value))] += count
     table_bytes, codec_bytes = sizes(images)
     payload_bytes = sum(parquet.payload_bytes(images.footer(part)) for part in images.parts)
-    reasons = Counter(row.reason for row in archive.quarantined())
+    reasons: Counter[str] = Counter()
+    for part, group in quarantine.groups():
+        reasons.update(quarantine.read(part, [group], ["reason"])["reason"].to_pylist())
     pictures = images.rows
     return ArchiveInfo(
         url=store.url,

@@ -254,3 +254,24 @@ def test_info_counts_everything(archive):
     assert info.metadata_bytes_per_picture < 24
     json.dumps(info.to_dict())
     json.dumps(Archive.create(archive.url + "-empty").info().to_dict())
+
+
+@pytest.mark.parametrize("read", [Archive.info, Archive.known, lambda opened: opened.read_row("b")])
+def test_a_read_sees_the_newest_version_where_another_run_has_vacuumed_the_one_it_had_open(archive, read):
+    for key in "ab":
+        add(archive, [picture_row(key)])
+        archive.quarantine([QuarantineRow.now(f"bad-{key}", bytes(8), "corrupt", "", "run")])
+    fresh, used = Archive.open(archive.url), Archive.open(archive.url)
+    used.info()  # has read the footers
+    assert archive.compact() == 2
+    archive.vacuum(0)
+    for opened in (fresh, used):
+        read(opened)
+        assert opened.version == archive.version
+
+
+def test_figures_of_an_archive_that_lacks_a_file_name_the_damage(archive):
+    add(archive, [picture_row("a")])
+    Path(archive.files()[0]).unlink()
+    with pytest.raises(ArchiveError, match="a file that its log names is missing; see 'latentpack verify'"):
+        Archive.open(archive.url).info()
