@@ -67,6 +67,7 @@ class DeltaLog:
         self.schema = schema
         self.parts: list[Part] = []
         self._delta: Any = None
+        self._listed = -1  # the version that ``parts`` are of
         self._checked = -1  # the version whose state is known to be what its commit says
 
     def create(self) -> None:
@@ -104,11 +105,11 @@ class DeltaLog:
             if self._delta is None:
                 url, options = self.store.table_url(self.folder), self.store.table_options
                 self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
+                self._listed = -1
             else:
-                before = self._delta.version()
                 patiently(self._delta.update_incremental)
-                if self._delta.version() == before:
-                    return
+            if self._delta.version() == self._listed:
+                return
             actions = pa.table(self._delta.get_add_actions(flatten=True))
             features = self._delta.protocol().reader_features
         if features:
@@ -117,6 +118,7 @@ class DeltaLog:
                 "which latentpack does not read"
             )
         self.parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
+        self._listed = self.version  # not before: what is refused is refused the next time too
 
     def check_state(self) -> None:
         """ArchiveError where the log does not lead to the state that its newest commit was made with.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.transaction import AddAction
 
 from compressor.archive import Archive
 from compressor.artifact import dump, parse
@@ -153,6 +154,18 @@ def test_a_table_of_a_newer_format_is_refused(archive):
     DeltaTable(f"{archive.url}/images").alter.set_table_properties({"delta.enableDeletionVectors": "true"})
     with pytest.raises(ArchiveError, match="which latentpack does not read"):
         Archive.open(archive.url)
+    for _ in range(2):  # what was refused once is refused again
+        with pytest.raises(ArchiveError, match="which latentpack does not read"):
+            archive.refresh()
+
+
+def test_a_file_of_another_program_that_was_refused_once_is_refused_again(archive):
+    table = DeltaTable(f"{archive.url}/images")
+    stranger = AddAction("strange.parquet", 1, {}, 0, True, "{}")
+    table.create_write_transaction([stranger], "append", IMAGES.schema)
+    for _ in range(2):
+        with pytest.raises(ArchiveError, match="has no statistics in the log"):
+            archive.refresh()
 
 
 def test_a_creation_killed_while_it_wrote_its_marker_is_finished(archive):
