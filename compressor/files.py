@@ -63,8 +63,11 @@ def delete_unfinished(folder: Path, older_than: float, prefix: str = TEMPORARY, 
     """
     before = time.time() - older_than
     own = re.compile(re.escape(prefix) + rest)
-    left = [entry for entry in os.scandir(folder) if own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
-    old = [entry.path for entry in left if entry.stat().st_mtime <= before]
-    for path in old:
-        Path(path).unlink(missing_ok=True)
-    return len(old)
+    deleted = 0
+    for entry in os.scandir(folder):
+        if own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            with suppress(FileNotFoundError):  # whoever was writing it has given it its name meanwhile
+                if entry.stat().st_mtime <= before:
+                    os.unlink(entry.path)
+                    deleted += 1
+    return deleted

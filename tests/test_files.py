@@ -60,3 +60,22 @@ def test_what_a_kill_leaves_is_deleted_once_it_is_old(tmp_path: Path) -> None:
     others[1].mkdir()
     assert delete_unfinished(tmp_path, 50) == 1
     assert sorted(tmp_path.iterdir()) == sorted([young, *others]) and not old.exists()
+
+
+def test_a_file_that_gets_its_name_while_others_are_deleted_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, old = (tmp_path / f".latentpack-{digit * 32}" for digit in "12")
+    for path in (written, old):
+        path.touch()
+        os.utime(path, (0, 0))
+    there = sorted(os.scandir(tmp_path), key=lambda entry: entry.name)
+
+    def scan(folder: Path) -> list[os.DirEntry[str]]:
+        written.rename(tmp_path / "whole")
+        return there
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert delete_unfinished(tmp_path, 50) == 1
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
