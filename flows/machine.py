@@ -1,11 +1,12 @@
 """How many processes this machine is good for."""
 
+from tasks.threads import cores
+
 WORKER_MEMORY = 2**30  # bytes; one with torch and the codec loaded takes 420 MiB before its first picture
 
 
 def worker_count() -> int:
     """One for each core, as far as there is memory for them; a container's limits on both count."""
-    from dask.system import cpu_count
     from distributed.system import memory_limit
 
-    return max(1, min(cpu_count(), memory_limit() // WORKER_MEMORY))
+    return max(1, min(cores(), memory_limit() // WORKER_MEMORY))

@@ -15,5 +15,7 @@ def pin_threads(count: int) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; a container's quota counts."""
+    from dask.system import cpu_count
+
+    return int(cpu_count())

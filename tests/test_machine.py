@@ -3,6 +3,7 @@
 import pytest
 
 from flows.machine import WORKER_MEMORY, worker_count
+from tasks.threads import cores
 
 
 @pytest.mark.parametrize(
@@ -15,3 +16,9 @@ def test_each_worker_has_a_core_and_its_memory(
     monkeypatch.setattr("dask.system.cpu_count", lambda: cpus)
     monkeypatch.setattr("distributed.system.memory_limit", lambda: memory)
     assert worker_count() == expected
+
+
+def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of threads as of workers: they have one answer."""
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 1)
+    assert cores() == 1
