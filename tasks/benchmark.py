@@ -17,6 +17,7 @@ from compressor.reading import read_contents, read_together
 from compressor.sources import Source
 from compressor.strips import centre
 from compressor.wording import number
+from tasks.artifacts import not_vital
 from tasks.retries import NOT_KEPT
 
 MIDDLE = 2048  # pixels a side of what is measured of a large picture
@@ -71,11 +72,12 @@ def benchmark(
     pictures = load_pictures(source, limit, compared.values())
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))
-    create_markdown_artifact(
-        f"{report.artifact}\nThe whole report lies at `{report.html.resolve()}` on {socket.gethostname()}.\n",
-        key="benchmark",
-        description=f"rate and distortion on {number(len(pictures), 'picture')}",
-    )
+    with not_vital("the benchmark"):
+        create_markdown_artifact(
+            f"{report.artifact}\nThe whole report lies at `{report.html.resolve()}` on {socket.gethostname()}.\n",
+            key="benchmark",
+            description=f"rate and distortion on {number(len(pictures), 'picture')}",
+        )
     return {
         "html": str(report.html),
         "markdown": str(report.markdown),

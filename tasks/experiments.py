@@ -19,7 +19,7 @@ from compressor.experiments.results import Results, Training
 from compressor.files import write_whole
 from compressor.shards import ShardRecord, content_of, load_shards
 from compressor.training import TrainingConfig, TrainingState
-from tasks.artifacts import training_progress
+from tasks.artifacts import not_vital, training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home
 from tasks.retries import NOT_KEPT, retry_unless_told
@@ -111,11 +111,12 @@ def train_cell(
     learned = train(cell, load_shards(shards), config, begun, checkpoint, tell)
     path = _folder() / f"{key}.safetensors"
     write_whole(path, learned.data)
-    checkpoint.unlink(missing_ok=True)
     state = learned.state
     by = f"{machine()}, {'bfloat16' if has_fast_bf16(pick_device()) else 'float32'}"
     training = Training(learned.pictures, state.pictures, state.step, state.seconds, learned.device, by, state.history)
-    return asdict(CellRecord(str(path), identify(learned.data), asdict(training)))
+    record = CellRecord(str(path), identify(learned.data), asdict(training))
+    checkpoint.unlink(missing_ok=True)  # last: without it a retry begins at step 0
+    return asdict(record)
 
 
 def _measure_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
@@ -212,13 +213,15 @@ def report(
     pictures = list(load_shards(own_pictures)[:STRIPS]) if own_pictures else None
     shown = sample_strips({name: load_codec(path) for name, path in strips.items()}, pictures)
     written = write(results, shown, directory)
-    create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")
-    table = ladder_table(results)
-    create_table_artifact(
-        [dict(zip(table.columns, row, strict=True)) for row in table.rows],
-        key="experiments-ladder",
-        description=table.note,
-    )
+    with not_vital("the report"):
+        create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")
+    with not_vital("the ladder"):
+        table = ladder_table(results)
+        create_table_artifact(
+            [dict(zip(table.columns, row, strict=True)) for row in table.rows],
+            key="experiments-ladder",
+            description=table.note,
+        )
     return {
         "report": str(written.html),
         "markdown": str(written.markdown),

@@ -19,7 +19,7 @@ from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason
-from tasks.artifacts import training_progress
+from tasks.artifacts import not_vital, training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
@@ -127,25 +127,25 @@ def train(
     data, state, refused = trained.data, trained.state, refused_of(records)
     path = codec_folder() / f"{key}.safetensors"
     write_whole(path, data)
-    checkpoint.unlink(missing_ok=True)
     if TaskRunContext.get():
-        create_markdown_artifact(
-            _history(family, state, refused), key=f"training-history-{family}", description="validation by step"
-        )
-    return asdict(
-        TrainingRecord(
-            path=str(path),
-            id=identify(data),
-            family=family,
-            pictures=trained.pictures,
-            steps=state.step,
-            seconds=state.seconds,
-            device=trained.device,
-            validation=state.kept,
-            history=state.history,
-            refused=refused,
-        )
+        with not_vital("how training went"):
+            create_markdown_artifact(
+                _history(family, state, refused), key=f"training-history-{family}", description="validation by step"
+            )
+    record = TrainingRecord(
+        path=str(path),
+        id=identify(data),
+        family=family,
+        pictures=trained.pictures,
+        steps=state.step,
+        seconds=state.seconds,
+        device=trained.device,
+        validation=state.kept,
+        history=state.history,
+        refused=refused,
     )
+    checkpoint.unlink(missing_ok=True)  # last: without it a retry begins at step 0
+    return asdict(record)
 
 
 # As `train`, but self-contained: a worker of a cluster shares no folder with the flow. Its checkpoint lies with it, so

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import tasks.experiments
 from compressor.artifact import identify
 from compressor.codec import load_codec
 from compressor.errors import LatentpackError, SourceError
@@ -218,6 +219,22 @@ def test_a_report_holds_what_it_shows(tmp_path: Path) -> None:
     text = written.markdown.read_text()
     assert "| V1's files are far too large | confirmed |" in text
     assert len(json.loads(written.json.read_text())["findings"]) == len(written.findings)
+
+
+def test_a_report_is_written_though_the_server_does_not_show_it(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def refuse(*_: object, key: str, **__: object) -> None:
+        tries.append(key)
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(tasks.experiments, "create_markdown_artifact", refuse)
+    monkeypatch.setattr(tasks.experiments, "create_table_artifact", refuse)
+    found = results(trial("v1", 9000, 35), trial("v3", 900, 27))
+    assert Path(tasks.experiments.report(found, {}, [], tmp_path / "report")["report"]).exists()
+    assert tries == ["experiments", "experiments-ladder"]
 
 
 def test_the_rate_is_that_of_the_fastest_stretch():

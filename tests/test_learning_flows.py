@@ -5,10 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
+import tasks.benchmark
 import tasks.train
 from compressor.artifact import Artifact, parse
 from compressor.errors import CodecError, SourceError
@@ -17,6 +19,7 @@ from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig
 from flows.parameters import BenchmarkParameters, CodecTrainingParameters, ExperimentsParameters, TrainParameters
+from tasks.train import codec_folder
 from tests.codecs import tiny_artifact
 from tests.runs import archive_it, write_pictures
 
@@ -210,6 +213,31 @@ def test_pictures_are_spread_evenly_whatever_their_number(
     assert len(chosen) == len(set(chosen)) == expected and chosen == sorted(chosen)
     gaps = np.diff([*chosen, total + chosen[0]])
     assert gaps.max() - gaps.min() <= 1, "as even as whole numbers are"
+
+
+def test_a_server_that_shows_nothing_ends_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.benchmark import benchmark
+    from flows.train import train_flow
+
+    tries: list[tuple[str, int]] = []
+
+    def checkpoints() -> int:
+        return len(list(codec_folder().glob("*.ckpt")))
+
+    def refuse(*_: Any, key: str, **__: Any) -> None:
+        tries.append((key, checkpoints() - before))
+        raise httpx.ConnectError("no server")
+
+    for module in (tasks.train, tasks.benchmark):
+        monkeypatch.setattr(module, "create_markdown_artifact", refuse)
+    folder, out = write_pictures(tmp_path / "in", 12), tmp_path / "out.safetensors"
+    before = checkpoints()
+    given = {"source": str(folder), "workers": 1}
+    train_flow(TrainParameters(**given, family="v2", out=str(out), steps=4, batch=2, side=32))
+    assert out.exists() and checkpoints() == before
+    benchmark(BenchmarkParameters(**given, codec=[str(out)], limit=2, report=str(tmp_path / "measured")))
+    assert list((tmp_path / "measured").iterdir())
+    assert tries == [("training-history-v2", 1), ("benchmark", 0)]
 
 
 def test_a_training_that_a_person_has_to_mend_is_not_tried_again(
