@@ -17,6 +17,7 @@ from compressor.artifact import identify
 from compressor.choosing import check_codec, find_codec, packer_for, put_codec
 from compressor.codec import artifact_bytes, load_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
+from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.planning import BATCH_BYTES, Batch, Listing, Plan, most_bytes, plan
@@ -78,7 +79,12 @@ def test_a_batch_ends_before_its_files_have_too_many_bytes(
 ) -> None:
     class Sized(Source):
         def files(self):
-            return iter([SourceFile(f"{number}", f"{number}", size, bytes(8)) for number, size in enumerate(sizes)])
+            return iter(
+                [
+                    SourceFile(f"{number}", f"{number}", size, bytes(FINGERPRINT_BYTES))
+                    for number, size in enumerate(sizes)
+                ]
+            )
 
     archive = Archive.create(str(tmp_path / "archive"))
     found = plan(Listing(Sized(str(tmp_path))), archive.known(), tmp_path / "plan.arrow")
