@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ImageError, SourceError, causes
 from compressor.files import replacing
 from compressor.images import Limits, decode_picture, resize_picture
@@ -98,8 +99,15 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
     """
     digest = config.digest(source, files)
     path = folder / f"{digest}.arrow"
-    pictures: list[np.ndarray] = []
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
+    count = _write(path, _prepared(source, files, config, refused), config.side)
+    return ShardRecord(str(path), digest, count, dict(refused))
+
+
+def _prepared(
+    source: Source, files: Sequence[SourceFile], config: ShardConfig, refused: Counter[str]
+) -> Iterator[np.ndarray]:
+    """Pictures as they are learned from, uint8 (side, side, 3) each; those that are left out count in ``refused``."""
     for chunk in read_together(files):
         for content in read_contents(source, chunk, config.limits):
             try:
@@ -108,12 +116,11 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
                 picture = decode_picture(content, config.limits)
                 if picture.keep:
                     raise ImageError(picture.keep, "not plain 8-bit colour")
-                pictures.append(resize_picture(picture.pixels, config.side))
+                resized = resize_picture(picture.pixels, config.side)
             except ImageError as error:
-                reason = FORBIDDEN if _is_forbidden(error) else error.reason
-                refused[reason] = refused.get(reason, 0) + 1
-    _write(path, pictures, config.side)
-    return ShardRecord(str(path), digest, len(pictures), refused)
+                refused[FORBIDDEN if _is_forbidden(error) else error.reason] += 1
+            else:
+                yield resized
 
 
 def _is_forbidden(error: BaseException) -> bool:
@@ -162,15 +169,20 @@ def load_shards(records: Sequence[ShardRecord], chosen_N: np.ndarray | None = No
     return pictures_NHWC
 
 
-def _write(path: Path, pictures: Sequence[np.ndarray], side: int) -> None:
+def _write(path: Path, pictures: Iterable[np.ndarray], side: int) -> int:
+    """Write pictures as they come, so that few are in memory. Returns how many there were."""
     shape = (side, side, 3)
     size = int(np.prod(shape))
-    values = pa.array(np.concatenate([picture.ravel() for picture in pictures]) if pictures else np.zeros(0, np.uint8))
-    column = pa.FixedSizeListArray.from_arrays(values, size)
-    schema = pa.schema([("pixels", column.type)], metadata={"shape": json.dumps(shape)})
+    schema = pa.schema([("pixels", pa.list_(pa.uint8(), size))], metadata={"shape": json.dumps(shape)})
+    count = 0
     with (
         replacing(path) as partial,
         pa.OSFile(str(partial), "wb") as file,
         pa.ipc.new_file(file, schema) as writer,
     ):
-        writer.write_batch(pa.record_batch([column], schema=schema))
+        for batch in bounded_chunks(pictures, lambda picture: picture.nbytes, BYTES_AT_ONCE):
+            values = pa.array(np.concatenate([picture.ravel() for picture in batch]))
+            column = pa.FixedSizeListArray.from_arrays(values, size)
+            writer.write_batch(pa.record_batch([column], schema=schema))
+            count += len(batch)
+    return count

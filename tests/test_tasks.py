@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from compressor.artifact import identify
 from compressor.choosing import check_codec, find_codec, packer_for, put_codec
 from compressor.codec import artifact_bytes, load_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
+from compressor.images import resize_picture
 from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
@@ -264,6 +266,28 @@ def test_another_source_with_the_same_names_sizes_and_times_is_another(
         assert prepare_shard(Source.open(same), list(Source.open(same).files()), ShardConfig(side=32), tmp_path) == (
             ShardRecord(str(tmp_path / Path(one.path).name), one.digest, 3, {})
         )
+
+
+def test_a_shard_is_written_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder_of(tmp_path / "in", 8)
+    (tmp_path / "in" / "003.png").write_bytes(b"no picture")
+    files, config = list(source.files()), ShardConfig(side=32)
+    whole = prepare_shard(source, files, config, tmp_path / "whole")
+    held: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def resize(*arguments: Any) -> np.ndarray:
+        nonlocal most
+        held.append(weakref.ref(picture := resize_picture(*arguments)))
+        most = max(most, sum(one() is not None for one in held))
+        return picture
+
+    monkeypatch.setattr("compressor.shards.resize_picture", resize)
+    monkeypatch.setattr("compressor.shards.BYTES_AT_ONCE", 2 * 32 * 32 * 3)
+    portions = prepare_shard(source, files, config, tmp_path / "portions")
+    assert most <= 5, "two that are being written, two that wait, and the newest"
+    assert (portions.digest, portions.count, portions.refused) == (whole.digest, 7, {"not_a_picture": 1})
+    assert portions.exists() and (load_shards([portions]) == load_shards([whole])).all()
 
 
 def test_half_a_shard_is_made_again(tmp_path: Path) -> None:
