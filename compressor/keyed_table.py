@@ -95,12 +95,14 @@ class KeyedTable:
         ordered = sorted(_storable(keys))
         spans = Spans((key, key) for key in ordered)
         for part, group in self.groups(spans):
-            there = self.read(part, [group], ["key"])["key"]
+            keyed = self.read(part, [group], ["key"])
+            there = keyed["key"]
             first, last = (pc.min_max(there)[end].as_py() for end in ("min", "max"))
             wanted = ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]
             found = pc.is_in(there, pa.array(wanted, pa.string()))
             if pc.any(found).as_py():
-                yield self.read(part, [group], columns, salvage=True).filter(found)
+                rows = keyed if list(columns) == ["key"] else self.read(part, [group], columns, salvage=True)
+                yield rows.filter(found)
 
     def groups(self, spans: Spans | None = None) -> Iterator[tuple[Part, int]]:
         """Row groups, all or those that may hold keys of ``spans``, in order of keys where files do not overlap."""

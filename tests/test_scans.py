@@ -29,6 +29,17 @@ def test_reading_one_picture_reads_one_row_group_and_is_fast(archive):
     assert (time.perf_counter() - started) / 20 < 0.05
 
 
+def test_keys_that_are_looked_up_are_read_once(archive):
+    add(archive, [picture_row(key) for key in "ac"])
+    opened = Archive.open(archive.url)
+    assert "a" in opened  # has read the footer
+    requests = []
+    ranges = opened._store.ranges
+    opened._store.ranges = lambda name, wanted: (requests.append(name), ranges(name, wanted))[1]
+    assert "a" in opened and len(requests) == 1
+    assert opened.missing(["a", "b", "c"]) == ["b"] and len(requests) == 2
+
+
 def test_scan_reads_the_columns_asked_for(archive):
     rows = face_rows(2_500)
     add(archive, rows)
