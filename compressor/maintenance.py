@@ -14,7 +14,6 @@ from compressor.carried import carried_ids, codec_name
 from compressor.delta_log import Change
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
-from compressor.store import Store
 
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
