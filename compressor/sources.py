@@ -59,7 +59,7 @@ class SourceFile:
     size
         Bytes.
     fingerprint
-        8 bytes that change when the file does: BLAKE2b of size and ETag, else of size and checksum or time of change.
+        5 bytes that change when the file does: BLAKE2b of size and ETag, else of size and checksum or time of change.
     """
 
     key: str
