@@ -142,14 +142,17 @@ def test_the_markdown_has_the_same_tables_and_its_plots_beside_it(report: Report
         "Settings",
     ):
         assert title in text and title.replace("'", "&#39;") in report.html.read_text()
-    for source in re.findall(r"!\[.*?\]\((.*?)\)", text):
+    sources = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert sources
+    for source in sources:
         assert (report.markdown.parent / source).read_bytes()[:4] == b"\x89PNG"
     assert "libwebp" in text and "mine against WebP" in text and "fixed" in text
 
 
 def test_the_artifact_is_small_and_whole(report: Report) -> None:
     assert len(report.artifact) < 2_000_000
-    assert all(source.startswith("data:image/png") for source in re.findall(r"!\[.*?\]\((.*?)\)", report.artifact))
+    sources = re.findall(r"!\[.*?\]\((.*?)\)", report.artifact)
+    assert sources and all(source.startswith("data:image/png") for source in sources)
 
 
 def test_raw_rows_and_summary_can_be_read_back(report: Report, table) -> None:
