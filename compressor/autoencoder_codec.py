@@ -49,14 +49,14 @@ def freeze_autoencoder(network: Autoencoder, pictures_NHWC: np.ndarray) -> dict[
 class AutoencoderCodec:
     """Codec over a frozen :class:`~compressor.networks.autoencoders.Autoencoder`."""
 
+    device = torch.device("cpu")
     qualities = range(0)
     packers = (*(f"{kind}-{packer}" for kind in LATENT_TYPES for packer in packers.PACKERS), f"int8-{ENTROPY}")
 
-    def __init__(self, artifact: Artifact, network: Autoencoder, device: torch.device | None = None) -> None:
+    def __init__(self, artifact: Artifact, network: Autoencoder) -> None:
         self.id = artifact.id
         self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
-        self.device = device or torch.device("cpu")
-        self._network = load_state(network, artifact).to(self.device)
+        self._network = load_state(network, artifact)
         crossing = len(network.narrow) + 1
         self._steps = [artifact.tensors[f"step.{index}"] for index in range(crossing)]
         self._frequencies = [artifact.tensors[f"frequencies.{index}"] for index in range(crossing)]
@@ -83,7 +83,7 @@ class AutoencoderCodec:
             pictures = np.stack([pixels[index] for index in chunk])
             with torch.inference_mode():
                 x_BCHW = pad_to_multiple(to_network(pictures, self.device), self._network.multiple)
-                latents = [latent.float().cpu().numpy() for latent in self._network.encode(x_BCHW)]
+                latents = [latent.float().numpy() for latent in self._network.encode(x_BCHW)]
             encoded = []
             for parts in zip(*latents, strict=True):
                 payload, name = min(((self._pack(parts, name), name) for name in names), key=lambda pair: len(pair[0]))
@@ -99,7 +99,7 @@ class AutoencoderCodec:
         def decode_pass(chunk: list[int]) -> list[np.ndarray]:
             rows = [self._unpack(encoded[index]) for index in chunk]
             with torch.inference_mode():
-                latents = [torch.from_numpy(np.stack(parts)).to(self.device) for parts in zip(*rows, strict=True)]
+                latents = [torch.from_numpy(np.stack(parts)) for parts in zip(*rows, strict=True)]
                 pictures = from_network(self._network.decode(latents))
             return cropped(pictures, encoded[chunk[0]].height, encoded[chunk[0]].width)
 

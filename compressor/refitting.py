@@ -13,12 +13,13 @@ from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.qualities import draw_qualities, quality_to_lambda
 
 SHORTCUT = "synthesis.shortcut"  # the layer, with 2 % of the weights
+_BATCH = 32  # pictures
 _TESTED = 4  # one picture in so many
 _DAMPING = 0.1  # of the mean of the diagonal, added to it: of 0.001 to 3 the best on portraits left out
 
 
 @torch.no_grad()
-def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor, batch: int = 32) -> bool:
+def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor) -> bool:
     """Give the linear shortcut of the synthesis the weights of least squared error, all else as it is.
 
     At random quality steps, each error weighed by what it costs there, so that all tell about as much. What is fitted
@@ -45,7 +46,7 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor, batch: int = 32) 
     network.eval()
     generator = torch.Generator().manual_seed(0)
     fitted, tested = _Sums(), _Sums()
-    for part_BCHW in pictures_NCHW.split(batch):
+    for part_BCHW in pictures_NCHW.split(_BATCH):
         x_BCHW = part_BCHW.float() / 255
         quality_B = draw_qualities(len(x_BCHW), generator)
         weight_B = quality_to_lambda(quality_B).sqrt()[:, None, None, None]

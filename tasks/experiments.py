@@ -44,9 +44,6 @@ class CellRecord:
         """Whether the file is there, and whole."""
         return is_artifact(self.path, self.id)
 
-    def trained(self) -> Training | None:
-        return Training(**self.training) if self.training else None
-
 
 @dataclass(frozen=True)
 class MeasurementRecord:

@@ -49,7 +49,6 @@ def train_cell(
     start: bytes | None = None,
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
-    card: dict[str, Any] | None = None,
 ) -> Learned:
     """Train a cell on pictures, uint8 (N, H, W, 3), and freeze it.
 
@@ -63,7 +62,7 @@ def train_cell(
         config,
         cell.network,
         parse(start, cell.start or None) if start is not None else None,
-        {"cell": cell.to_dict(), **(card or {})},
+        {"cell": cell.to_dict()},
         checkpoint,
         on_progress,
         None if cell.loss == OWN else lambda network: WithLoss(network, cell.loss),
