@@ -5,7 +5,6 @@ What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixel
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,6 +22,7 @@ from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.marker import FORMAT, MARKER, check_marker, check_vacant, write_marker
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
+from compressor.scanning import to_the_end
 from compressor.store import Store
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class Archive:
         return self._found(keys)
 
     def _found(self, keys: Collection[str]) -> Iterator[Row]:
-        with self._reading():
+        with to_the_end(self._images):
             for found in self._images.find(keys, IMAGES.names):
                 yield from from_table(found, IMAGES)
 
@@ -369,7 +369,7 @@ class Archive:
 
     def info(self) -> maintenance.ArchiveInfo:
         """Counts, bytes and quality of all that is archived; reads no payload."""
-        with self._reading():
+        with to_the_end(self._images):
             try:
                 return maintenance.info(*self.tables, FORMAT)
             except FileNotFoundError:  # another run has vacuumed what it had open
@@ -433,14 +433,14 @@ class Archive:
 
         Every one, or those that may hold keys of ``spans``.
         """
-        with self._reading():
+        with to_the_end(self._images):
             for part, group in self._images.groups(spans):
                 metadata = self._images.footer(part).row_group(group)
                 yield part, group, metadata.num_rows, metadata.total_byte_size
 
     def row_group(self, part: Part, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns, or all, of one row group, whose damaged payloads are left to whoever decodes them."""
-        with self._reading():
+        with to_the_end(self._images):
             return self._images.read(part, [group], self._column_names(columns), salvage=True)
 
     def files(self) -> list[str]:
@@ -449,28 +449,6 @@ class Archive:
         Absolute paths, or ``s3://`` addresses. Until ``vacuum`` or ``delete``, what they hold stays as it is.
         """
         return [f"{self._store.table_url(self._images.folder)}/{part.path}" for part in self._images.parts]
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Say what ends the reading of many rows, and what to do about it."""
-        try:
-            yield
-        except Exception as error:
-            with self._store.errors(self._reading_ended(error)):
-                raise
-
-    def _reading_ended(self, error: Exception) -> str:
-        """What cannot be done, where an error ends a scan, and what to do about it."""
-        if isinstance(error, FileNotFoundError):
-            newest = KeyedTable(self._store, self._images.folder, IMAGES)  # this archive goes on seeing its version
-            with self._store.errors(READING):
-                newest.log.refresh(anew=True)
-            if set(self._images.parts) - set(newest.parts):
-                return TAKEN_AWAY
-            return f"{READING}, for a file that its log names is missing; {SEE_REPAIR}"
-        if isinstance(error, verifying.DAMAGE) and not verifying.is_refusal(error):
-            return f"{READING}, for it is damaged; {SEE_REPAIR}"
-        return READING
 
     def _column_names(self, columns: Sequence[str] | None) -> list[str]:
         check_several(columns or ())
@@ -513,11 +491,3 @@ def check_several(names: Collection[str]) -> None:
     """TypeError where one name was given instead of several, and would be taken for its letters."""
     if isinstance(names, str):
         raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
-
-
-READING = "read it to the end"
-SEE_REPAIR = "see 'latentpack verify' and 'latentpack repair'"
-TAKEN_AWAY = (
-    f"{READING}, for another run has compacted or vacuumed it; read it again, and if that does not help, see "
-    "'latentpack verify'"
-)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.archive import READING, TAKEN_AWAY, Archive, check_several
+from compressor.archive import Archive, check_several
 from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
@@ -29,6 +29,7 @@ from compressor.metrics import psnr
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture
 from compressor.retrying import is_transient
+from compressor.scanning import READING, TAKEN_AWAY
 from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 
 MORE_MEMORY = "; try again with more memory"

@@ -1,0 +1,38 @@
+"""What ends the reading of many rows, and what to do about it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from compressor.keyed_table import KeyedTable
+from compressor.verifying import DAMAGE, is_refusal
+
+READING = "read it to the end"
+SEE_REPAIR = "see 'latentpack verify' and 'latentpack repair'"
+TAKEN_AWAY = (
+    f"{READING}, for another run has compacted or vacuumed it; read it again, and if that does not help, see "
+    "'latentpack verify'"
+)
+
+
+@contextmanager
+def to_the_end(table: KeyedTable) -> Iterator[None]:
+    """Turn what ends the reading of a table into ArchiveError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        with table.store.errors(_ended(table, error)):
+            raise
+
+
+def _ended(table: KeyedTable, error: Exception) -> str:
+    """What cannot be done, where an error ends a scan, and what to do about it."""
+    if isinstance(error, FileNotFoundError):
+        newest = KeyedTable(table.store, table.folder, table.layout)  # the one that was read goes on seeing its version
+        with table.store.errors(READING):
+            newest.log.refresh(anew=True)
+        if set(table.parts) - set(newest.parts):
+            return TAKEN_AWAY
+        return f"{READING}, for a file that its log names is missing; {SEE_REPAIR}"
+    if isinstance(error, DAMAGE) and not is_refusal(error):
+        return f"{READING}, for it is damaged; {SEE_REPAIR}"
+    return READING
