@@ -22,9 +22,9 @@ from prefect.settings import get_current_settings
 
 from compressor.errors import LatentpackError, told
 from flows.progress import listener
+from flows.worker_progress import TOPIC, Teller
 from tasks.home import is_watched
 from tasks.retries import body_with_retries
-from tasks.worker_progress import TOPIC, Teller
 
 T = TypeVar("T")
 Hear = Callable[[T, int], None]  # what was taken, and how much of it is done
