@@ -50,6 +50,8 @@ class Store:
         self.options = dict(options or {})
         self._conditional_puts = False
         self._fs: tuple[int, Any] | None = None  # by the process that it was made in
+        if not str(url):  # a shell's variable that is not set, where the present folder was never meant
+            raise ArchiveError("the archive's address is empty: name its folder or its s3:// address")
         if has_password(str(url)):
             raise ArchiveError(f"{shown(str(url))}: {ADVICE}")
         scheme, separator, rest = str(url).partition("://")
@@ -60,7 +62,7 @@ class Store:
             if not self.root:
                 raise ArchiveError(f"{url}: a bucket is missing; use s3://bucket/prefix")
         elif not separator or scheme == "file":
-            self.root = str(Path(rest if separator else url).expanduser().absolute())
+            self.root = str(Path(os.path.expanduser(rest if separator else url)).absolute())
             self.url = self.root
         else:
             raise ArchiveError(f"{shown(str(url))}: archives lie in a local folder or in s3://, not in {scheme}://")

@@ -31,7 +31,7 @@ DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
 # What says nothing of the file. A bad sector (EIO) is damage
 _REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _GONE, _CUT_SHORT = 404, 416  # the answers of an S3 store that do tell of a file
-_ADVICE = "put the file back from a backup, or run 'latentpack repair' with --codec and a copy of it"
+_ADVICE = "run 'latentpack repair' (a codec that does not ship needs --codec and a copy), or put its file back"
 
 Faults = dict[str, Exception | None]  # why codecs cannot be had, by id: one that fails is not read again for each row
 

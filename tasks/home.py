@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from compressor.errors import LatentpackError
+
 UNWATCHED = "LATENTPACK_UNWATCHED"  # set where Prefect's server is one command's own, whose pages nobody can open
 
 
@@ -10,8 +12,16 @@ def home() -> Path:
     """``LATENTPACK_HOME``, or ``latentpack`` in the user's cache."""
     given = os.environ.get("LATENTPACK_HOME")
     if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentpack"
+        return Path(os.path.expanduser(given))
+    return Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache") / "latentpack"
+
+
+def user_home() -> Path:
+    """LatentpackError where the user has none, as in a container that runs under any number."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise LatentpackError("this user has no home directory: set HOME to a folder that it may write to") from None
 
 
 def is_watched() -> bool:

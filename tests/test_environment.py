@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor.errors import LatentpackError
 from flows.environment import api_is_configured
+from tasks.home import home
 
 URL = "http://127.0.0.1:4999/api"
 PROFILES = f"""
@@ -49,3 +51,17 @@ def test_a_server_is_named_where_prefect_would_find_it(
         (tmp_path / name).write_text(text)
     assert api_is_configured() is named
     assert (Settings().api.url == URL) is named
+
+
+def test_a_user_without_a_home_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("LATENTPACK_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for needing in (home, api_is_configured):
+        with pytest.raises(LatentpackError, match="set HOME"):
+            needing()
+    monkeypatch.setenv("LATENTPACK_HOME", "kept")
+    assert home() == Path("kept")

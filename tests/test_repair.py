@@ -406,7 +406,7 @@ def test_sound_rows_stay_until_their_codec_is_put_back(learned: Archive, source:
     [problem] = Archive.open(learned.url).verify()
     assert (problem.key, problem.waiting) == (f"codecs/{path.name}", 6)
     assert "6 sound pictures cannot be read without it" in problem.reason
-    assert ("put the file back from a backup" in problem.reason) == (damage != "newer")
+    assert ("put its file back" in problem.reason) == (damage != "newer")
     for done in (mended(learned, drop=True), mended(learned, source, drop=True)):
         assert done == Repaired(left=[(problem.key, problem.reason)])
     assert pictures(learned) == before

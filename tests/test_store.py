@@ -18,6 +18,20 @@ from tests.rows import add, contents, face_key, face_rows, picture_row, source_f
 
 
 # Each would have its log elsewhere than its files: another folder's rows are lost, and this one's never seen.
+def test_an_empty_address_is_not_the_present_folder(tmp_path, monkeypatch):
+    add(Archive.create(str(tmp_path)), face_rows(1))
+    monkeypatch.chdir(tmp_path)
+    assert len(Archive.open(".")) == 1
+    with pytest.raises(ArchiveError, match="address is empty"):
+        Archive.open("")
+
+
+def test_a_folder_whose_name_begins_as_a_home_that_is_nobodys_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Archive.create("~nobody-of-that-name/archive")
+    assert (tmp_path / "~nobody-of-that-name/archive/latentpack.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["p%20c", "p%2fc", "%FF", "p\\c", "p\tc", "p\nc", "\x7f", "\0", "\udcff"])
 @pytest.mark.parametrize("made", [False, True])
 def test_a_path_that_delta_rs_takes_for_another_is_refused(tmp_path, name, made):
