@@ -26,6 +26,7 @@ from compressor.artifact import identify
 from compressor.codec import artifact_bytes
 from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
+from compressor.known import FINGERPRINT_BYTES
 from compressor.planning import Listing, plan
 from compressor.samples import write_samples
 from compressor.sources import Source, SourceFile
@@ -77,7 +78,10 @@ def build(url: str, rows: int, pictures: str) -> dict[str, float]:
     for start in range(0, rows, COMMIT):
         numbers = range(start, min(rows, start + COMMIT))
         part = archive.write_part(
-            [replace(kinds[n % len(kinds)], key=key_of(n), fingerprint=n.to_bytes(5, "big")) for n in numbers]
+            [
+                replace(kinds[n % len(kinds)], key=key_of(n), fingerprint=n.to_bytes(FINGERPRINT_BYTES, "big"))
+                for n in numbers
+            ]
         )
         started = time.perf_counter()
         archive.commit([part], batch_id=f"benchmark/{start}")

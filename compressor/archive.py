@@ -45,11 +45,7 @@ def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concate
     @wraps(method)
     def reading(self: "Archive", *args: P.args, **kwargs: P.kwargs) -> T:
         with self._store.errors("read it"):
-            try:
-                return method(self, *args, **kwargs)
-            except FileNotFoundError:
-                self.refresh()
-                return method(self, *args, **kwargs)
+            return self._once_more(lambda: method(self, *args, **kwargs))
 
     return reading
 
@@ -370,11 +366,15 @@ class Archive:
     def info(self) -> maintenance.ArchiveInfo:
         """Counts, bytes and quality of all that is archived; reads no payload."""
         with to_the_end(self._images):
-            try:
-                return maintenance.info(*self.tables, FORMAT)
-            except FileNotFoundError:  # another run has vacuumed what it had open
-                self.refresh()
-                return maintenance.info(*self.tables, FORMAT)
+            return self._once_more(lambda: maintenance.info(*self.tables, FORMAT))
+
+    def _once_more(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives; of the newest version where another run has vacuumed the files of the open one."""
+        try:
+            return read()
+        except FileNotFoundError:
+            self.refresh()
+            return read()
 
     def sizes(self) -> tuple[int, int]:
         """Bytes of the Parquet files that hold its pictures now, and of the codecs beside them."""

@@ -6,10 +6,11 @@ from typing import Any
 from prefect import flow
 
 from compressor.sources import Source
+from flows.machine import cores
 from flows.parameters import BenchmarkParameters
 from flows.progress import on_progress
 from tasks.benchmark import benchmark as measure
-from tasks.threads import cores, pin_threads
+from tasks.threads import pin_threads
 
 
 @flow(name="benchmark", flow_run_name="benchmark on {parameters.subject}", persist_result=False)

@@ -29,7 +29,7 @@ from flows.parameters import (
     VerifyParameters,
 )
 from flows.terminal import out, out_each, print_rows, quieten, tell, warn, watching
-from tasks.home import home
+from tasks.home import home, user_home
 
 if TYPE_CHECKING:
     from compressor.archive import Archive
@@ -41,6 +41,7 @@ EVENTS_S = 5  # at most, for events that nobody watches
 @contextmanager
 def prefect_api(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
     """A Prefect server to run flows with: the user's, or a private one. Call what is given once flows are imported."""
+    user_home()  # without one Prefect cannot be imported
     set_defaults(options.verbose)
     server = None if api_is_configured() else PrivateServer(home() / "prefect")
 

@@ -22,7 +22,7 @@ from typing import Any
 from compressor.errors import LatentpackError
 from compressor.files import replacing
 from flows.scratch import scratch
-from tasks.home import UNWATCHED, user_home
+from tasks.home import UNWATCHED
 
 START_S = 120  # a slow disk's first start makes the database
 _POLL_S = 0.05
@@ -52,17 +52,15 @@ def set_defaults(verbose: bool = False) -> None:
 def api_is_configured() -> bool:
     """Whether the user has named a Prefect server: in the environment, ``.env``, a project's settings or a profile.
 
-    As Prefect finds it, whose own settings take a second to import. LatentpackError where the user has no home, without
-    which Prefect does not start.
+    As Prefect finds it, whose own settings take a second to import.
     """
-    own = user_home()
     environment = {**_dotenv(), **os.environ}
     if environment.get("PREFECT_API_URL"):
         return True
     projects = [_toml(Path("prefect.toml")), _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {})]
     if any(project.get("api", {}).get("url") for project in projects):
         return True
-    home = Path(os.environ.get("PREFECT_HOME") or own / ".prefect")
+    home = Path(os.environ.get("PREFECT_HOME") or os.path.expanduser("~/.prefect"))
     named = [environment.get("PREFECT_PROFILES_PATH"), *(project.get("profiles_path") for project in projects)]
     profiles = _toml(Path(next(filter(None, named), home / "profiles.toml")))
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")

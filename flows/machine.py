@@ -1,8 +1,13 @@
-"""How many processes this machine is good for."""
-
-from tasks.threads import cores
+"""How many threads and processes this machine is good for."""
 
 WORKER_MEMORY = 2**30  # bytes; one with torch and the codec loaded takes 420 MiB before its first picture
+
+
+def cores() -> int:
+    """Cores that this process may use; a container's quota counts."""
+    from dask.system import cpu_count
+
+    return int(cpu_count())
 
 
 def worker_count() -> int:

@@ -21,7 +21,7 @@ from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, number
 from flows.dispatch import Pool, UndeclaredError, dask_pool
-from flows.machine import worker_count
+from flows.machine import cores, worker_count
 from flows.parameters import CodecTrainingParameters, Family, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from flows.terminal import SAID_ELSEWHERE
@@ -134,6 +134,7 @@ def _train_there(
             "config": configure(training, start is not None),
             "card": {"source": source.shown, "side": training.side},
             "weights": training.weights.value,
+            "threads": cores,
             "start": start,
         }
         waiting = [arguments]

@@ -7,10 +7,9 @@ from compressor.archive import Archive
 from compressor.restoring import restore as restore_pictures
 from compressor.verifying import in_figures
 from flows.keys import named
-from flows.machine import worker_count
+from flows.machine import cores, worker_count
 from flows.parameters import RepairParameters, RestoreParameters, VerifyParameters
 from flows.progress import on_progress
-from tasks.threads import cores
 
 
 def restore(parameters: RestoreParameters) -> dict[str, Any]:

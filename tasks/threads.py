@@ -12,10 +12,3 @@ def pin_threads(count: int) -> None:
 
     cv2.setNumThreads(count)
     torch.set_num_threads(count)
-
-
-def cores() -> int:
-    """Cores that this process may use; a container's quota counts."""
-    from dask.system import cpu_count
-
-    return int(cpu_count())

@@ -23,7 +23,7 @@ from tasks.artifacts import not_vital, training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
-from tasks.threads import cores, pin_threads
+from tasks.threads import pin_threads
 
 VERSION = 5  # raise it when the same shards and configuration give another codec
 VALIDATION = 512  # pictures at most that training is validated on
@@ -169,10 +169,14 @@ def train_there(
     config: TrainingConfig,
     card: dict[str, Any],
     weights: str,
+    threads: Callable[[], int],
     start: bytes | None = None,
 ) -> tuple[dict[str, Any], bytes]:
-    """List, prepare and train where this runs. Returns a :class:`TrainingRecord` as JSON, and the codec's file."""
-    pin_threads(cores())
+    """List, prepare and train where this runs, on as many ``threads`` as it says there.
+
+    Returns a :class:`TrainingRecord` as JSON, and the codec's file.
+    """
+    pin_threads(threads())
     files = drawn(itertools.islice(source.files(), limit), most, config.seed)
     batches = [files[at : at + batch_size] for at in range(0, len(files), batch_size)]
     records = [prepare_shard(source, batch, shards, home() / "shards") for batch in batches]

@@ -196,21 +196,20 @@ def test_symbols_are_the_same_on_a_gpu(family: str) -> None:
 
 
 @pytest.mark.parametrize("quality", [12, 36, 60])
-def test_files_are_as_long_as_training_estimates(quality: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_as_long_as_training_estimates(quality: int) -> None:
     codec = load_codec(DEFAULT)
     assert isinstance(codec, HyperpriorCodec)
     pictures = [astronaut()[y : y + 128, x : x + 128] for y in range(0, 512, 128) for x in range(0, 512, 128)]
     written = np.array([len(one.payload) for one in codec.encode(pictures, quality, "entropy")])
     x_BCHW = to_network(np.stack(pictures), codec.device)
-    with torch.inference_mode():
+    # As the codec and a training go about it: in bfloat16 latents are others, 3 % more bytes of a flat picture at step 60.
+    precision = torch.autocast(codec.device.type, torch.bfloat16, enabled=codec._low_precision)
+    with torch.inference_mode(), precision:
         _, bits_B = codec._network.rate_distortion(
             x_BCHW, torch.full((len(pictures),), float(quality)).to(x_BCHW.device)
         )
-    estimated = bits_B.cpu().numpy() / 8
+    estimated = bits_B.float().cpu().numpy() / 8
     assert abs(written.mean() - estimated.mean()) <= 0.01 * estimated.mean() + 8
-    # In bfloat16 the analysis itself gives other latents, of which a flat picture takes 3 % more bytes at step 60.
-    monkeypatch.setattr(codec, "_low_precision", False)
-    written = np.array([len(one.payload) for one in codec.encode(pictures, quality, "entropy")])
     # Counted tables know rare large residuals that the density does not: one picture may be shorter, none longer.
     assert (written <= 1.01 * estimated + 8).all()
 

@@ -1,10 +1,12 @@
 """Whether a Prefect server is named is found without Prefect, and as Prefect finds it."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 from compressor.errors import LatentpackError
+from flows.commands import prefect_api
 from flows.environment import api_is_configured
 from tasks.home import home
 
@@ -53,15 +55,21 @@ def test_a_server_is_named_where_prefect_would_find_it(
     assert (Settings().api.url == URL) is named
 
 
-def test_a_user_without_a_home_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_is_told_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
     for name in ("LATENTPACK_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for needing in (home, api_is_configured):
-        with pytest.raises(LatentpackError, match="set HOME"):
-            needing()
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # which is what expanding leaves of it
+    monkeypatch.chdir(tmp_path)
+    assert not api_is_configured()  # and what needs no Prefect goes on
+    with pytest.raises(LatentpackError, match="set HOME"):
+        home()
     monkeypatch.setenv("LATENTPACK_HOME", "kept")
+    with pytest.raises(LatentpackError, match="set HOME"), prefect_api(argparse.Namespace(verbose=False)):
+        pass
     assert home() == Path("kept")

@@ -15,7 +15,7 @@ from tests.rows import picture_row
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "compressor": {"prefect", "prefect_dask", "dask", "distributed", "argparse", "typer", "tasks", "flows"},
-    "tasks": {"flows", "distributed", "prefect_dask", "argparse", "typer"},  # of Dask no more than its count of cores
+    "tasks": {"flows", "dask", "distributed", "prefect_dask", "argparse", "typer"},
     "flows": {"tests"},
 }
 

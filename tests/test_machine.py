@@ -2,8 +2,7 @@
 
 import pytest
 
-from flows.machine import WORKER_MEMORY, worker_count
-from tasks.threads import cores
+from flows.machine import WORKER_MEMORY, cores, worker_count
 
 
 @pytest.mark.parametrize(
