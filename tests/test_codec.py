@@ -202,7 +202,7 @@ def test_files_are_as_long_as_training_estimates(quality: int) -> None:
     pictures = [astronaut()[y : y + 128, x : x + 128] for y in range(0, 512, 128) for x in range(0, 512, 128)]
     written = np.array([len(one.payload) for one in codec.encode(pictures, quality, "entropy")])
     x_BCHW = to_network(np.stack(pictures), codec.device)
-    # As the codec and a training go about it: in bfloat16 latents are others, 3 % more bytes of a flat picture at step 60.
+    # As codec and training go about it: in bfloat16 latents are others, of a flat picture 3 % more bytes at step 60.
     precision = torch.autocast(codec.device.type, torch.bfloat16, enabled=codec._low_precision)
     with torch.inference_mode(), precision:
         _, bits_B = codec._network.rate_distortion(
