@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.archive import Archive
 from compressor.choosing import put_codec
-from compressor.defaults import CODEC, TARGET_PSNR
+from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, TARGET_PSNR
 from compressor.encoding import BatchReport, EncodeOptions, encode_contents
 from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
 from compressor.images import Limits, check_size, decode_picture
@@ -79,11 +79,11 @@ def append(
     codec
         Released name, standard format's name, path of an artifact, or id of one that the archive carries.
     target_psnr
-        dB that every picture reaches.
+        dB that every picture reaches, from 10 to 60. None, where a quality is given or the codec has just one: any.
     quality
         Fixed quality step instead.
     effort
-        Rounds of refinement of each picture: fewer bytes, more time.
+        Rounds of refinement of each picture, 0 to 100: fewer bytes, more time.
     limits
         Of bytes and pixels, the usual ones where None is given.
     threads
@@ -95,7 +95,7 @@ def append(
         Some cannot be archived: damaged bytes, another shape or type of numbers, too many pixels. It is known before
         anything is encoded, of all of them, and the archive stays as it is.
     ArchiveError
-        A key is no relative path.
+        A key is no relative path, or ``target_psnr`` or ``threads`` is out of range.
     CodecError
         There is no such codec, or it does not know this quality or effort.
     TypeError
@@ -110,6 +110,10 @@ def append(
             raise TypeError(f"{key}: a picture is a NumPy array or the bytes of a file, not {kind}; see numpy.asarray")
     if not pictures:
         return Appended(0, 0, 0, {}, np.inf)
+    if target_psnr is not None and not LEAST_TARGET <= target_psnr <= HIGHEST_TARGET:  # nor if it is not a number
+        raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr}")
+    if threads < 1:
+        raise ArchiveError(f"threads are 1 or more, not {threads}")
     limits = limits or Limits()
     with enough_memory(archive.url, "append to it"):
         _raise_if_any({key: error for key in pictures if (error := _refusal(key, pictures[key], limits))}, pictures)

@@ -6,6 +6,7 @@ What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixel
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -250,8 +251,8 @@ class Archive:
         -------
         Number of files deleted.
         """
-        if hours < 0:
-            raise ArchiveError(f"{self.url}: files are kept for 0 hours or more, not {hours}")
+        if not isinstance(hours, Integral) or hours < 0:
+            raise ArchiveError(f"{self.url}: files are kept for 0 whole hours or more, not {hours!r}")
         with self._store.errors("vacuum"):
             # At the top lies the marker, which nobody writes where an archive could be opened.
             kept = {"": hours, "codecs": max(hours, ORPHAN_HOURS)}

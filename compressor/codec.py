@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from compressor.artifact import identify
+from compressor.defaults import MOST_EFFORT
 from compressor.errors import CodecError
 
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
@@ -80,7 +82,9 @@ def padded_pixels(height: int, width: int) -> int:
 
 
 def with_effort(codec: Codec, effort: int) -> Codec:
-    """``codec`` taking ``effort`` rounds of refinement. CodecError where it can not take any."""
+    """``codec`` taking ``effort`` rounds of refinement. CodecError where it cannot take so many."""
+    if not isinstance(effort, Integral) or not 0 <= effort <= MOST_EFFORT:
+        raise CodecError(f"effort is a whole number from 0 to {MOST_EFFORT}, not {effort!r}")
     if not effort:
         return codec
     if not isinstance(codec, Refinable):
@@ -89,11 +93,13 @@ def with_effort(codec: Codec, effort: int) -> Codec:
 
 
 def check_quality(codec: Codec, quality: int) -> None:
-    """CodecError where a codec that has several qualities has not this one."""
+    """CodecError where a codec that has several qualities has not this one, or -1 says that none is given."""
     if len(codec.qualities) and quality not in codec.qualities:
+        range_ = f"from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}"
         raise CodecError(
-            f"quality must be from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}, "
-            f"not {quality}"
+            f"there is no target: give one, or a quality {range_}"
+            if quality == -1
+            else f"quality must be {range_}, not {quality}"
         )
 
 

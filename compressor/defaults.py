@@ -1,7 +1,12 @@
-"""What is done where nothing is asked for. Imports nothing: the command line's forms need it at once."""
+"""What is done where nothing is asked for, and how much may be.
+
+Imports nothing: the command line's forms need it at once.
+"""
 
 CODEC = "faces"  # one of those in weights/
 TARGET_PSNR = 34.0  # dB that every picture reaches
+LEAST_TARGET, HIGHEST_TARGET = 10.0, 60.0  # dB
+MOST_EFFORT = 100  # rounds
 MAX_BYTES = 256 * 2**20  # of a file that is read
 MAX_PIXELS = 100_000_000  # of a picture that is decoded
 ORPHAN_HOURS = 1  # that a file which no row needs is kept: a run commits a part within minutes of writing it

@@ -1,4 +1,4 @@
-"""Ctrl-C, or SIGTERM where it is taken for one, held back while something must not be left half done."""
+"""Ctrl-C, or what is taken for one, held back while something must not be left half done."""
 
 import signal
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -21,13 +23,13 @@ def interrupt_held() -> Iterator[Interrupt]:
     """Have the first interrupt wait: what its handler raises comes at the end of the block, which should end early.
 
     What a second one does is up to whoever handles them: Python raises at once. Outside the main thread nothing
-    changes, since no signal comes there. A SIGTERM that nobody handles ends the process as ever.
+    changes, since no signal comes there. A signal that nobody handles ends the process as ever.
     """
     found = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     held = {number: handler for number, handler in handlers.items() if callable(handler)}
 
     def hear(number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,18 @@
 """Contents of listed files in chunks that fit in memory, each a file's bytes or the reason why there are none."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
-from compressor.errors import UNREADABLE, ImageError
-from compressor.images import Limits
+from compressor.errors import UNREADABLE, ImageError, causes
+from compressor.images import Limits, decode_picture
 from compressor.listing import is_raw
 from compressor.sources import Source, SourceFile
 
 FILES_AT_ONCE = 256
+FORBIDDEN = "forbidden"  # the reason of a file that may not be read
 
 
 def read_together(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
@@ -46,3 +50,26 @@ def refusal(file: SourceFile, limits: Limits) -> ImageError | None:
     if file.size > limits.max_bytes:
         return ImageError("too_large", f"the file has {file.size:,} bytes, the limit is {limits.max_bytes:,}")
     return None
+
+
+def plain_pictures(
+    source: Source, files: Sequence[SourceFile], limits: Limits, refused: Counter[str]
+) -> Iterator[tuple[SourceFile, np.ndarray]]:
+    """Those of ``files`` that plain 8-bit colour holds, uint8 (H, W, 3) each. The others count in ``refused``."""
+    for chunk in read_together(files):
+        for file, content in zip(chunk, read_contents(source, chunk, limits), strict=True):
+            try:
+                if isinstance(content, ImageError):
+                    raise content
+                picture = decode_picture(content, limits)
+                if picture.keep:
+                    raise ImageError(picture.keep, "not plain 8-bit colour")
+            except ImageError as error:
+                refused[FORBIDDEN if _is_forbidden(error) else error.reason] += 1
+            else:
+                yield file, picture.pixels
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Whether a file was not given for want of a right, which will be so the next time too."""
+    return any(isinstance(one, PermissionError) for one in causes(error))

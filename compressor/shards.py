@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
-from compressor.errors import UNREADABLE, ImageError, SourceError, causes
+from compressor.errors import UNREADABLE, SourceError
 from compressor.files import replacing
-from compressor.images import Limits, decode_picture, resize_picture
-from compressor.reading import read_contents, read_together
+from compressor.images import Limits, resize_picture
+from compressor.reading import plain_pictures
 from compressor.sources import Source, SourceFile
 from compressor.wording import by_reason
 
-FORBIDDEN = "forbidden"  # the reason of a file that may not be read
 _END = b"ARROW1"  # of a whole Arrow file
 VERSION = 3  # raise it when the same files give other pictures
 
@@ -108,24 +107,8 @@ def _prepared(
     source: Source, files: Sequence[SourceFile], config: ShardConfig, refused: Counter[str]
 ) -> Iterator[np.ndarray]:
     """Pictures as they are learned from, uint8 (side, side, 3) each; those that are left out count in ``refused``."""
-    for chunk in read_together(files):
-        for content in read_contents(source, chunk, config.limits):
-            try:
-                if isinstance(content, ImageError):
-                    raise content
-                picture = decode_picture(content, config.limits)
-                if picture.keep:
-                    raise ImageError(picture.keep, "not plain 8-bit colour")
-                resized = resize_picture(picture.pixels, config.side)
-            except ImageError as error:
-                refused[FORBIDDEN if _is_forbidden(error) else error.reason] += 1
-            else:
-                yield resized
-
-
-def _is_forbidden(error: BaseException) -> bool:
-    """Whether a file was not given for want of a right, which will be so the next time too."""
-    return any(isinstance(one, PermissionError) for one in causes(error))
+    for _, pixels in plain_pictures(source, files, config.limits, refused):
+        yield resize_picture(pixels, config.side)
 
 
 def drawn(files: Iterable[SourceFile], most: int, seed: int) -> list[SourceFile]:

@@ -363,10 +363,13 @@ def train(options: argparse.Namespace) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """``latentpack benchmark``"""
+    from compressor.wording import by_reason
+
     parameters = parameters_of(BenchmarkParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "benchmark", "benchmark", parameters)
-    _answer(options, result, result["headline"], f"report: {result['html']}")
+    refused = [f"left out: {by_reason(result['refused'])}"] if result["refused"] else []
+    _answer(options, result, result["headline"], *refused, f"report: {result['html']}")
     return DONE
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C, or SIGTERM of whoever ends a job: once, it has a command end in order. The next would break that off."""
+"""Ctrl-C, SIGTERM of whoever ends a job, or SIGHUP of a terminal that closes: once, it has a command end in order.
+
+The next would break that off.
+"""
 
 import os
 import signal
@@ -6,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from compressor.interrupting import ENDING
 from flows.exit_codes import INTERRUPTED
 
 PATIENCE_S = 10.0  # for which a command may end in order, whoever goes on pressing
@@ -15,9 +19,11 @@ _heard: list[float] = []  # when
 
 
 def interrupt_once() -> None:
-    """Have them do so in this process, unless they are ignored, as a shell has jobs in the background do of Ctrl-C."""
-    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is default:
+    """Have them do so in this process, unless they are ignored: as a shell has jobs in the background do of Ctrl-C, and
+    ``nohup`` of SIGHUP.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _interrupt)
 
 

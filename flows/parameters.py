@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
-from compressor.defaults import CODEC, MAX_BYTES, MAX_PIXELS, TARGET_PSNR
+from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, MAX_BYTES, MAX_PIXELS, MOST_EFFORT, TARGET_PSNR
 from flows.keys import STANDARD_INPUT
 
 
@@ -121,7 +121,9 @@ KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extr
 CodecAddress = Annotated[
     Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
 ]
-TargetPsnr = Annotated[float, Field(ge=10, le=60, description="dB of PSNR that every picture reaches, from 10 to 60")]
+TargetPsnr = Annotated[
+    float, Field(ge=LEAST_TARGET, le=HIGHEST_TARGET, description="dB of PSNR that every picture reaches, from 10 to 60")
+]
 Quality = Annotated[
     int | None,
     Field(
@@ -163,7 +165,7 @@ BatchSize = Annotated[
     ),
 ]
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
-SHARE = r"^\d+(\.\d+)?%$|^\d+$"  # of pictures, or a number of them
+SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="USD for a terabyte stored a month, to tell what is saved")
 ]
@@ -246,7 +248,7 @@ class PipelineParameters(Parameters):
     effort: int = Field(
         default=0,
         ge=0,
-        le=100,
+        le=MOST_EFFORT,
         description="rounds of refinement of each picture, families v5 and v6, from 0 to 100: fewer bytes, more time; "
         "5 takes five to six times as long, 10 eight times",
     )
@@ -347,7 +349,10 @@ class BenchmarkParameters(Parameters):
     report: LocalPath = Field(default="report", description="folder that the report is written to")
     codec: list[Address] = Field(default=[CODEC], description="codecs by name or path, beside the standard ones")
     effort: int = Field(
-        default=0, ge=0, le=100, description="measure them with this many rounds of refinement, up to 100, as well"
+        default=0,
+        ge=0,
+        le=MOST_EFFORT,
+        description="measure them with this many rounds of refinement, up to 100, as well",
     )
     limit: int = Field(default=50, ge=1, description="take at most this many pictures")
     workers: Workers = None
@@ -405,8 +410,8 @@ class RepairParameters(Parameters):
     )
     target_psnr: float | None = Field(
         None,
-        ge=10,
-        le=60,
+        ge=LEAST_TARGET,
+        le=HIGHEST_TARGET,
         description="dB of PSNR that every picture reaches, from 10 to 60 (default: the lowest of the other pictures "
         "by the codec; exact where all are)",
     )

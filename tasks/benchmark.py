@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,37 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from compressor.codec import Codec, load_codec, titles, with_effort
-from compressor.errors import CodecError, ImageError, SourceError
-from compressor.images import Limits, decode_picture
-from compressor.reading import read_contents, read_together
+from compressor.errors import CodecError, SourceError
+from compressor.images import Limits
+from compressor.reading import plain_pictures
 from compressor.sources import Source
 from compressor.strips import centre
-from compressor.wording import number
+from compressor.wording import by_reason, number
 from tasks.artifacts import not_vital
 from tasks.retries import NOT_KEPT
 
 MIDDLE = 2048  # pixels a side of what is measured of a large picture
 
 
-def load_pictures(source: Source, limit: int, codecs: Collection[Codec]) -> dict[str, np.ndarray]:
+def load_pictures(
+    source: Source, limit: int, codecs: Collection[Codec]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The first ``limit`` pictures of a source that plain 8-bit colour can hold: uint8 (H, W, 3) by key.
 
-    Of a picture that is too large for one of ``codecs``, to which a run would not give it either, the middle.
+    And how many files before the last of them cannot be measured, by reason. Of a picture that is too large for one of
+    ``codecs``, to which a run would not give it either, the middle.
     """
     pictures: dict[str, np.ndarray] = {}
+    refused: Counter[str] = Counter()
     files = source.files()
     while len(pictures) < limit and (wanted := list(itertools.islice(files, limit - len(pictures)))):
-        for chunk in read_together(wanted):
-            for file, content in zip(chunk, read_contents(source, chunk, Limits()), strict=True):
-                if isinstance(content, ImageError):
-                    continue
-                try:
-                    picture = decode_picture(content)
-                except ImageError:
-                    continue
-                if picture.keep is None:
-                    suited = all(codec.suits(*picture.pixels.shape[:2]) for codec in codecs)
-                    pictures[file.key] = picture.pixels if suited else centre(picture.pixels, MIDDLE)
+        for file, pixels in plain_pictures(source, wanted, Limits(), refused):
+            suited = all(codec.suits(*pixels.shape[:2]) for codec in codecs)
+            pictures[file.key] = pixels if suited else centre(pixels, MIDDLE)
     if not pictures:
-        raise SourceError(f"{source.shown}: no picture here that can be measured")
-    return pictures
+        why = f" among {by_reason(refused)} (plain 8-bit ones can)" if refused else ": the source is empty"
+        raise SourceError(f"{source.shown}: there is no picture here that can be measured{why}")
+    return pictures, dict(refused.most_common())
 
 
 @task(name="benchmark", **NOT_KEPT)
@@ -69,12 +67,14 @@ def benchmark(
     if clash := named.keys() & standard.keys():
         raise CodecError(f"a codec of yours has the name of a standard format, {min(clash)}: rename its file")
     compared = {**named, **standard}
-    pictures = load_pictures(source, limit, compared.values())
+    pictures, refused = load_pictures(source, limit, compared.values())
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))
+    left_out = f"Left out: {by_reason(refused)}. " if refused else ""
     with not_vital("the benchmark"):
         create_markdown_artifact(
-            f"{report.artifact}\nThe whole report lies at `{report.html.resolve()}` on {socket.gethostname()}.\n",
+            f"{report.artifact}\n{left_out}The whole report lies at `{report.html.resolve()}` "
+            f"on {socket.gethostname()}.\n",
             key="benchmark",
             description=f"rate and distortion on {number(len(pictures), 'picture')}",
         )
@@ -83,5 +83,6 @@ def benchmark(
         "markdown": str(report.markdown),
         "parquet": str(report.parquet),
         "pictures": len(pictures),
+        "refused": refused,
         **report.summary,
     }

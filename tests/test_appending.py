@@ -17,7 +17,7 @@ from compressor.appending import NotAppended
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.encoding import EncodeOptions, encode_batch
-from compressor.errors import ArchiveError, CodecError, ImageError
+from compressor.errors import ArchiveError, CodecError, ImageError, LatentpackError
 from compressor.images import Limits
 from compressor.metrics import psnr
 from compressor.parquet import QuarantineRow
@@ -195,6 +195,21 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         archive.append({"a": picture}, "nope")
     with pytest.raises(CodecError, match="knows no effort but 0"):
         archive.append({"a": picture}, "jpegxl", effort=3)
+    for options, told in (
+        ({"effort": -1}, "effort is a whole number from 0 to 100, not -1"),
+        ({"effort": 101}, "not 101"),
+        ({"effort": 1.5}, "not 1.5"),
+        ({"threads": 0}, "threads are 1 or more, not 0"),
+        ({"target_psnr": float("nan")}, "from 10 to 60 dB, not nan"),
+        ({"target_psnr": 61}, "not 61"),
+        ({"target_psnr": None}, "there is no target: give one, or a quality from 0 to 63"),
+        ({"quality": 64}, "quality must be from 0 to 63 for faces .*, not 64"),
+    ):
+        with pytest.raises(LatentpackError, match=told):
+            archive.append({"a": picture}, **options)  # type: ignore[arg-type]
+    for hours in (0.5, -1):
+        with pytest.raises(ArchiveError, match=f"0 whole hours or more, not {hours}"):
+            archive.vacuum(hours)  # type: ignore[arg-type]
     assert len(archive) == 0
 
 

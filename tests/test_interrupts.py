@@ -1,4 +1,6 @@
-"""Ctrl-C or SIGTERM, as often as it comes: a command ends in order, with one line and no traceback, and never hangs."""
+"""Ctrl-C, SIGTERM or SIGHUP, as often as it comes: a command ends in order, with one line and no
+traceback, and never hangs.
+"""
 
 import os
 import signal
@@ -56,10 +58,12 @@ cli.main(["run", *sys.argv[1:], "--codec", "webp"])
 
 
 @contextmanager
-def at_work(*arguments: Any, action: Any = signal.SIG_DFL) -> Iterator[subprocess.Popen[str]]:
-    """A command that works and ends for so many seconds, where a terminal leaves Ctrl-C at ``action``."""
+def at_work(
+    *arguments: Any, sent: signal.Signals = signal.SIGINT, action: Any = signal.SIG_DFL
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that works and ends for so many seconds, started where ``sent`` is left at ``action``."""
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
-    heard = partial(signal.signal, signal.SIGINT, action)
+    heard = partial(signal.signal, sent, action)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, preexec_fn=heard, **pipes) as process:
         try:
@@ -69,10 +73,10 @@ def at_work(*arguments: Any, action: Any = signal.SIG_DFL) -> Iterator[subproces
             process.kill()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("wrapped", [[], ["RuntimeError"]])
 def test_however_often_it_is_asked_to_a_command_ends_in_order(wrapped: list[str], sent: signal.Signals) -> None:
-    with at_work(60, 1, 30, *wrapped) as process:
+    with at_work(60, 1, 30, *wrapped, sent=sent) as process:
         for _ in range(4):
             process.send_signal(sent)
             time.sleep(0.1)
@@ -91,9 +95,10 @@ def test_an_end_that_hangs_is_ended() -> None:
     assert "Traceback" not in err and "repeat the command" in err
 
 
-def test_where_it_is_ignored_it_stays_so() -> None:
-    with at_work(0.5, 0, 30, action=signal.SIG_IGN) as process:
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_where_it_is_ignored_it_stays_so(sent: signal.Signals) -> None:
+    with at_work(0.5, 0, 30, sent=sent, action=signal.SIG_IGN) as process:
+        process.send_signal(sent)
         assert process.communicate(timeout=30) == ("in order\n", "") and process.returncode == 0
 
 

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tasks.benchmark
 import tasks.train
@@ -106,7 +107,11 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
     codec.write_bytes(tiny_artifact("v5", "int8"))
     (folder / "long.png").write_bytes(encode_picture(np.zeros((1, 140_000, 3), np.uint8), 3))  # its middle is measured
     given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
-    table = pq.read_table(benchmark(BenchmarkParameters(**given, workers=1))["parquet"])
+    Image.new("RGBA", (40, 40), (0, 0, 0, 128)).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    done = benchmark(BenchmarkParameters(**given, limit=3, workers=1))
+    assert (done["pictures"], done["refused"]) == (3, {"alpha": 1, "truncated": 1})
+    table = pq.read_table(done["parquet"])
 
     def stored(name: str) -> list[tuple[int, float]]:
         return [(row["bytes"], row["psnr"]) for row in table.to_pylist() if row["codec"] == name]

@@ -23,8 +23,9 @@ from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.planning import BATCH_BYTES, Batch, Listing, Plan, most_bytes, plan
+from compressor.reading import FORBIDDEN
 from compressor.samples import write_samples
-from compressor.shards import FORBIDDEN, ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
+from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source, SourceFile
 from compressor.summary import FailureBudget, RunSummary
 from compressor.wording import size
