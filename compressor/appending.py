@@ -54,7 +54,7 @@ class NotAppended(LatentpackError):
 def append(
     archive: Archive,
     pictures: Mapping[str, np.ndarray | bytes],
-    codec: str = CODEC,
+    codec: str | os.PathLike[str] = CODEC,
     target_psnr: float | None = TARGET_PSNR,
     quality: int | None = None,
     effort: int = 0,
@@ -185,6 +185,8 @@ def _refusal(key: str, picture: np.ndarray | bytes, limits: Limits) -> ImageErro
 
 
 def _check_array(pixels: np.ndarray, limits: Limits) -> None:
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise ImageError("unsupported", "a masked array, whose hidden values would be stored too: fill it first")
     if pixels.dtype != np.uint8:
         detail = f"an array of {pixels.dtype}; pictures are uint8, from 0 to 255: round and convert it first"
         raise ImageError("unsupported", detail)

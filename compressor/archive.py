@@ -55,7 +55,9 @@ class Archive:
     """Pictures by key in one folder or bucket prefix; made by ``open``, ``create`` or ``open_or_create``.
 
     It sees the version that was there when it was opened, and its own commits; ``refresh`` shows those of others.
-    It can be pickled (as its address) and is not for use by several threads at once.
+    It is not for use by several threads at once. It can be pickled, as its address, which is opened at the first use.
+    Processes that use it should be started by ``spawn`` or ``forkserver``: in a fork an archive that was open already
+    can be read, and none can be opened, refreshed or written.
     """
 
     def __init__(self, store: Store) -> None:
@@ -105,14 +107,24 @@ class Archive:
 
     @classmethod
     def open_or_create(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
-        """Open the archive at ``url``, or make it."""
+        """Open the archive at ``url``, or make it, unless another process does at this moment."""
         store = Store(url, storage_options)
-        with store.errors("open it"):
-            there = store.exists(MARKER)
-        return cls.open(url, storage_options) if there else cls.create(url, storage_options)
+
+        def there() -> bool:
+            with store.errors("open it"):
+                return store.exists(MARKER)
+
+        if not there():
+            try:
+                return cls.create(url, storage_options)
+            except ArchiveError:
+                if not there():
+                    raise
+        return cls.open(url, storage_options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Archive.open, (self.url, self._store.options)
+        # Opened when it is used: what fails then, as in a fork, ends a call, and not a pool's worker that receives it
+        return _closed, (self.url, self._store.options)
 
     def __repr__(self) -> str:
         return f"Archive({self.url!r}, version {self.version}, {len(self)} pictures)"
@@ -142,7 +154,7 @@ class Archive:
     def append(
         self,
         pictures: Mapping[str, np.ndarray | bytes],
-        codec: str = CODEC,
+        codec: str | os.PathLike[str] = CODEC,
         target_psnr: float | None = TARGET_PSNR,
         quality: int | None = None,
         effort: int = 0,
@@ -184,7 +196,7 @@ class Archive:
         batch_id
             Name of the work: a second commit under the same name does nothing.
         """
-        check_several(replaced)
+        replaced = several(replaced)
         with self._store.errors("commit"):
             self._images.upsert(parts, replaced, batch_id)
 
@@ -200,7 +212,7 @@ class Archive:
 
     def clear_quarantine(self, keys: Collection[str]) -> int:
         """Take pictures off the quarantine list. Returns how many were on it."""
-        check_several(keys)
+        keys = several(keys)
         with self._store.errors("write to its quarantine"):
             return self._quarantine.delete(keys)
 
@@ -212,7 +224,7 @@ class Archive:
         Number of pictures erased; keys that are not archived are no error, and what an earlier call that was killed
         left behind goes too.
         """
-        check_several(keys)
+        keys = several(keys)
         with self._store.errors("delete from it"):
             erased = self._images.delete(keys)
             self._quarantine.delete(keys)
@@ -229,7 +241,7 @@ class Archive:
         -------
         Number of pictures taken out; keys that are not archived are no error.
         """
-        check_several(keys)
+        keys = several(keys)
         with self._store.errors("delete from it"):
             return self._images.delete(keys)
 
@@ -301,8 +313,7 @@ class Archive:
 
         For many pictures: ``read_row`` reads a row group for each.
         """
-        check_several(keys)
-        return self._found(keys)
+        return self._found(several(keys))
 
     def _found(self, keys: Collection[str]) -> Iterator[Row]:
         with to_the_end(self._images):
@@ -312,7 +323,7 @@ class Archive:
     @_reopens
     def missing(self, keys: Collection[str]) -> list[str]:
         """Those of ``keys`` that are neither archived nor quarantined, in their order."""
-        check_several(keys)
+        keys = several(keys)
         there: set[str] = set()
         for table in self.tables:
             for found in table.find(keys, ["key"]):
@@ -412,7 +423,7 @@ class Archive:
         """The pictures as a ``torch.utils.data.Dataset``; see :class:`compressor.dataset.ArchiveDataset`."""
         from compressor.dataset import ArchiveDataset
 
-        check_several(keys or ())
+        keys = None if keys is None else several(keys)
         return ArchiveDataset(self, keys, transform, target, resize)
 
     def restore(
@@ -452,8 +463,7 @@ class Archive:
         return [f"{self._store.table_url(self._images.folder)}/{part.path}" for part in self._images.parts]
 
     def _column_names(self, columns: Sequence[str] | None) -> list[str]:
-        check_several(columns or ())
-        names = IMAGES.names if columns is None else list(dict.fromkeys(columns))
+        names = IMAGES.names if columns is None else list(dict.fromkeys(several(columns)))
         unknown = set(names).difference(IMAGES.names)
         if unknown:
             raise ArchiveError(f"no column {sorted(unknown)[0]!r}; there are {', '.join(IMAGES.names)}")
@@ -488,7 +498,12 @@ class Archive:
         return self._codecs.load(id)
 
 
-def check_several(names: Collection[str]) -> None:
-    """TypeError where one name was given instead of several, and would be taken for its letters."""
+def _closed(url: str, storage_options: dict[str, str]) -> Archive:
+    return Archive(Store(url, storage_options))
+
+
+def several(names: Iterable[str]) -> list[str]:
+    """All names, also of an iterator. TypeError where there is one instead, and would be taken for its letters."""
     if isinstance(names, str):
         raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
+    return list(names)

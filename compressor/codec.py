@@ -94,7 +94,7 @@ def with_effort(codec: Codec, effort: int) -> Codec:
 
 def check_quality(codec: Codec, quality: int) -> None:
     """CodecError where a codec that has several qualities has not this one, or -1 says that none is given."""
-    if len(codec.qualities) and quality not in codec.qualities:
+    if len(codec.qualities) and (not isinstance(quality, Integral) or quality not in codec.qualities):
         range_ = f"from {codec.qualities.start} to {codec.qualities.stop - 1} for {codec.description}"
         raise CodecError(
             f"there is no target: give one, or a quality {range_}"
@@ -112,7 +112,7 @@ def check_packer(codec: Codec, packer: str) -> None:
 
 def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
     """One quality for each of ``count`` pictures."""
-    return [quality] * count if isinstance(quality, int) else [int(q) for q in quality]
+    return [int(quality)] * count if isinstance(quality, int | np.integer) else [int(q) for q in quality]
 
 
 def spread_qualities(codec: Codec, count: int) -> list[int]:
@@ -196,5 +196,14 @@ def _from_artifact(data: bytes) -> Codec:
         raise CodecError(f"codec {artifact.id} cannot be built: {type(error).__name__}: {error}") from error
 
 
-if hasattr(os, "register_at_fork"):  # what the parent has loaded may be on a device of its own
-    os.register_at_fork(after_in_child=_from_artifact.cache_clear)
+def _after_fork() -> None:
+    """Forget what the parent has loaded, which may be on a device of its own, and do not wait for its threads."""
+    if _from_artifact.cache_info().currsize:
+        import torch
+
+        torch.set_num_threads(1)
+    _from_artifact.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

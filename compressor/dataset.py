@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
+from compressor.decoding import decoded_together
 from compressor.errors import ArchiveError
 from compressor.images import resize_picture
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
@@ -73,7 +74,7 @@ class ArchiveDataset(Dataset[Any]):
             there = self._archive.row_group(*group[:2], ["key"])["key"].to_pylist()
             if places := [place for place, key in enumerate(there) if key in keys]:
                 chosen.append((group, np.array(places)))
-                keys = keys.difference(there)
+                keys.difference_update(there)
         if keys:
             raise ArchiveError(f"{self._archive.url}: there is no picture {min(keys)!r}")
         self._groups, self._places = [group for group, _ in chosen], [places for _, places in chosen]
@@ -91,9 +92,10 @@ class ArchiveDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many pictures, decoded together."""
         rows = [self.row(index) for index in indices]
-        decoded = self._archive.decode(rows)
-        if self._resize is not None:
-            decoded = [resize_picture(pixels, self._resize) for pixels in decoded]
+        decoded: list[np.ndarray] = []
+        for together in decoded_together(rows):  # a batch of photographs, at full size, would be gigabytes
+            for pixels in self._archive.decode(together):
+                decoded.append(pixels if self._resize is None else resize_picture(pixels, self._resize))
         pictures: list[Any] = [torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in decoded]
         if self._transform is not None:
             pictures = [self._transform(picture) for picture in pictures]

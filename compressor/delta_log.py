@@ -3,6 +3,8 @@
 Every change is one commit against the version it was planned on (compare and swap); one that loses is planned anew.
 """
 
+import itertools
+import os
 import random
 import re
 import time
@@ -20,6 +22,7 @@ from compressor.parquet import Part
 from compressor.retrying import is_transient, patiently
 from compressor.store import TEMPORARY_NAME, Store
 
+READS = 5  # of a log that others may cut meanwhile
 ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
 CONFIGURATION = {
     "delta.dataSkippingStatsColumns": "key",
@@ -43,8 +46,27 @@ class Change:
     moves_only: bool = False  # the same rows in other files
 
 
+_opened_by = 0  # process in which delta-rs was used first; in a fork of it, it panics
+
+
+def in_fork() -> bool:
+    """Whether this process is a fork of one that has used delta-rs, which cannot be used here."""
+    return _opened_by not in (0, os.getpid())
+
+
+def _use_delta(store: Store) -> None:
+    global _opened_by
+    if in_fork():
+        raise ArchiveError(
+            f"{store.url}: this process is a fork of one that has opened an archive, so that no archive can be opened, "
+            "refreshed or written in it: start processes by 'spawn' or 'forkserver', as in "
+            "multiprocessing.get_context('spawn'). What was open before the fork can be read"
+        )
+    _opened_by = os.getpid()
+
+
 class DeltaLog:
-    """The log of one table of an archive, seen at one version until ``refresh``.
+    """The log of one table of an archive, opened at its first use, and seen at one version until ``refresh``.
 
     Parameters
     ----------
@@ -54,18 +76,13 @@ class DeltaLog:
         The table's folder in it.
     schema
         The table's columns.
-
-    Attributes
-    ----------
-    parts
-        The files that hold the table's rows, in order of their smallest key.
     """
 
     def __init__(self, store: Store, folder: str, schema: pa.Schema) -> None:
         self.store = store
         self.folder = folder
         self.schema = schema
-        self.parts: list[Part] = []
+        self._parts: list[Part] = []
         self._delta: Any = None
         self._listed = -1  # the version that ``parts`` are of
         self._checked = -1  # the version whose state is known to be what its commit says
@@ -73,16 +90,23 @@ class DeltaLog:
     def create(self) -> None:
         """Make an empty table, unless there is one."""
         from deltalake import DeltaTable
+        from deltalake.exceptions import CommitFailedError
 
-        patiently(
-            lambda: DeltaTable.create(
+        _use_delta(self.store)
+
+        def make() -> None:
+            DeltaTable.create(
                 self.store.table_url(self.folder),
                 self.schema,
                 mode="ignore",
                 configuration=CONFIGURATION,
                 storage_options=self.store.table_options,
             )
-        )
+
+        try:
+            patiently(make)
+        except CommitFailedError:  # another process was faster: now there is one
+            patiently(make)
         self._settle(0)
 
     def _settle(self, first: int) -> None:
@@ -97,17 +121,20 @@ class DeltaLog:
 
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
-        from deltalake import DeltaTable
-
+        _use_delta(self.store)
         if anew:
             self._delta = None
         with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
-            if self._delta is None:
-                url, options = self.store.table_url(self.folder), self.store.table_options
-                self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
-                self._listed = -1
-            else:
-                patiently(self._delta.update_incremental)
+            for attempt in itertools.count():
+                try:
+                    self._read()
+                    break
+                except Exception as error:  # of several kinds, and at times a bare one
+                    # Between a look at what there is and its reading, an erasure may have cut the log
+                    if attempt + 1 == READS or "not found" not in str(error).lower():
+                        raise
+                    self._delta = None
+                    time.sleep(0.05 * attempt)
             if self._delta.version() == self._listed:
                 return
             actions = pa.table(self._delta.get_add_actions(flatten=True))
@@ -117,8 +144,25 @@ class DeltaLog:
                 f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
                 "which latentpack does not read"
             )
-        self.parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
+        self._parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
         self._listed = self.version  # not before: what is refused is refused the next time too
+
+    def _read(self) -> None:
+        from deltalake import DeltaTable
+
+        if self._delta is None:
+            url, options = self.store.table_url(self.folder), self.store.table_options
+            self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
+            self._listed = -1
+        else:
+            patiently(self._delta.update_incremental)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files that hold the table's rows, in order of their smallest key."""
+        if self._delta is None:
+            self.refresh()
+        return self._parts
 
     def check_state(self) -> None:
         """ArchiveError where the log does not lead to the state that its newest commit was made with.
@@ -187,6 +231,8 @@ class DeltaLog:
     @property
     def version(self) -> int:
         """Version of the table that is seen."""
+        if self._delta is None:
+            self.refresh()
         return int(self._delta.version())
 
     def holds(self, batch_id: str) -> bool:

@@ -167,7 +167,7 @@ class KeyedTable:
             if batch_id is not None and self.log.holds(batch_id):
                 return None
             live = {part.path for part in self.parts}
-            arriving = [part for part in parts if part.path not in live]
+            arriving = [part for part in dict.fromkeys(parts) if part.path not in live]
             return self._plan_upsert(arriving, replaced) if arriving else None
 
         self.log.transact(plan, batch_id)

@@ -11,12 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor.archive import Archive, check_several
+from compressor.archive import Archive, several
 from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
@@ -39,6 +40,7 @@ EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
 _NAME_BYTES = 255  # what common file systems allow for one name
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+_MARKED = re.compile("~[0-9a-f]{12}$")  # as _mark does
 _DEVICES = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
@@ -67,13 +69,13 @@ def safe_path(key: str) -> str:
     """A relative path for a key, with the same meaning wherever keys are ordinary.
 
     Empty, ``.`` and ``..`` parts, control characters, backslashes, drive letters, device names and names longer than
-    file systems take are replaced; a part that was changed ends in a short hash of what it was, so that two keys never
-    share a path.
+    file systems take are replaced; a part that was changed ends in ``~`` and a short hash of what it was, and so does
+    one that ends like that already: two keys never share a path.
 
     >>> safe_path("00000/00042.png")
     '00000/00042.png'
     >>> safe_path("../etc/passwd")
-    '_-1fec01955feb/etc/passwd'
+    '_~1fec01955feb/etc/passwd'
     """
     parts = key.split("/")
     return "/".join(_safe_name(part) for part in parts)
@@ -83,14 +85,18 @@ def _safe_name(name: str) -> str:
     clean = _FORBIDDEN.sub("_", name).rstrip(". ")
     if _DEVICES.match(clean):
         clean = "_" + clean
-    if clean == name and name and len(os.fsencode(name)) <= _NAME_BYTES - 16:
-        return name
-    mark = "-" + hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
     stem, extension = os.path.splitext(clean)
+    if clean == name and name and len(os.fsencode(name)) <= _NAME_BYTES - 16 and not _MARKED.search(stem):
+        return name
+    mark = _mark(name)
     extension = extension if len(extension) <= 16 else ""
     room = _NAME_BYTES - 16 - len(mark) - len(extension.encode())
     stem = stem.encode()[:room].decode(errors="ignore")
     return (stem or "_") + mark + extension
+
+
+def _mark(name: str) -> str:
+    return "~" + hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def file_name(key: str, format: str, shared: Collection[int] = frozenset()) -> str:
@@ -105,7 +111,7 @@ def file_name(key: str, format: str, shared: Collection[int] = frozenset()) -> s
         return path
     name = stem + EXTENSIONS[format]
     if shared and int(hash_keys([name])[0]) in shared:
-        return f"{stem}-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}{EXTENSIONS[format]}"
+        return stem + _mark(key) + EXTENSIONS[format]
     return name
 
 
@@ -269,10 +275,12 @@ def restore(
         There is no such format, ``destination`` cannot be created or lies in the archive, storage failed in a way that
         may pass, or another run has taken files away.
     """
-    check_several(keys or ())
+    keys = None if keys is None else several(keys)
     destination = Path(destination)
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
+    if not isinstance(workers, Integral) or workers < 1:
+        raise ArchiveError(f"workers are 1 or more, not {workers!r}")
     if destination.resolve().is_relative_to(Path(archive.url).resolve()):  # a URL is no folder of this machine
         raise ArchiveError(f"{destination} is in the archive itself, among its own files; name another folder")
     try:

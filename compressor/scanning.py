@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from compressor.delta_log import in_fork
 from compressor.keyed_table import KeyedTable
 from compressor.verifying import DAMAGE, is_refusal
 
 READING = "read it to the end"
 SEE_REPAIR = "see 'latentpack verify' and 'latentpack repair'"
 TAKEN_AWAY = (
-    f"{READING}, for another run has compacted or vacuumed it; read it again, and if that does not help, see "
+    f"{READING}, for another run has compacted or vacuumed it; open it again, and if that does not help, see "
     "'latentpack verify'"
 )
 
@@ -27,6 +28,8 @@ def to_the_end(table: KeyedTable) -> Iterator[None]:
 def _ended(table: KeyedTable, error: Exception) -> str:
     """What cannot be done, where an error ends a scan, and what to do about it."""
     if isinstance(error, FileNotFoundError):
+        if in_fork():
+            return TAKEN_AWAY  # most likely: the log, which would tell, cannot be read here
         newest = KeyedTable(table.store, table.folder, table.layout)  # the one that was read goes on seeing its version
         with table.store.errors(READING):
             newest.log.refresh(anew=True)

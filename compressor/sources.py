@@ -110,8 +110,8 @@ class Source:
         How many files have no picture's extension, by extension; ``others`` beyond the first hundred.
     """
 
-    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
-        self.url = url
+    def __init__(self, url: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> None:
+        self.url = os.fspath(url)
         self.storage_options = dict(storage_options or {})
         self.skipped: list[Skipped] = []
         self.ignored: list[Skipped] = []
@@ -119,7 +119,7 @@ class Source:
         self.unlisted: Counter[str] = Counter()
 
     @classmethod
-    def open(cls, url: str, storage_options: dict[str, Any] | None = None) -> Source:
+    def open(cls, url: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Source:
         """Check that ``url`` can be listed, and return its source.
 
         A glob knows ``*``, ``?``, ``[...]`` and ``**`` for any number of folders. ``storage_options`` go to the

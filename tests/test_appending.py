@@ -130,7 +130,8 @@ def test_the_default_is_that_of_a_run(archive: Archive):
     assert done.psnr_min >= 34.0 and psnr(picture, archive.read("a")) >= 34.0
     assert archive.append({}).archived == 0
     assert archive.append({"b": picture}, quality=30).codecs == {archive.read_row("b").codec: 1}
-    assert archive.append({"b": picture}, archive.read_row("b").codec).archived == 1
+    assert archive.append({"b": picture}, archive.read_row("b").codec, quality=np.int64(30)).archived == 1
+    assert archive.append({"b": picture}, "jpeg", quality=np.int64(30)).codecs == {"jpeg": 1}
 
 
 def test_one_that_cannot_be_archived_keeps_all_out_and_all_such_are_named(archive: Archive):
@@ -141,13 +142,14 @@ def test_one_that_cannot_be_archived_keeps_all_out_and_all_such_are_named(archiv
         "empty.png": b"",
         "float": good / 255,
         "four": np.zeros((8, 8, 4), np.uint8),
+        "masked": np.ma.masked_array(good, good > 50),
         "none": np.zeros((0, 5, 3), np.uint8),
         "planes": np.zeros((3, 8, 9), np.uint8),
         "text.png": b"this is no picture",
         "wide": np.zeros((11, 11), np.uint8),
         "wide.png": file_of(np.zeros((11, 11), np.uint8)),
     }
-    with pytest.raises(NotAppended, match="none of 11 pictures was archived, for 10 cannot be: broken.jpg") as refused:
+    with pytest.raises(NotAppended, match="none of 12 pictures was archived, for 11 cannot be: broken.jpg") as refused:
         archive.append({"good.png": good[:10, :10]} | bad, limits=Limits(max_pixels=120))
     reasons = {key: error.reason for key, error in refused.value.refused.items()}
     assert reasons == {
@@ -156,6 +158,7 @@ def test_one_that_cannot_be_archived_keeps_all_out_and_all_such_are_named(archiv
         "empty.png": "empty",
         "float": "unsupported",
         "four": "unsupported",
+        "masked": "unsupported",
         "none": "empty",
         "planes": "unsupported",
         "text.png": "not_a_picture",
@@ -203,6 +206,7 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         ({"target_psnr": float("nan")}, "from 10 to 60 dB, not nan"),
         ({"target_psnr": 61}, "not 61"),
         ({"target_psnr": None}, "there is no target: give one, or a quality from 0 to 63"),
+        ({"quality": 20.0}, "quality must be from 0 to 63 for faces .*, not 20.0"),
         ({"quality": 64}, "quality must be from 0 to 63 for faces .*, not 64"),
     ):
         with pytest.raises(LatentpackError, match=told):

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 
 from compressor import parquet
 from compressor.archive import Archive
+from compressor.baselines import STANDARD
 from compressor.errors import CRASHED, UNREADABLE, ArchiveError, CodecError
 from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow, Row
 from compressor.sources import SourceFile
-from tests.codecs import tiny_artifact
+from compressor.store import Store
+from tests.codecs import smooth_pictures, tiny_artifact
 from tests.rows import add, contents, face_key, face_rows, picture_row, source_file
 
 # --- opening ---
@@ -39,6 +43,78 @@ def test_open_or_create(tmp_path):
     add(Archive.open_or_create(url), [picture_row("a")])
     assert len(Archive.open_or_create(url)) == 1
     assert len(pickle.loads(pickle.dumps(Archive.open(url)))) == 1
+
+
+def test_of_two_that_create_it_one_opens_what_the_other_made(tmp_path, monkeypatch):
+    url = str(tmp_path / "archive")
+    add(Archive.create(url), [picture_row("a")])
+    exists, asked = Store.exists, []
+
+    def late(store: Store, name: str) -> bool:  # the other one finishes just after the first look
+        asked.append(name)
+        return len(asked) > 1 and exists(store, name)
+
+    monkeypatch.setattr(Store, "exists", late)
+    assert len(Archive.open_or_create(url)) == 1
+
+
+IN_A_FORK = """
+import multiprocessing, sys
+import torch
+from compressor.archive import Archive
+
+torch.set_num_threads(2)
+archive = Archive.open(sys.argv[1])
+archive.read("learned"), archive.read("a")
+context = multiprocessing.get_context("fork")
+
+def told(call, *arguments):
+    try:
+        return call(*arguments)
+    except Exception as error:
+        return type(error).__name__ + ": " + str(error).partition("archive: ")[2]
+
+def work(answers):
+    answers.put(archive.read("learned").shape)
+    for call, *arguments in ((Archive.open, archive.url), (archive.refresh,), (archive.delete, ["a"])):
+        answers.put(told(call, *arguments))
+
+answers = context.SimpleQueue()
+child = context.Process(target=work, args=[answers])
+child.start()
+for _ in range(4):
+    print(answers.get())
+child.join()
+with context.Pool(1) as pool:  # receives the archive as a pickle
+    print(told(pool.map, archive.read, ["a"]))
+"""
+
+
+def test_a_fork_reads_what_was_open_and_is_told_what_it_cannot_do(archive, tmp_path):
+    (tmp_path / "codec.safetensors").write_bytes(tiny_artifact("v5"))
+    archive.append({"learned": smooth_pictures(1, 64, 64)[0]}, tmp_path / "codec.safetensors", quality=30)
+    assert archive.read_row("learned").codec not in STANDARD
+    add(archive, [picture_row("a")])
+    # In a process of its own: a fork of this one would have what is left of other tests' threads.
+    (tmp_path / "fork.py").write_text(IN_A_FORK)
+    command = [sys.executable, tmp_path / "fork.py", archive.url]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    shape, *refusals = ended.stdout.splitlines()
+    assert shape == "(64, 64, 3)" and len(refusals) == 4, ended.stderr
+    assert all("start processes by 'spawn' or 'forkserver'" in refusal for refusal in refusals), refusals
+    assert len(Archive.open(archive.url)) == 2
+
+
+def test_several_keys_may_come_from_an_iterator(archive, tmp_path):
+    add(archive, [picture_row(key) for key in "abc"])
+    archive.quarantine([QuarantineRow.now(key, bytes(5), "corrupt", "", "run") for key in "xyz"])
+    other = Archive.create(str(tmp_path / "other"))
+    assert other.missing(archive.keys()) == ["a", "b", "c"]
+    assert [row.key for row in archive.read_rows(iter("ba"))] == ["a", "b"]
+    assert archive.remove(iter("c")) == 1 and archive.clear_quarantine(iter("z")) == 1
+    assert archive.delete(iter("ax")) == 1
+    assert list(archive.keys()) == ["b"] and [row.key for row in archive.quarantined()] == ["y"]
+    assert len(archive.dataset(iter("b"))) == 1
 
 
 def test_an_unfinished_creation_is_finished(tmp_path):

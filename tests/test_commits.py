@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from compressor.archive import Archive
+from compressor.delta_log import DeltaLog
 from compressor.errors import ArchiveError
 from compressor.store import Store
 from tests.rows import (
@@ -50,6 +51,31 @@ def test_a_key_that_is_there_stays_unless_it_is_to_be_replaced(archive):
     add(archive, [picture_row("a", 1), picture_row("b", 1)])
     add(archive, [picture_row("b", 2), picture_row("c", 2)])
     assert {key: row.fingerprint[0] for key, row in contents(archive).items()} == dict(a=1, b=1, c=2)
+
+
+def test_a_part_that_is_named_twice_is_committed_once(archive):
+    part = archive.write_part([picture_row("a", 1), picture_row("b", 1)])
+    archive.commit([part, part])
+    assert list(contents(archive)) == ["a", "b"] and archive.verify() == []
+
+
+@pytest.mark.parametrize("times", [1, 4, 99])
+def test_a_log_that_is_cut_while_it_is_read_is_read_again(archive, monkeypatch, times):
+    add(archive, [picture_row("a")])
+    read, left = DeltaLog._read, [times]
+
+    def cut_meanwhile(log: DeltaLog) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise Exception("00000000000000000009.checkpoint.parquet not found")
+        read(log)
+
+    monkeypatch.setattr(DeltaLog, "_read", cut_meanwhile)
+    if times == 99:
+        with pytest.raises(ArchiveError, match="missing or damaged: 0+9.checkpoint.parquet not found"):
+            Archive.open(archive.url)
+    else:
+        assert len(Archive.open(archive.url)) == 1
 
 
 def test_replaced_keys_without_a_new_row_are_left_alone(archive):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_what_another_run_takes_away_ends_the_reading_in_words(archive: Archive)
     archive.delete(["000"])
     with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it"):
         dataset[5]
+
+
+def test_no_more_of_a_batch_is_in_memory_at_full_size_than_is_decoded_together(archive: Archive, monkeypatch) -> None:
+    dataset, decode, together = archive.dataset(resize=8), Archive.decode, []
+
+    def noting(self: Archive, rows: list[Any]) -> list[np.ndarray]:
+        together.append(len(rows))
+        return decode(self, rows)
+
+    at_once = dataset.__getitems__([3, 1, 4, 0, 5])
+    monkeypatch.setattr(Archive, "decode", noting)
+    monkeypatch.setattr("compressor.decoding.DECODED_PIXELS", 32 * 32 * 2)
+    assert all(map(torch.equal, at_once, dataset.__getitems__([3, 1, 4, 0, 5]))) and together == [2, 2, 1]
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])

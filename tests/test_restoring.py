@@ -58,6 +58,17 @@ def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Pat
     assert path != key
 
 
+def test_a_key_that_looks_like_a_replaced_one_is_another_file(tmp_path: Path) -> None:
+    key = "a?.png"
+    keys = [key, safe_path(key), safe_path(safe_path(key)), "550e8400-e29b-41d4-a716-446655440000.png"]
+    archive = archive_of(tmp_path, *keys)
+    assert archive.restore(tmp_path / "out", overwrite=True).written == len(names(tmp_path / "out")) == 4
+    assert safe_path(keys[3]) == keys[3]
+    for workers in (0, None):
+        with pytest.raises(ArchiveError, match="workers are 1 or more"):
+            archive.restore(tmp_path / "other", workers=workers)  # type: ignore[arg-type]
+
+
 def test_an_original_needs_no_decoder_to_come_back_but_its_checksum(tmp_path: Path) -> None:
     archive = Archive.create(str(tmp_path / "archive"))
     good, bad = (original_row(name, b"what this version cannot decode", 9, 9) for name in ("good.tif", "bad.tif"))

@@ -72,7 +72,7 @@ def test_a_scan_says_whether_it_ended_for_another_run_or_for_damage(tmp_path, re
     scans = [Archive.open(archive.url).scan, Archive.open(archive.url).keys]
     archive.delete(["a"])
     for scan in scans:
-        with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it; read it again"):
+        with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it; open it again"):
             list(scan())
     store, (part,) = archive._store, archive._images.parts
     chunk = archive._images.footer(part).row_group(0).column(0)
