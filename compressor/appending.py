@@ -3,6 +3,7 @@
 How they are encoded lies in encoding.py; where a run's files come from in sources.py.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
