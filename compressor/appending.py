@@ -118,7 +118,7 @@ def append(
     limits = limits or Limits()
     with enough_memory(archive.url, "append to it"):
         _raise_if_any({key: error for key in pictures if (error := _refusal(key, pictures[key], limits))}, pictures)
-        id, _ = put_codec(archive, codec)
+        id, _ = put_codec(archive, os.fspath(codec))
         # A floor as well: of a codec that has one quality, too
         floor = target_psnr if quality is None else None
         options = EncodeOptions(id, target_psnr, quality, floor, effort=effort, limits=limits)

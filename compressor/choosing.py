@@ -1,6 +1,5 @@
 """Which codec a run uses: found by name, path or id, checked, and put into the archive, from which workers fetch it."""
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,7 +39,7 @@ def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
 
 def _look_up(name: str, archive: Callable[[], Archive]) -> tuple[str, bytes | Codec]:
     """The whole name, and the artifact behind it, or the codec that has none or that only the archive carries."""
-    name = _whole(os.fspath(name), archive)
+    name = _whole(name, archive)
     if name in STANDARD:
         return name, load_codec(name)
     try:

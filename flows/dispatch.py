@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.settings import get_current_settings
 
 from compressor.errors import LatentpackError, told
+from compressor.wording import duration
 from flows.progress import listener
 from flows.worker_progress import TOPIC, Teller
 from tasks.home import is_watched
@@ -31,6 +33,8 @@ Hear = Callable[[T, int], None]  # what was taken, and how much of it is done
 AHEAD = 2  # batches under way for each worker: one in work, one that it finds waiting
 CONNECT_S = 30
 FIRST_WORKER_S = 120  # an adaptive cluster may have to start a machine first
+LOOK_S = 30.0  # without news, before one looks whether there are workers
+WITHOUT_WORKER_S = 900.0  # machines that are cheap are taken away and given again
 KEPT_BYTES = 2**28  # of freed memory that a worker keeps for itself
 
 
@@ -108,13 +112,8 @@ class DaskPool:
     @property
     def workers(self) -> int:
         """Threads that work now. LatentpackError where a cluster's scheduler is gone."""
-        try:
+        with _scheduler_there():
             return self._workers or max(1, sum(self._runner.client.nthreads().values()))
-        except Exception as error:  # OSError, or what a client raises that has given up
-            raise LatentpackError(
-                f"the Dask scheduler is gone ({told(error)}): start it and its workers again, then repeat the command; "
-                "what is archived stays"
-            ) from error
 
     def _submit(self, task: Task[..., Any], arguments: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
         """The Dask future, and what gives its result or raises."""
@@ -151,7 +150,7 @@ class DaskPool:
                     future.add_done_callback(lambda _, name=name: news.put((name, None)))
                 if not running:
                     return
-                name, done = news.get()
+                name, done = self._next(news)
                 if done is not None:
                     if hear and name in running:  # not of another run on the cluster
                         hear(running[name][0], done)
@@ -165,6 +164,41 @@ class DaskPool:
         finally:
             if running:
                 self._runner.client.cancel([future for _, future, _ in running.values()], force=True)
+
+    def _next(self, news: "queue.Queue[T]") -> T:
+        """The next of ``news``. LatentpackError where for too long no worker has been left that could bring any."""
+        alone = 0.0  # since when
+        while True:
+            try:
+                return news.get(timeout=LOOK_S)
+            except queue.Empty:
+                pass
+            with _scheduler_there():
+                served = declared(self._runner.client, self._resources)
+            if served:
+                alone = 0.0
+            elif not alone:
+                alone = time.monotonic()
+                get_run_logger().warning(
+                    "the Dask cluster has no worker left for this work; waiting %s for one", duration(WITHOUT_WORKER_S)
+                )
+            elif time.monotonic() - alone > WITHOUT_WORKER_S:
+                raise LatentpackError(
+                    f"the Dask cluster has had no worker for this work for {duration(WITHOUT_WORKER_S)}: start some, "
+                    "then repeat the command; what is archived stays"
+                )
+
+
+@contextmanager
+def _scheduler_there() -> Iterator[None]:
+    """LatentpackError where a cluster's scheduler is gone."""
+    try:
+        yield
+    except Exception as error:  # OSError, or what a client raises that has given up
+        raise LatentpackError(
+            f"the Dask scheduler is gone ({told(error)}): start it and its workers again, then repeat the command; "
+            "what is archived stays"
+        ) from error
 
 
 @contextmanager
@@ -254,7 +288,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def declared(client: Any, resources: dict[str, float]) -> bool:
-    """Whether a worker of a cluster declares at least these resources."""
+    """Whether a worker of a cluster declares at least these resources; with none, whether there is a worker."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return any(
         all(worker.get("resources", {}).get(name, 0) >= amount for name, amount in resources.items())

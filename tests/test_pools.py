@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,6 +318,37 @@ def test_a_scheduler_that_is_gone_is_told_and_no_picture_is_blamed(
             archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
     opened = Archive.open(str(archive))
     assert len(opened) == 1 and not list(opened.quarantined())
+
+
+def test_a_cluster_without_a_worker_left_is_waited_for_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from distributed import LocalCluster
+
+    import flows.dispatch
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.dispatch, "LOOK_S", 0.1)
+    folder, archive = write_pictures(tmp_path / "in", 6), tmp_path / "archive"
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    real, returns = flows.pipeline.commit, [True, False]
+    with LocalCluster(**settings, processes=False, protocol="tcp") as cluster:
+
+        def lose_the_worker(*arguments: Any) -> int:
+            if returns:
+                comes_back = returns.pop(0)
+                monkeypatch.setattr(flows.dispatch, "WITHOUT_WORKER_S", 60.0 if comes_back else 0.3)
+                cluster.scale(0)
+                if comes_back:
+                    threading.Timer(1.0, cluster.scale, [1]).start()
+            return real(*arguments)
+
+        monkeypatch.setattr(flows.pipeline, "commit", lose_the_worker)
+        with pytest.raises(LatentpackError, match="had no worker for this work for .* what is archived stays"):
+            archive_it(folder, archive, batch_size=1, scheduler=cluster.scheduler_address)
+    assert caplog.text.count("no worker left for this work") == 2
+    opened = Archive.open(str(archive))
+    assert len(opened) >= 2 and not list(opened.quarantined())
 
 
 @pytest.mark.parametrize("scheduler", ["foo", "nonsense://host:1"])
