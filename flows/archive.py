@@ -22,20 +22,20 @@ from tasks.retries import IF_TRANSIENT, NOT_KEPT
 @task(name="restore", retries=2, **IF_TRANSIENT, **NOT_KEPT)
 def _restored(parameters: RestoreParameters) -> dict[str, Any]:
     done = unwatched.restore(parameters)
-    publish_problems(done["problems"], "restore", f"of {parameters.subject} that could not be restored")
+    publish_problems(done["problems"], "restore", done["archive"], f"of {done['archive']} that could not be restored")
     return done
 
 
 @task(name="verify", retries=2, **IF_TRANSIENT, **NOT_KEPT)
 def _verified(parameters: VerifyParameters) -> dict[str, Any]:
     found = unwatched.verify(parameters)
-    publish_problems(found["problems"], "verify", f"of {found['archive']} that cannot be trusted")
+    publish_problems(found["problems"], "verify", found["archive"], f"of {found['archive']} that cannot be trusted")
     return found
 
 
 @flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
-    """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON.
+    """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON, and which ``archive``.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
     done = _mended(parameters)
     get_run_logger().info("%s, %s", encoded_again(done), taken_out(done))
     lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
-    publish_problems(lost, "repair", f"of {done['archive']} that could not be mended")
+    publish_problems(lost, "repair", done["archive"], f"of {done['archive']} that could not be mended")
     _raise_if_any(lost, "not mended", done)
     if not done["whole"]:
         raise EndedUnwell(f"pictures are missing: {taken_out(done)}", done)

@@ -107,17 +107,24 @@ def _is_file(path: str) -> str:
     return path
 
 
-# Prefect's server holds new runs and deployments against the pattern, before it stores a parameter.
+# Prefect's server holds new runs and deployments against patterns, before it stores a parameter or runs it at night.
+_LOCAL, _UNPADDED = "^(?!.*://)", r"^(?!\s)(?!.*\s$)"
 Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
     Address,
     Field(min_length=1, description="folder, bucket prefix, glob or file of pictures, at any URL that fsspec opens"),
 ]
 ArchiveUrl = Annotated[
-    Address, AfterValidator(_unpadded), Field(min_length=1, description="folder or URL of the archive")
+    Address,
+    AfterValidator(_unpadded),
+    Field(
+        min_length=1,
+        description="folder or URL of the archive",
+        json_schema_extra={"pattern": f"{_UNPADDED}(?!.*{PASSWORD})"},
+    ),
 ]
-LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_is_local)]
-KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": "^(?!-$)"})]
+LocalPath = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": _LOCAL}), AfterValidator(_is_local)]
+KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": f"{_LOCAL}(?!-$)"})]
 CodecAddress = Annotated[
     Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
 ]
@@ -290,6 +297,14 @@ class PipelineParameters(Parameters):
         if train and before.data.get("codec") != cls.model_fields["codec"].default:
             raise ValueError("it does not go with --codec, which `latentpack train --start` would go on from")
         return train
+
+    @field_validator("quality")
+    @classmethod
+    def _instead_of_a_target(cls, quality: int | None, before: ValidationInfo) -> int | None:
+        # A form may send a target that nobody gave, the default
+        if quality is not None and before.data.get("target_psnr") != cls.model_fields["target_psnr"].default:
+            raise ValueError("it does not go with a target PSNR: give --min-psnr, a floor, or leave one out")
+        return quality
 
     @field_validator("effort")
     @classmethod

@@ -37,7 +37,7 @@ from flows.parameters import PipelineParameters
 from flows.progress import listener
 from flows.scratch import scratch
 from flows.terminal import SAID_ELSEWHERE
-from tasks.artifacts import not_vital, progress_artifact
+from tasks.artifacts import archive_slug, not_vital, progress_artifact
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.home import home
@@ -257,7 +257,7 @@ class _Encoding:
         before, self._planned = self._planned, self._planned + plan.pending
         again: deque[Batch] = deque()
         suspects: deque[Batch] = deque()  # one picture each, lost with a worker that others may have ended
-        progress = _Progress(plan, summary.waves, before)
+        progress = _Progress(plan, summary.waves, before, summary.archive)
 
         def take() -> Batch | None:
             return again.popleft() if again else next(batches, None)
@@ -348,14 +348,15 @@ class _Progress:
         Pictures of earlier waves.
     """
 
-    def __init__(self, plan: Plan, wave: int, before: int) -> None:
+    def __init__(self, plan: Plan, wave: int, before: int, archive: str) -> None:
         self._total, self._before = plan.pending, before
         self._done, self._quarantined = 0, ""
         self._under_way: dict[str, int] = {}  # pictures that are done of batches that are not
         self._wave = f", wave {wave}" if plan.more or wave > 1 else ""
         self._more = ", then the listing goes on" if plan.more else ""
         self._started = self._shown = time.monotonic()
-        self._tell = progress_artifact("run-progress", f"0 of {number(plan.pending, 'picture')}{self._wave}")
+        key = f"run-progress-{archive_slug(archive)}"
+        self._tell = progress_artifact(key, f"0 of {number(plan.pending, 'picture')}{self._wave}")
         listener().stage(f"encoding{self._wave}", plan.pending)
 
     def within(self, batch: Batch, done: int) -> None:

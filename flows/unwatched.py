@@ -17,7 +17,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     archive = Archive.open(parameters.archive)
     destination, workers = Path(parameters.destination), parameters.workers or worker_count()
     keys = named(parameters.key, parameters.keys_from) or None
-    return restore_pictures(
+    done = restore_pictures(
         archive,
         destination,
         keys,
@@ -25,7 +25,8 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         workers,
         on_progress("restoring"),
         overwrite=parameters.overwrite,
-    ).to_dict()
+    )
+    return {"archive": archive.url, **done.to_dict()}
 
 
 def verify(parameters: VerifyParameters) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from compressor.pages import markdown_table
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
 from compressor.wording import describe, number
-from tasks.artifacts import not_vital
+from tasks.artifacts import archive_slug, not_vital
 from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
@@ -18,24 +18,22 @@ TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table
 
 @task(name="report", retries=2, retry_delay_seconds=2, **NOT_KEPT)
 def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
-    """Publish a run's summary, and its quarantined pictures if there are any."""
-    create_markdown_artifact(summary_markdown(summary), key="run-summary", description=f"run {summary.run}")
-    if quarantined:
-        create_table_artifact(
-            [_flat(row) for row in quarantined[:TABLE_ROWS]],
-            key="quarantine",
-            description=f"{number(summary.quarantined, 'picture')} of run {summary.run} that could not be archived",
-        )
+    """Publish a run's summary, and what it quarantined; also that it was nothing, over what an earlier run did."""
+    archive = archive_slug(summary.archive)
+    create_markdown_artifact(summary_markdown(summary), key=f"run-summary-{archive}", description=f"run {summary.run}")
+    create_table_artifact(
+        [_flat(row) for row in quarantined[:TABLE_ROWS]],
+        key=f"quarantine-{archive}",
+        description=f"{number(summary.quarantined, 'picture')} of run {summary.run} that could not be archived",
+    )
 
 
-def publish_problems(problems: Sequence[tuple[str, str]], key: str, what: str) -> None:
-    """Show what is wrong with pictures, each a key and a reason, if anything is."""
-    if not problems:
-        return
+def publish_problems(problems: Sequence[tuple[str, str]], stage: str, archive: str, what: str) -> None:
+    """Show what is wrong with pictures of an archive, each a key and a reason; also that nothing is, any more."""
     with not_vital("the list of problems"):
         create_table_artifact(
             [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
-            key=key,
+            key=f"{stage}-{archive_slug(archive)}",
             description=f"{number(len(problems), 'picture')} {what}",
         )
 

@@ -17,7 +17,7 @@ from tests.codecs import smooth_pictures, tiny_artifact
 from tests.commands import archive as archive
 from tests.commands import pictures as pictures
 from tests.commands import said
-from tests.rows import picture_row
+from tests.rows import add, picture_row
 
 
 def test_too_many_failures_end_with_1_and_are_told(
@@ -98,6 +98,9 @@ def test_an_empty_folder_is_no_error_but_is_said(
     (tmp_path / "in").mkdir()
     code, _, err = said(capsys, "run", tmp_path / "in", tmp_path / "archive")
     assert code == 0 and "no picture in" in err
+    add(Archive.open(str(tmp_path / "archive")), [picture_row("a.png")])
+    code, _, err = said(capsys, "run", tmp_path / "in", tmp_path / "archive")
+    assert code == 1 and "in lists no picture, and the archive holds some: is this the place, is it mounted?" in err
 
 
 def test_a_restore_into_the_archive_itself_is_refused(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

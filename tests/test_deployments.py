@@ -122,8 +122,41 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
     for one in deployments:
         MODELS[one["entrypoint"].split(":")[1]].model_validate(one["parameters"]["parameters"])
         assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    written = [one for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain", ":repair"))]
-    assert {one["work_pool"]["work_queue_name"] for one in written} == {"writers"}, "one writer an archive"
+    queue = {one["name"]: one["work_pool"].get("work_queue_name") for one in deployments}
+    written = [one["name"] for one in deployments if one["entrypoint"].endswith((":pipeline", ":maintain"))]
+    assert {queue.pop(name) for name in written} == {"writers"}, "one writer an archive"
+    assert queue.pop("repair") == "repair", "damage pauses the writers' queue, and is what it is for"
+    assert set(queue.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "accepted", "refused"),
+    [
+        (models.PipelineParameters, "archive", "s3://bucket/a b", " /srv/a"),
+        (models.PipelineParameters, "archive", "/srv/a", "/srv/a\n"),
+        (models.PipelineParameters, "archive", "s3://bucket:9000/a", "s3://me:secret@bucket/a"),
+        (models.RestoreParameters, "destination", "/srv/out", "s3://bucket/out"),
+        (models.TrainParameters, "out", "codec.safetensors", "s3://bucket/codec.safetensors"),
+        (models.RestoreParameters, "keys_from", "keys.txt", "s3://bucket/keys.txt"),
+    ],
+)
+def test_what_a_flow_would_refuse_at_night_the_form_refuses_at_once(
+    model: Any, field: str, accepted: str, refused: str
+) -> None:
+    schema = model.model_json_schema()["properties"][field]
+    (pattern,) = [one["pattern"] for one in schema.get("anyOf", [schema]) if "pattern" in one]
+    assert re.search(pattern, accepted) and not re.search(pattern, refused)
+    needed = {name: "x" for name, one in model.model_fields.items() if one.is_required()}
+    assert getattr(model(**needed | {field: accepted}), field) == accepted
+    with pytest.raises(ValidationError):
+        model(**needed | {field: refused})
+
+
+def test_a_quality_and_a_target_do_not_go_together_on_a_server_either() -> None:
+    given = {"source": "in", "archive": "out", "quality": 5}
+    assert models.PipelineParameters(**given, target_psnr=34.0).quality == 5, "a form sends defaults"
+    with pytest.raises(ValidationError, match="does not go with a target PSNR"):
+        models.PipelineParameters(**given, target_psnr=40)
 
 
 def test_a_deployed_run_reads_no_standard_input() -> None:

@@ -14,6 +14,7 @@ from compressor.wording import remarks, unchanged
 from flows.errors import EndedUnwell
 from flows.options import build_parser
 from flows.parameters import PipelineParameters
+from tasks.artifacts import archive_slug
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.runs import archive_it, write_pictures
 
@@ -200,7 +201,7 @@ def test_who_watches_a_restore_is_told_where_files_lie_and_what_is_missing(
     assert f"0 pictures written to {out} on " in caplog.text
     assert "1 picture not restored, such as missing.png: " in str(found.value)
     assert found.value.result["written"] == 0
-    artifact = Artifact.get("restore")
+    artifact = Artifact.get(f"restore-{archive_slug(str(archive))}")
     assert artifact and "missing.png" in str(artifact.data)
 
 
@@ -221,11 +222,16 @@ def test_a_repair_on_a_server_is_a_failed_run_until_nothing_is_missing(tmp_path:
         verify(VerifyParameters(archive=str(archive)))
     with pytest.raises(EndedUnwell, match="1 picture not mended, such as 001.png: "):
         repair(RepairParameters(archive=str(archive)))
-    artifact = Artifact.get("repair")
-    assert artifact and "001.png" in str(artifact.data)
+    shown = {stage: f"{stage}-{archive_slug(str(archive))}" for stage in ("verify", "repair")}
+    for key in shown.values():
+        artifact = Artifact.get(key)
+        assert artifact and "001.png" in str(artifact.data)
     done = repair(RepairParameters(archive=str(archive), source=str(folder)))
     assert (done["regained"], done["codec"]) == (["001.png"], opened.read_row("000.png").codec)
     assert verify(VerifyParameters(archive=str(archive)))["problems"] == []
+    for key in shown.values():
+        artifact = Artifact.get(key)
+        assert artifact and artifact.data == "[]", "what is mended is no longer shown"
 
 
 def test_a_repair_that_storage_breaks_off_is_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

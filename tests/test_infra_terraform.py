@@ -163,6 +163,13 @@ def test_plan_makes_a_bucket_its_policies_and_roles_for_service_accounts(terrafo
 
 
 @needs_terraform
+def test_roles_of_a_bucket_of_the_longest_name_have_names_that_aws_takes(terraform: Terraform):
+    plan = terraform.plan(archive_bucket="a" * 63, source_bucket="pictures", oidc_provider_arn=CLUSTER)
+    names = [one["change"]["after"]["name"] for one in plan["resource_changes"] if one["type"] == "aws_iam_role"]
+    assert len(set(names)) == 3 and all(len(name) <= 64 for name in names)
+
+
+@needs_terraform
 def test_plan_without_a_cluster_makes_no_roles(terraform: Terraform):
     plan = terraform.plan(archive_bucket="faces", source_bucket="pictures")
     kinds = [one["type"] for one in plan["resource_changes"]]

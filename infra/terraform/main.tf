@@ -112,10 +112,11 @@ resource "aws_iam_policy" "grant" {
   tags        = var.tags
 }
 
+# A role's name has 64 characters at most, a bucket's 63.
 resource "aws_iam_role" "role" {
   for_each = local.bound
 
-  name = "${var.archive_bucket}-${each.key}"
+  name = "${substr(var.archive_bucket, 0, 53)}-${each.key}"
   tags = var.tags
   assume_role_policy = templatefile("${path.module}/policies/trust.json", {
     provider_arn = var.oidc_provider_arn
