@@ -183,9 +183,7 @@ def needing_a_look(run: dict[str, Any]) -> list[str]:
     if run["stopped"]:
         told.append(f"more failed than --max-failures allows: {run['stopped']}; what is archived stays")
     if not run["listed"] and run["table_bytes"] and not run["not_mirrored"]:
-        told.append(
-            f"{run['source']} lists no picture, and the archive holds some: is this the place, is it mounted?"
-        )
+        told.append(f"{run['source']} lists no picture, and the archive holds some: is this the place, is it mounted?")
     if run["not_mirrored"]:
         told.append(f"nothing was deleted from the archive: {run['not_mirrored']}")
     return told

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     keys.add_argument(
         "pattern", nargs="?", metavar="PATTERN",
-        help="only keys that match it, in quotes: * is any text, also a /, ? one letter, [abc] one of these",
+        help="only matching keys; quote it: * is any text, even /, ? any character, [abc] one of these",
     )  # fmt: skip
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     _add_keys(delete, "to erase")
@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     vacuum = _plain(commands, "vacuum", "Delete Parquet files that no row needs any more; codecs stay.")
     vacuum.add_argument(
         "--older-than", type=_hours, default=ORPHAN_HOURS, metavar="HOURS",
-        help="delete what was replaced so long ago (default: %(default)s); "
-        "what was never committed stays an hour in any case",
+        help="delete files replaced longer ago (default: %(default)s); "
+        "uncommitted ones stay at least an hour",
     )  # fmt: skip
     codecs = _plain(
         commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False

@@ -145,7 +145,7 @@ Resize = Annotated[
     Field(
         ge=1,
         le=16_384,
-        description="crop and resize pictures to this side in pixels, but for those whose own bytes are kept (alpha, "
+        description="crop and resize to this side in pixels, except pictures kept as their own bytes (alpha, "
         "16 bits, animations): they keep their size",
     ),
 ]
@@ -171,7 +171,7 @@ BatchSize = Annotated[
         description="most pictures in one task, and in one commit to an archive; fewer where their files are large",
     ),
 ]
-Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
+Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures; run: new ones")]
 SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="USD for a terabyte stored a month, to tell what is saved")
@@ -246,11 +246,12 @@ class PipelineParameters(Parameters):
         default=None,
         ge=0,
         le=100,
-        description="lowest dB of any picture: of it and a target the higher one counts; with --quality and v1 to v4 "
-        "what is under it is stored by a standard format",
+        description="lowest dB of any picture; the higher of this and the target counts; also with --quality and v1 "
+        "to v4; what misses it gets a standard format",
     )
     packer: Packer = Field(
-        default=Packer.AUTO, description="how latents become bytes; auto takes the smallest for each picture"
+        default=Packer.AUTO,
+        description="how latents become bytes; auto takes about the smallest for each picture, of v1 to v4 lzma",
     )
     effort: int = Field(
         default=0,
@@ -273,13 +274,13 @@ class PipelineParameters(Parameters):
     )
     mirror: bool = Field(
         default=False,
-        description="delete from the archive what is gone from the source, which must be all that it holds",
+        description="delete pictures that the source no longer lists; for archives with one source only",
     )
     mirror_limit: str = Field(
         default="10%",
         pattern=SHARE,
         examples=["1%", "100"],
-        description="delete nothing where more pictures than this are gone, or this share of those archived",
+        description="delete nothing if more pictures than this, or this share of the archive, are gone",
     )
     wave: int = Field(
         default=1_000_000,
@@ -335,7 +336,7 @@ class TrainParameters(CodecTrainingParameters):
 
     source: SourceUrl
     family: Family | None = Field(
-        default=None, description="family of codecs to train (default: v3, or that of --start)"
+        default=None, description="family of codecs to train (default: v5, or that of --start)"
     )
     start: Address | None = Field(
         default=None,
@@ -354,7 +355,7 @@ class TrainParameters(CodecTrainingParameters):
     @property
     def what(self) -> str:
         """What is trained, in the name of a run."""
-        return f"on from {self.start}" if self.start else str((self.family or Family.V3).value)
+        return f"on from {self.start}" if self.start else str((self.family or Family.V5).value)
 
 
 class BenchmarkParameters(Parameters):
@@ -421,7 +422,7 @@ class RepairParameters(Parameters):
         None,
         min_length=1,
         description="codec by name, path of an artifact, or id in the archive, 8 digits or more (default: that of the "
-        "other pictures); puts it back, too, where it is damaged or missing",
+        "other pictures); a file also replaces its damaged or missing copy",
     )
     target_psnr: float | None = Field(
         None,
@@ -434,9 +435,7 @@ class RepairParameters(Parameters):
     resize: Resize = None
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
-    drop: bool = Field(
-        default=False, description="take out what is bad or cannot be read, and the source does not have, too"
-    )
+    drop: bool = Field(default=False, description="also remove bad or unreadable rows whose pictures the source lacks")
 
     @property
     def subject(self) -> str:

@@ -73,7 +73,7 @@ def _origin(name: str) -> bytes:
 def _family(parameters: TrainParameters, start: bytes | None) -> str:
     """The family asked for, which has to be that of the codec to start from; CodecError where it is not."""
     if start is None:
-        return parameters.family or Family.V3
+        return parameters.family or Family.V5
     with naming(str(parameters.start)):
         there = parse(start).family
     if parameters.family not in (None, there):
