@@ -41,11 +41,14 @@ T = TypeVar("T")
 
 
 def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concatenate["Archive", P], T]:
-    """Let a read see the newest version once where another run has vacuumed the files of the one it had open."""
+    """Let a read see the newest version once where another run has vacuumed the files of the one it had open.
+
+    And say what to do where it ends for good.
+    """
 
     @wraps(method)
     def reading(self: "Archive", *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._store.errors("read it"):
+        with self._store.errors("read it"), to_the_end(self._images):
             return self._once_more(lambda: method(self, *args, **kwargs))
 
     return reading

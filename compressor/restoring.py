@@ -1,5 +1,6 @@
 """Pictures of an archive as files, each at its key's path and never outside the folder asked for."""
 
+import errno
 import hashlib
 import itertools
 import multiprocessing
@@ -40,6 +41,7 @@ EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
 _NAME_BYTES = 255  # what common file systems allow for one name
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MARKED = re.compile("~[0-9a-f]{12}$")  # as _mark does
 _DEVICES = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -152,7 +154,12 @@ def restore_rows(
             try:
                 write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
             except OSError as error:
-                done.problems.append((row.key, f"cannot write {name}: {error.strerror or error}"))
+                told = f"cannot write {name}: {error.strerror or error}"
+                if error.errno in _NO_ROOM:  # nor would any other be written
+                    raise ArchiveError(
+                        f"{destination}: {told}; what is written stays: make room, then repeat the command"
+                    ) from error
+                done.problems.append((row.key, told))
                 continue
             done.written += 1
             done.bytes += len(data)
@@ -272,8 +279,8 @@ def restore(
     Raises
     ------
     ArchiveError
-        There is no such format, ``destination`` cannot be created or lies in the archive, storage failed in a way that
-        may pass, or another run has taken files away.
+        There is no such format, ``destination`` cannot be created, lies in the archive or is full, storage failed in a
+        way that may pass, or another run has taken files away.
     """
     keys = None if keys is None else several(keys)
     destination = Path(destination)

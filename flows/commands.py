@@ -28,6 +28,7 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
+from flows.progress import listener
 from flows.terminal import out, out_each, print_rows, quieten, tell, warn, watching
 from tasks.home import home, user_home
 
@@ -87,23 +88,23 @@ def _send_events() -> None:
 
 def _run_flow(options: argparse.Namespace, module: str, name: str, parameters: Any) -> dict[str, Any]:
     """Run a flow, imported while its server starts, and show how far it is."""
-    with prefect_api(options) as ready:
+    with watching(options.json), prefect_api(options) as ready:
+        listener().stage("starting Prefect")
         flow = getattr(import_module(f"flows.{module}"), name)
         ready()
         if interrupted():  # and Prefect, while it was imported, caught what pydantic made of it
             raise KeyboardInterrupt
-        with watching(options.json):
-            try:
-                result: dict[str, Any] = flow(parameters)
-            except Exception as error:
-                from tasks.retries import is_of_prefect
+        try:
+            result: dict[str, Any] = flow(parameters)
+        except Exception as error:
+            from tasks.retries import is_of_prefect
 
-                if isinstance(error, LatentpackError) or not is_of_prefect(error):
-                    raise
-                raise LatentpackError(
-                    f"the Prefect server no longer answers, or refuses ({told(error)}): see to it, then repeat the "
-                    "command; what is archived stays"
-                ) from error
+            if isinstance(error, LatentpackError) or not is_of_prefect(error):
+                raise
+            raise LatentpackError(
+                f"the Prefect server no longer answers, or refuses ({told(error)}): see to it, then repeat the "
+                "command; what is archived stays"
+            ) from error
     return result
 
 

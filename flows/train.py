@@ -170,6 +170,8 @@ def train_on(
         last = state.history[-1]
         note = f"step {state.step:,}, loss {last['loss']:.5f}" + (f", {last['psnr']:.2f} dB" if "psnr" in last else "")
         listener().advance(round(100 * done), note)
+        if done >= 1:  # tables and predictor of a large network take minutes
+            listener().stage(f"freezing {family}")
 
     arguments = {
         "family": str(family),

@@ -117,6 +117,16 @@ def test_several_keys_may_come_from_an_iterator(archive, tmp_path):
     assert len(archive.dataset(iter("b"))) == 1
 
 
+def test_a_part_that_is_gone_is_told_with_what_to_do(archive):
+    add(archive, [picture_row("a")])
+    (part,) = Path(archive.url, "images").glob("*.parquet")
+    part.unlink()
+    opened = Archive.open(archive.url)
+    for read in (opened.known, lambda: opened.read_row("a"), lambda: opened.missing(["a"]), lambda: "a" in opened):
+        with pytest.raises(ArchiveError, match="is missing; see 'latentpack verify' and 'latentpack repair'"):
+            read()
+
+
 def test_an_unfinished_creation_is_finished(tmp_path):
     archive = Archive.create(str(tmp_path / "archive"))
     (tmp_path / "archive" / "latentpack.json").unlink()

@@ -1,5 +1,6 @@
 """Pictures back as files: each by its key, the same whichever others are asked for, and never outside the folder."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,23 @@ def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Pat
     assert not path.startswith("/") and "\0" not in path and "\\" not in path
     assert all(0 < len(part.encode()) < 256 and part not in (".", "..") for part in path.split("/"))
     assert path != key
+
+
+def test_a_full_disk_ends_a_restore_with_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(tmp_path, "a.png", "b.png", "c.png")
+    write = restoring.write_file
+
+    def full(destination: Path, name: str, *rest: Any, **options: Any) -> None:
+        if name != "a.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(destination, name, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "write_file", full)
+        with pytest.raises(ArchiveError, match="cannot write b.png: No space left on device; what is written stays"):
+            archive.restore(tmp_path / "out")
+    assert names(tmp_path / "out") == {"a.png"}
+    assert archive.restore(tmp_path / "out").written == 3
 
 
 def test_a_key_that_looks_like_a_replaced_one_is_another_file(tmp_path: Path) -> None:
