@@ -49,7 +49,11 @@ def _reopens(method: Callable[Concatenate["Archive", P], T]) -> Callable[Concate
     @wraps(method)
     def reading(self: "Archive", *args: P.args, **kwargs: P.kwargs) -> T:
         with self._store.errors("read it"), to_the_end(self._images):
-            return self._once_more(lambda: method(self, *args, **kwargs))
+            try:
+                return method(self, *args, **kwargs)
+            except FileNotFoundError:
+                self.refresh()
+                return method(self, *args, **kwargs)
 
     return reading
 
@@ -378,18 +382,10 @@ class Archive:
             for part, group in self._quarantine.groups():
                 yield from from_table(self._quarantine.read(part, [group], QUARANTINE.names), QUARANTINE)
 
+    @_reopens
     def info(self) -> maintenance.ArchiveInfo:
         """Counts, bytes and quality of all that is archived; reads no payload."""
-        with to_the_end(self._images):
-            return self._once_more(lambda: maintenance.info(*self.tables, FORMAT))
-
-    def _once_more(self, read: Callable[[], T]) -> T:
-        """What ``read`` gives; of the newest version where another run has vacuumed the files of the open one."""
-        try:
-            return read()
-        except FileNotFoundError:
-            self.refresh()
-            return read()
+        return maintenance.info(*self.tables, FORMAT)
 
     def sizes(self) -> tuple[int, int]:
         """Bytes of the Parquet files that hold its pictures now, and of the codecs beside them."""

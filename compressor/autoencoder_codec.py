@@ -14,7 +14,7 @@ import torch
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels
+from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, padded_pixels
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
@@ -120,8 +120,7 @@ class AutoencoderCodec:
         if packer == "auto":
             return [f"int8-{ENTROPY}", "int8-lzma", "int8-gzip"]
         name = packer if "-" in packer else f"int8-{packer}"
-        if name not in self.packers:
-            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
+        check_packer(self, name)
         return [name]
 
     def _pack(self, latents: Sequence[np.ndarray], name: str) -> bytes:

@@ -64,6 +64,8 @@ class CarriedCodecs:
             return load_codec(id)
         with self._store.errors(f"read codec {id}"):
             try:
+                if not CODEC_FILE.fullmatch(f"{id}.safetensors"):  # a crafted row may lead anywhere
+                    raise FileNotFoundError(id)
                 data = self._store.get(codec_name(id))
             except FileNotFoundError:
                 raise ArchiveError(

@@ -1,9 +1,9 @@
 """Which codec a run uses: found by name, path or id, checked, and put into the archive, from which workers fetch it."""
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
@@ -55,7 +55,7 @@ def _whole(name: str, archive: Callable[[], Archive]) -> str:
 
     CodecError where no codec's id begins so, or several codecs' do.
     """
-    if not re.fullmatch("[0-9a-f]+", name) or name in released() or Path(name).is_file():
+    if not re.fullmatch("[0-9a-f]+", name) or name in released() or os.path.isfile(name):
         return name
     names = released_ids()
     with suppress(ArchiveError):  # there may be none yet

@@ -143,16 +143,19 @@ def titles(names: Sequence[str]) -> dict[str, str]:
 
 
 def artifact_bytes(name: str) -> bytes:
-    """The artifact behind a released name or a path. CodecError where there is none."""
+    """The artifact behind a released name or a path. CodecError where there is none, or it cannot be read."""
     path = RELEASED / f"{name}.safetensors" if name in released() else Path(os.path.expanduser(name))
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor where the name is longer than any file's, which Path.is_file raises of
         from compressor.baselines import STANDARD
 
         raise CodecError(
             f"there is no codec {name!r}: neither a file nor one of {', '.join([*released(), *STANDARD])}; "
             "train one with 'latentpack train'"
         )
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CodecError(f"the codec {name} cannot be read: {error.strerror or error}") from error
 
 
 def load_codec(source: str | bytes | Path) -> Codec:

@@ -145,7 +145,7 @@ class DeltaLog:
                 "which latentpack does not read"
             )
         self._parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
-        self._listed = self.version  # not before: what is refused is refused the next time too
+        self._listed = int(self._delta.version())  # not before: what is refused is refused the next time too
 
     def _read(self) -> None:
         from deltalake import DeltaTable
@@ -160,9 +160,13 @@ class DeltaLog:
     @property
     def parts(self) -> list[Part]:
         """The files that hold the table's rows, in order of their smallest key."""
-        if self._delta is None:
-            self.refresh()
+        self._open()
         return self._parts
+
+    def _open(self) -> None:
+        """See some version, if none is seen yet: at the first use, and where what there was could not be used."""
+        if self._listed < 0:
+            self.refresh()
 
     def check_state(self) -> None:
         """ArchiveError where the log does not lead to the state that its newest commit was made with.
@@ -222,6 +226,7 @@ class DeltaLog:
 
         Only those that the log still has, and that were made by a version of latentpack that noted it.
         """
+        self._open()
         commits = [commit for commit in reversed(self._delta.history(limit)) if ROWS in commit]
         return [
             (datetime.fromtimestamp(commit["timestamp"] / 1000, UTC), int(commit[ROWS]), int(commit[BYTES]))
@@ -231,8 +236,7 @@ class DeltaLog:
     @property
     def version(self) -> int:
         """Version of the table that is seen."""
-        if self._delta is None:
-            self.refresh()
+        self._open()
         return int(self._delta.version())
 
     def holds(self, batch_id: str) -> bool:

@@ -290,7 +290,7 @@ def _encode_pictures(
                 stored[index] = one
     floor = options.floor(codec)
     target = options.target(codec)
-    goal = floor or options.target_psnr or 0.0
+    goal = floor or options.target_psnr or TARGET_PSNR  # a format's lowest quality would be nobody's choice
     patient = options.effort > 0
     stopped = Event()
 

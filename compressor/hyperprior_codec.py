@@ -15,7 +15,7 @@ import torch
 
 from compressor import packers, predicting
 from compressor.artifact import QUALITY_PARTS, Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, padded_pixels, per_picture
+from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, padded_pixels, per_picture
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import Decoder, Encoder, Tables
 from compressor.errors import CodecError
@@ -112,7 +112,7 @@ class HyperpriorCodec:
 
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`."""
-        self._check_packer(packer)
+        check_packer(self, packer)
         qualities = per_picture(quality, len(pixels))
         if any(q not in self.qualities for q in qualities):
             raise CodecError(f"quality must be from 0 to {QUALITY_STEPS - 1}")
@@ -128,7 +128,7 @@ class HyperpriorCodec:
 
     def trials(self, pixels: Sequence[np.ndarray], packer: str) -> "HyperpriorTrials":
         """See :class:`compressor.quality.Searchable`."""
-        self._check_packer(packer)
+        check_packer(self, packer)
         return HyperpriorTrials(self, pixels, packer)
 
     @torch.inference_mode()
@@ -289,10 +289,6 @@ class HyperpriorCodec:
     def _pictures(self, y_BCHW: torch.Tensor, quality_B: torch.Tensor) -> np.ndarray:
         """uint8 (B, H, W, 3) of latents, sides still multiples of 32."""
         return from_network(self._network.reconstruct(y_BCHW, quality_B, self._low_precision))
-
-    def _check_packer(self, packer: str) -> None:
-        if packer != "auto" and packer not in self.packers:
-            raise CodecError(f"unknown packer {packer!r}: choose auto or one of {', '.join(self.packers)}")
 
     def _first_features(self, x_BCHW: torch.Tensor) -> FirstFeatures:
         return self._network.first_features(x_BCHW, self._low_precision)

@@ -97,7 +97,7 @@ class KeyedTable:
         for part, group in self.groups(spans):
             keyed = self.read(part, [group], ["key"])
             there = keyed["key"]
-            first, last = (pc.min_max(there)[end].as_py() for end in ("min", "max"))
+            first, last = pc.min_max(there).as_py().values()
             wanted = ordered[bisect_left(ordered, first) : bisect_right(ordered, last)]
             found = pc.is_in(there, pa.array(wanted, pa.string()))
             if pc.any(found).as_py():

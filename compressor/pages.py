@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from compressor.comparison import Headline, Table, count
@@ -33,9 +34,11 @@ def template(name: str) -> Any:
 
 
 def make_folder(directory: Path) -> None:
-    """Make a folder for a report, unless there is one. LatentpackError where it cannot be made."""
+    """Make a folder for a report, unless there is one. LatentpackError where it cannot be made, or written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
     except OSError as error:
         raise LatentpackError(
             f"a report cannot be written to {directory}: {error.strerror}; choose a folder"

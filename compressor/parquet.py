@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -158,7 +158,10 @@ QUARANTINE = Layout(
 def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> pa.Table:
     """Rows as an Arrow table, sorted by key. ArchiveError where a row cannot be stored."""
     ordered: list[Row | QuarantineRow] = sorted(rows, key=lambda row: row.key)
+    needed = [column.name for column in layout.columns if not column.nullable]
     for row, following in zip(ordered, [*ordered[1:], None], strict=True):
+        if missing := [name for name in needed if getattr(row, name) is None]:
+            raise ArchiveError(f"{row.key!r}: it has no {', '.join(missing)}: was it scanned without?")
         if isinstance(row, Row) and not (row.width > 0 and row.height > 0):
             raise ArchiveError(f"{row.key!r}: no picture is {row.width} x {row.height} pixels")
         if len(row.fingerprint) < FINGERPRINT_BYTES:
@@ -282,7 +285,7 @@ class RangeFile(io.RawIOBase):
         Bytes of the file, known from the log, so that nobody has to ask.
     """
 
-    def __init__(self, fetch: Any, size: int) -> None:
+    def __init__(self, fetch: Callable[[Sequence[tuple[int, int]]], Sequence[bytes]], size: int) -> None:
         super().__init__()
         self._fetch = fetch
         self._size = size

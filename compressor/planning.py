@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
+from compressor.chunks import bounded_chunks
 from compressor.known import FINGERPRINT_BYTES, KnownKeys
 from compressor.sources import Source, SourceFile
 
@@ -92,17 +93,9 @@ class Plan:
             Of the batches, which name them: default 0, 1, ...
         """
         numbers = itertools.count() if numbers is None else numbers
-        waiting: list[dict[str, Any]] = []
-        held = 0
-        for row in itertools.chain.from_iterable(self._rows()):
-            bytes_of_it = max(0, row["size"])
-            if waiting and (len(waiting) == size or held + bytes_of_it > most_bytes):
-                yield _batch(next(numbers), waiting)
-                waiting, held = [], 0
-            waiting.append(row)
-            held += bytes_of_it
-        if waiting:
-            yield _batch(next(numbers), waiting)
+        rows = itertools.chain.from_iterable(self._rows())
+        for chunk in bounded_chunks(rows, lambda row: max(0, row["size"]), most_bytes, size):
+            yield _batch(next(numbers), chunk)
 
     def _rows(self) -> Iterator[list[dict[str, Any]]]:
         with pa.OSFile(self.path) as file, pa.ipc.open_stream(file) as reader:

@@ -62,10 +62,11 @@ def plain_pictures(
                 if isinstance(content, ImageError):
                     raise content
                 picture = decode_picture(content, limits)
-                if picture.keep:
-                    raise ImageError(picture.keep, "not plain 8-bit colour")
             except ImageError as error:
                 refused[FORBIDDEN if _is_forbidden(error) else error.reason] += 1
+                continue
+            if picture.keep:
+                refused[picture.keep] += 1
             else:
                 yield file, picture.pixels
 

@@ -3,6 +3,7 @@
 What is damaged is told by verifying.py. Nothing is deleted here: files that were replaced stay until ``vacuum``.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,8 +31,8 @@ from compressor.sources import Source, SourceFile
 from compressor.verifying import (
     DAMAGE,
     Findings,
-    Problem,
     check_codecs,
+    check_whole,
     examine,
     raise_if_refused,
     row_groups,
@@ -281,8 +282,7 @@ def _mend_quarantine(table: KeyedTable, done: Repaired) -> None:
         try:
             for group in range(table.footer(part).num_row_groups):
                 found.keys += table.read(part, [group], table.layout.names)["key"].to_pylist()
-            data = table.store.ranges(f"{table.folder}/{part.path}", [(0, part.size)])[0]
-            integrity.check_file(part.path, crc32c.crc32c(data))
+            check_whole(table, part)
         except DAMAGE as error:
             raise_if_refused(table.store, part.path, error)
             found.mismatch = str(error)
@@ -311,7 +311,8 @@ def _regain(
     keys: list[str] = []
     failed: dict[str, str] = {}
     options: EncodeOptions | None = None
-    for files in _batches(_wanted(source, damaged, readable)):
+    wanted = _wanted(source, damaged, readable)
+    while files := list(itertools.islice(wanted, BATCH)):
         if options is None:  # not before there is need of it
             options = again.complete(stored, _codecs_of(damaged), archive.url)
             floor = options.floor(_codec(archive, options.codec))
@@ -359,17 +360,6 @@ def _wanted(source: Source, damaged: Sequence[Findings], readable: np.ndarray) -
             yield file
 
 
-def _batches(files: Iterator[SourceFile]) -> Iterator[list[SourceFile]]:
-    batch: list[SourceFile] = []
-    for file in files:
-        batch.append(file)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _left(found: Findings) -> list[tuple[str, str]]:
     """What is wrong with a file that stays as it is, and what to do about that which cannot be read."""
     left = [(key, reason + WAYS * (key in found.unread)) for key, reason in found.bad.items()]
@@ -388,9 +378,8 @@ def _take_out(
             return
         found.bad = dict.fromkeys(found.keys, found.mismatch)
     gone = [key for key in found.bad if key not in regained and (drop or key in found.unread)]
-    stay = [Problem(key, found.bad[key]) for key in found.bad if key not in regained and key not in set(gone)]
-    done.left += [(problem.key, problem.reason) for problem in stay]
-    leaving = (set(found.bad) & regained) | set(gone)
+    leaving = (found.bad.keys() & regained).union(gone)
+    done.left += [(key, reason) for key, reason in found.bad.items() if key not in leaving]
     if not leaving and not found.unreadable:
         return
     archive.quarantine([_damaged(key, found.bad[key]) for key in gone])

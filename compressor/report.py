@@ -34,8 +34,8 @@ from compressor.comparison import (
     speed_table,
     without_exact,
 )
-from compressor.containers import payload_size
 from compressor.defaults import TARGET_PSNR
+from compressor.strips import stored_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,7 +189,7 @@ def _measure_batch(
             "quality": quality,
             "key": key,
             "bytes": len(one.payload),
-            "payload_bytes": payload_size(one.payload) if codec.id in STANDARD else len(one.payload),
+            "payload_bytes": stored_bytes(codec, one),
             "psnr": psnr(source, picture),
             "ssim": ssim(source, picture),
             "ms_ssim": ms_ssim(source, picture),

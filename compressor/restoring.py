@@ -154,12 +154,12 @@ def restore_rows(
             try:
                 write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
             except OSError as error:
-                told = f"cannot write {name}: {error.strerror or error}"
+                reason = f"cannot write {name}: {error.strerror or error}"
                 if error.errno in _NO_ROOM:  # nor would any other be written
                     raise ArchiveError(
-                        f"{destination}: {told}; what is written stays: make room, then repeat the command"
+                        f"{destination}: {reason}; what is written stays: make room, then repeat the command"
                     ) from error
-                done.problems.append((row.key, told))
+                done.problems.append((row.key, reason))
                 continue
             done.written += 1
             done.bytes += len(data)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from compressor.errors import s3_status
+
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 20.0
@@ -41,15 +43,14 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def is_transient(error: object) -> bool:
-    """Whether the same request may succeed later."""
-    if isinstance(error, Exception) and any(words in str(error) for words in TRANSIENT_WORDS):
+    """Whether the same request may succeed later; of what is no exception, False."""
+    if not isinstance(error, BaseException):
+        return False
+    if any(words in str(error) for words in TRANSIENT_WORDS):
         return True
     if any(kind.__name__ in TRANSIENT_NAMES for kind in type(error).__mro__):
         return True
-    response = getattr(getattr(error, "__cause__", None), "response", None)
-    status = getattr(error, "status", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
+    status = s3_status(error) or getattr(error, "status", None)
     if isinstance(status, int) and (status >= 500 and status != 501 or status in (408, 429)):
         return True
     return isinstance(error, OSError) and error.errno in TRANSIENT_CODES

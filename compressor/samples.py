@@ -29,17 +29,16 @@ def write_samples(folder: Path) -> int:
     SourceError
         scikit-image does not carry its photographs, or the folder cannot be written.
     """
-    originals = _photographs()
     count = number = 0
     try:
         for name in PHOTOGRAPHS:
-            picture = decode_picture((originals / name).read_bytes())
+            picture = decode_picture(photograph(name))
             for tile in tiles(picture.pixels)[:TILES_EACH]:
                 path = folder / "tiles" / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
                 number += 1
                 count += _write(path, encode_picture(tile, picture.channels, "png"))
         for name in WHOLE:
-            count += _write(folder / "photographs" / name, (originals / name).read_bytes())
+            count += _write(folder / "photographs" / name, photograph(name))
     except OSError as error:
         raise SourceError(
             f"cannot write samples to {folder}: {error.strerror or error}; name another folder"
@@ -70,8 +69,14 @@ def write_tiles(folder: Path, names: Sequence[str]) -> int:
 
 
 def photograph(name: str) -> bytes:
-    """The file of one of scikit-image's pictures."""
-    return (_photographs() / name).read_bytes()
+    """The file of one of scikit-image's pictures. SourceError where its wheel does not carry it."""
+    path = _photographs() / name
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"{path}: scikit-image's photograph cannot be read: {error.strerror or error}; install scikit-image anew"
+        ) from error
 
 
 def _photographs() -> Path:

@@ -112,6 +112,8 @@ class Source:
 
     def __init__(self, url: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> None:
         self.url = os.fspath(url)
+        if not self.url:  # a shell's variable that is not set, where the present folder was never meant
+            raise SourceError("the source's address is empty: name a folder, a file or a URL")
         self.storage_options = dict(storage_options or {})
         self.skipped: list[Skipped] = []
         self.ignored: list[Skipped] = []

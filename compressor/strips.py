@@ -58,7 +58,7 @@ def side_by_side(
     encoded = codecs[reference].encode(cut, quality)
     decoded = codecs[reference].decode(encoded)
     targets = [
-        _Target(picture, _stored_bytes(codecs[reference], one), back, psnr(picture, back))
+        _Target(picture, stored_bytes(codecs[reference], one), back, psnr(picture, back))
         for picture, one, back in zip(cut, encoded, decoded, strict=True)
     ]
     return (
@@ -95,7 +95,7 @@ def _strip(
         if name != reference:
             encoded = encode(codec, target)
             decoded = codec.decode([encoded])[0]
-            cells.append(_cell(name, _stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
+            cells.append(_cell(name, stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
     return Strip(key, cells)
 
 
@@ -105,7 +105,7 @@ def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray) -> Cell:
 
 def _within_bytes(codec: Codec, picture: np.ndarray, most: int) -> Encoded:
     """A picture at the highest quality that takes ``most`` bytes, or at the lowest."""
-    above = bisect_right(codec.qualities, most, key=lambda q: _stored_bytes(codec, _encode(codec, picture, q)))
+    above = bisect_right(codec.qualities, most, key=lambda q: stored_bytes(codec, _encode(codec, picture, q)))
     return _encode(codec, picture, codec.qualities[max(0, above - 1)] if codec.qualities else -1)
 
 
@@ -123,6 +123,6 @@ def _psnr_at(codec: Codec, picture: np.ndarray, quality: int) -> float:
     return psnr(picture, codec.decode([_encode(codec, picture, quality)])[0])
 
 
-def _stored_bytes(codec: Codec, encoded: Encoded) -> int:
-    """Without what every file of a standard format repeats."""
+def stored_bytes(codec: Codec, encoded: Encoded) -> int:
+    """Bytes of a picture as a codec stored it, without what every file of a standard format repeats."""
     return payload_size(encoded.payload) if codec.id in STANDARD else len(encoded.payload)

@@ -184,31 +184,7 @@ def fit(
         loss_of = _compiled(network, pictures, config, precision)
 
     network.train()
-    parameters = list(network.parameters())
-    skipped = torch.zeros((), dtype=torch.long, device=device)
-
-    def learn(x_BCHW: Tensor, *drawn: Tensor) -> Tensor:
-        with precision:
-            loss = loss_of(x_BCHW, *drawn)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        # Nothing here waits for the device, and an `if` would: where the norm is not finite, clipping left nothing
-        # but zeros and NaN.
-        skipped.add_(~torch.isfinite(nn.utils.clip_grad_norm_(parameters, config.clip)))
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(0.0)
-        optimizer.step()
-        return loss.detach()
-
-    captured = config.compile and device.type == "cuda"
-    step: Callable[..., Tensor] = Captured(learn, device) if captured else learn
-    shared_rate = torch.zeros((), device=device)  # which a recorded step reads
-    for group in optimizer.param_groups if captured else ():
-        group["lr"] = shared_rate
-        if "capturable" in group:
-            group["capturable"] = True
-
+    step = _Step(loss_of, list(network.parameters()), optimizer, config, precision, device)
     started = time.monotonic() - state.seconds
     impatient = 0 < config.patience <= state.stale  # where it ended before, by what a checkpoint says
     done = 1.0 if impatient else _share(state, config)
@@ -216,8 +192,7 @@ def fit(
 
     def keep() -> None:  # reads from the device, and so waits for it
         nonlocal kept_at, kept_step
-        state.skipped += int(skipped)
-        skipped.zero_()
+        state.skipped += step.take_skipped()
         if checkpoint:
             _save(checkpoint, fingerprint, state, network, average, best, optimizer, generator)
         kept_at, kept_step = time.monotonic(), state.step
@@ -225,14 +200,8 @@ def fit(
     # Whole steps alone are kept, for half of one cannot be gone on from.
     with _compiled_no_longer(network), interrupt_held() as interrupt:
         while done < 1 and not interrupt.heard:
-            learning_rate = _learning_rate(state.step, done, config)
-            if captured:
-                shared_rate.fill_(learning_rate)
-            else:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
             batch = _draw(pictures, config, generator)
-            loss = step(batch, *draw(batch, generator))
+            loss = step(_learning_rate(state.step, done, config), batch, *draw(batch, generator))
             state.step += 1
             state.pictures += len(batch)
             _update_average(average, network, min(config.ema, (1 + state.step) / (10 + state.step)))
@@ -268,6 +237,61 @@ def fit(
         raise LatentpackError(f"the training diverged: after {steps} its loss is {last}; lower the learning rate")
     average.load_state_dict(best)
     return average, state
+
+
+class _Step:
+    """One step: the loss of a batch, its gradient, and what the optimizer makes of that.
+
+    Where it is compiled on a GPU it is recorded as a graph. Nothing in it waits for the device.
+    """
+
+    def __init__(
+        self,
+        loss_of: Callable[..., Tensor],
+        parameters: list[nn.Parameter],
+        optimizer: Any,
+        config: TrainingConfig,
+        precision: Any,
+        device: torch.device,
+    ) -> None:
+        self._loss_of, self._parameters, self._optimizer = loss_of, parameters, optimizer
+        self._clip, self._precision = config.clip, precision
+        self._skipped = torch.zeros((), dtype=torch.long, device=device)
+        captured = config.compile and device.type == "cuda"
+        self._run: Callable[..., Tensor] = Captured(self._learn, device) if captured else self._learn
+        self._shared_rate = torch.zeros((), device=device) if captured else None  # which a recorded step reads
+        for group in optimizer.param_groups if captured else ():
+            group["lr"] = self._shared_rate
+            if "capturable" in group:
+                group["capturable"] = True
+
+    def __call__(self, learning_rate: float, x_BCHW: Tensor, *drawn: Tensor) -> Tensor:
+        """Learn from pictures in [0, 1], with what the network drew for them. Returns the loss."""
+        if self._shared_rate is not None:
+            self._shared_rate.fill_(learning_rate)
+        else:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+        return self._run(x_BCHW, *drawn)
+
+    def take_skipped(self) -> int:
+        """Steps since the last call whose gradient was not finite. Waits for the device."""
+        skipped = int(self._skipped)
+        self._skipped.zero_()
+        return skipped
+
+    def _learn(self, x_BCHW: Tensor, *drawn: Tensor) -> Tensor:
+        with self._precision:
+            loss = self._loss_of(x_BCHW, *drawn)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # An `if` would wait for the device: where the norm is not finite, clipping left nothing but zeros and NaN.
+        self._skipped.add_(~torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, self._clip)))
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0)
+        self._optimizer.step()
+        return loss.detach()
 
 
 @torch.no_grad()

@@ -382,5 +382,5 @@ def _twice(images: KeyedTable, hashes: Sequence[np.ndarray]) -> list[Problem]:
         except DAMAGE as error:
             raise_if_refused(images.store, part.path, error)
             continue
-        keys.update(key for key, hash in zip(there, hash_keys(there), strict=True) if hash in double)
+        keys.update(there[index] for index in np.flatnonzero(np.isin(hash_keys(there), double)))
     return [Problem(key, "there is more than one row of this key: the log is damaged") for key in sorted(keys)]

@@ -225,7 +225,7 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     rows = [
         ("archive", f"{info.url}, format {info.format}, version {info.version}"),
         ("pictures", f"{info.pictures:,}"),
-        ("quarantined", f"{info.quarantined:,}" + _counts(info.quarantine_reasons)),
+        ("quarantined", ", ".join(filter(None, (f"{info.quarantined:,}", _counts(info.quarantine_reasons))))),
         ("bytes in", size(info.source_bytes)),
         (
             "bytes stored",
@@ -238,8 +238,8 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
             ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, {carrying} with the codecs it carries"),
-            ("codecs", _counts(info.codecs)[2:]),
-            ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})[2:]),
+            ("codecs", _counts(info.codecs)),
+            ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})),
             ("exact", number(info.exact, "picture")),
         ]
     rows += [("codec", f"{id}: {NOT_USED}") for id in info.unused_codecs]
@@ -255,4 +255,4 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
 
 
 def _counts(counts: dict[Any, int]) -> str:
-    return "".join(f", {name} {count:,}" for name, count in counts.items())
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -18,6 +18,7 @@ from compressor.experiments.cells import VALIDATION, Cell
 from compressor.experiments.measuring import Row, rows_of
 from compressor.experiments.results import Elsewhere, Quantized, Results, Trial, lossy_pictures, without_exact
 from compressor.learning import held_out, spread
+from compressor.pages import make_folder
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
 from compressor.shards import ShardRecord, drawn, refused_of
 from compressor.sources import Source, SourceFile
@@ -66,6 +67,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained
     for url in parameters.other:
         Source.open(url)
+    make_folder(Path(parameters.report))
     work = _prepare(parameters)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))
     lossy_pictures("the pictures to measure on", itertools.chain(*standards.values()))  # said before the training
@@ -94,18 +96,18 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     workers = parameters.workers or worker_count()
     if parameters.evaluation:
         measured = Source.open(parameters.evaluation)
-        held_out = _spread(measured, None, parameters.held_out, share=1)
+        kept_apart = _spread(measured, None, parameters.held_out, share=1)
     else:
         measured = source
-        held_out = _spread(source, parameters.limit, parameters.held_out, share=5)
-    kept = {measured.address_of(file) for file in held_out}  # whichever source they are listed by
+        kept_apart = _spread(source, parameters.limit, parameters.held_out, share=5)
+    kept = {measured.address_of(file) for file in kept_apart}  # whichever source they are listed by
     listed = itertools.islice(source.files(), parameters.limit)
     others = (file for file in listed if source.address_of(file) not in kept)
     learned = drawn(others, parameters.max_pictures, parameters.seed)
     if not learned:
         raise SourceError(
-            f"{source.shown}: no picture is left to train on, beside the {number(len(held_out), 'picture')} to measure "
-            f"on from {measured.shown}; give a smaller --held-out, or other pictures"
+            f"{source.shown}: no picture is left to train on, beside the {number(len(kept_apart), 'picture')} to "
+            f"measure on from {measured.shown}; give a smaller --held-out, or other pictures"
         )
     ends = parameters.steps or parameters.minutes
     config = configure(parameters if ends else parameters.model_copy(update={"minutes": MINUTES}), learned=False)
@@ -119,7 +121,7 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     work = _Work(
         parameters,
         prepare_shards(source, iter(learned), parameters.side, BATCH, workers),
-        prepare_shards(measured, iter(held_out), parameters.side, BATCH, workers),
+        prepare_shards(measured, iter(kept_apart), parameters.side, BATCH, workers),
         whole,
         half,
     )

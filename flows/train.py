@@ -57,7 +57,12 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)
     record = train_codec(source, family, parameters, parameters, start)
-    write_whole(out, Path(record.path).read_bytes())
+    try:
+        write_whole(out, Path(record.path).read_bytes())
+    except OSError as error:
+        raise CodecError(
+            f"cannot write {out}: {error.strerror or error}; the codec is trained, and lies at {record.path}"
+        ) from error
     return {**vars(record), "path": str(out)}
 
 

@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from compressor.codec import Codec, load_codec, titles, with_effort
 from compressor.errors import CodecError, SourceError
 from compressor.images import Limits
+from compressor.pages import make_folder
 from compressor.reading import plain_pictures
 from compressor.sources import Source
 from compressor.strips import centre
@@ -67,6 +68,7 @@ def benchmark(
     if clash := named.keys() & standard.keys():
         raise CodecError(f"a codec of yours has the name of a standard format, {min(clash)}: rename its file")
     compared = {**named, **standard}
+    make_folder(directory)  # what cannot be written is said before anything is measured
     pictures, refused = load_pictures(source, limit, compared.values())
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
     report = write_report(table, pictures, directory, compared, list(named))

@@ -217,6 +217,13 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
     assert len(archive) == 0
 
 
+def test_what_the_codec_does_not_take_is_no_worse_than_usual_where_a_quality_is_given(archive: Archive):
+    (picture,) = smooth_pictures(1, 2100, 2100)
+    archive.append({"large.png": picture}, quality=40, target_psnr=None)
+    row = archive.read_row("large.png")
+    assert row.codec in STANDARD and psnr(picture, archive.read("large.png")) >= 34.0
+
+
 def test_a_codec_of_one_quality_holds_the_target_by_fallbacks(tmp_path: Path) -> None:
     path = tmp_path / "v1.safetensors"
     path.write_bytes(tiny_artifact("v1"))

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from compressor import parquet
+from compressor import delta_log, parquet
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.errors import CRASHED, UNREADABLE, ArchiveError, CodecError
+from compressor.growth import growth
 from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import QuarantineRow, Row
 from compressor.sources import SourceFile
@@ -115,6 +117,23 @@ def test_several_keys_may_come_from_an_iterator(archive, tmp_path):
     assert archive.delete(iter("ax")) == 1
     assert list(archive.keys()) == ["b"] and [row.key for row in archive.quarantined()] == ["y"]
     assert len(archive.dataset(iter("b"))) == 1
+
+
+def test_what_is_refused_of_a_pickled_archive_is_refused_each_time(archive, monkeypatch):
+    add(archive, [picture_row("a")])
+    unpickled = pickle.loads(pickle.dumps(archive))
+    assert [one.pictures for one in growth(unpickled)] == [1]
+
+    def refuse(action: dict[str, Any]) -> None:
+        raise ArchiveError("no statistics")
+
+    unpickled = pickle.loads(pickle.dumps(archive))
+    with monkeypatch.context() as patch:
+        patch.setattr(delta_log, "_part", refuse)
+        for _ in range(2):
+            with pytest.raises(ArchiveError, match="no statistics"):
+                len(unpickled)
+    assert len(unpickled) == 1
 
 
 def test_a_part_that_is_gone_is_told_with_what_to_do(archive):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from compressor import packers
+from compressor.archive import Archive
 from compressor.artifact import QUALITY_PARTS, dump, identify, parse
 from compressor.codec import Codec, load_codec, titles
 from compressor.defaults import CODEC as DEFAULT
@@ -90,7 +91,7 @@ def test_a_row_with_a_foreign_packer_is_refused(family: str) -> None:
     (encoded,) = codec.encode(smooth_pictures(1), quality_of(codec))
     with pytest.raises(CodecError):
         codec.decode([dataclasses.replace(encoded, packer="zip")])
-    with pytest.raises(CodecError, match="choose auto or one of"):
+    with pytest.raises(CodecError, match="choose from auto"):
         codec.encode(smooth_pictures(1), quality_of(codec), "zip")
 
 
@@ -293,3 +294,11 @@ def test_autocast_of_the_caller_changes_nothing_that_is_stored(family: str) -> N
         read = codec.decode(plain)
     assert [one.payload for one in under] == [one.payload for one in plain]
     assert all((one == other).all() for one, other in zip(read, codec.decode(plain), strict=True))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "x" * 300, "no\0name", "/proc/self/mem"])
+def test_a_name_that_no_file_can_have_and_a_file_that_cannot_be_read_are_no_codecs(name: str, archive: Archive) -> None:
+    with pytest.raises(CodecError, match="there is no codec|cannot be read"):
+        load_codec(name)
+    with pytest.raises(CodecError, match="there is no codec|cannot be read"):
+        archive.append({"a": smooth_pictures(1)[0]}, name)

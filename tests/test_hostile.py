@@ -37,7 +37,7 @@ def learned_row(archive: Archive, family: str = "v5", packer: str = "gzip"):
     [
         {"width": 0}, {"height": -5}, {"width": 2**31 - 1, "height": 2**31 - 1}, {"width": 10**6, "height": 10**3},
         {"quality": -1}, {"quality": 2**15 - 1}, {"packer": "../../x"}, {"packer": ""}, {"codec": "original"},
-        {"codec": "avif"}, {"codec": "../../../etc/passwd"}, {"codec": ""}, {"width": 33},
+        {"codec": "avif"}, {"codec": "../../../etc/passwd"}, {"codec": "a\0b"}, {"codec": ""}, {"width": 33},
     ],
 )  # fmt: skip
 def test_rows_that_lie_are_refused(archive, lie):

@@ -1,5 +1,6 @@
 """Flows that train and measure: codecs trained in a run, benchmarks, experiments."""
 
+import errno
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 import tasks.benchmark
 import tasks.train
 from compressor.artifact import Artifact, parse
-from compressor.errors import CodecError, SourceError
+from compressor.errors import CodecError, LatentpackError, SourceError
 from compressor.picture_writing import encode_picture
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
@@ -120,6 +121,29 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
     decoded = {row["key"]: row["decoded_png_bytes"] for row in table.to_pylist()}
     assert decoded.keys() == {"000.png", "001.png", "long.png"} and decoded["long.png"] < 200
     assert len(stored("mine")) == len(stored("mine, effort 2")) and stored("mine") != stored("mine, effort 2")
+
+
+def test_what_cannot_be_written_is_told_before_a_benchmark_and_after_a_training_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.train
+    from compressor import report
+    from flows.benchmark import benchmark
+
+    folder, file = write_pictures(tmp_path / "in", 12), tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(report, "measure", lambda *_, **__: pytest.fail("it was measured first"))
+    with pytest.raises(LatentpackError, match="a report cannot be written to"):
+        benchmark(BenchmarkParameters(source=str(folder), report=str(file)))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(flows.train, "write_whole", full)
+    given = {"family": "v2", "steps": 2, "batch": 2, "side": 32, "workers": 1, "out": str(tmp_path / "out")}
+    with pytest.raises(CodecError, match="No space left on device; the codec is trained, and lies at ") as told:
+        flows.train.train_flow(TrainParameters(source=str(folder), **given))
+    assert parse(Path(str(told.value).rpartition(" ")[2]).read_bytes()).family == "v2"
 
 
 def test_a_codec_with_the_name_of_a_standard_format_is_not_measured_as_that(tmp_path: Path) -> None:

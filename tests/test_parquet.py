@@ -148,6 +148,12 @@ def test_what_cannot_be_stored_is_refused(written, complaint):
         to_table(written, IMAGES)
 
 
+@pytest.mark.parametrize("column", ["crc32c", "fingerprint", "width", "payload", "codec"])
+def test_a_row_that_was_scanned_without_a_column_is_refused_by_name(column):
+    with pytest.raises(ArchiveError, match=f"'a': it has no {column}: was it scanned without"):
+        to_table([replace(picture_row("a"), **{column: None})], IMAGES)
+
+
 def test_others_read_the_file(tmp_path):
     written = face_rows(100)
     (tmp_path / "part.parquet").write_bytes(encode([to_table(written, IMAGES)], IMAGES)[0])

@@ -217,7 +217,7 @@ def test_a_picture_that_kills_what_prepares_it_ends_a_training_by_name(tmp_path:
     folder = write_pictures(tmp_path / "in", 8)
     with open(folder / "002.png", "ab") as file:
         file.write(b"killer")
-    (tmp_path / "killing.py").write_text(KILLING.replace("encoding", "shards"))
+    (tmp_path / "killing.py").write_text(KILLING.replace("encoding", "reading"))
     command = [sys.executable, tmp_path / "killing.py", "train", folder, "--out", tmp_path / "out.safetensors"]
     command += ["--family", "v1", "--steps", "2", "--side", "32", "--batch-size", "2", "--workers", "2"]
     environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_api}

@@ -127,7 +127,7 @@ def test_a_draft_saves_tries_and_changes_nothing_else(target: float) -> None:
 
 
 def test_an_unknown_packer_is_refused_before_the_search() -> None:
-    with pytest.raises(CodecError, match="unknown packer 'none'"):
+    with pytest.raises(CodecError, match="has no packer 'none'"):
         encode_to_target(tiny_codec("v5"), smooth_pictures(1), 99.0, "none")
 
 

@@ -24,6 +24,7 @@ from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.errors import DAMAGED, ArchiveError, CodecError, LatentpackError
 from compressor.images import Limits
+from compressor.known import FINGERPRINT_BYTES
 from compressor.parquet import IMAGES, QuarantineRow, _start
 from compressor.picture_writing import encode_picture
 from compressor.repairing import Repaired, repair
@@ -665,6 +666,16 @@ def test_one_picture_that_is_too_much_is_told_from_its_neighbours(
 def test_what_may_not_be_read_is_not_damaged(archive: Archive, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, rf"^{folder}/.*\.parquet", PermissionError(errno.EACCES, "Permission denied"))
     refused_with(archive, "may be sound.*Permission denied; see that it may be read, and try again")
+
+
+def test_what_is_put_behind_the_end_of_a_quarantine_file_is_mended(archive: Archive) -> None:
+    archive.quarantine([QuarantineRow.now("bad.png", bytes(FINGERPRINT_BYTES), "corrupt", "", "run")])
+    [path] = files_of(archive, "quarantine/*.parquet")
+    path.write_bytes(path.read_bytes() + b"garbage")
+    assert Archive.open(archive.url).verify()
+    assert repair(Archive.open(archive.url)).left == []
+    opened = Archive.open(archive.url)
+    assert opened.verify() == [] and [row.key for row in opened.quarantined()] == ["bad.png"]
 
 
 def test_nothing_is_encoded_again_where_memory_runs_out(

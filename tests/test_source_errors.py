@@ -28,6 +28,11 @@ def test_what_became_a_pipe_or_a_device_since_it_was_listed_is_not_read_for_ever
     assert "no regular file any more" in str(device) and "no regular file any more" in str(pipe) and sound == b"1"
 
 
+def test_an_empty_address_is_not_the_present_folder():
+    with pytest.raises(SourceError, match="the source's address is empty"):
+        Source.open("")
+
+
 def test_a_folder_whose_name_is_no_utf8_is_refused_by_name(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
