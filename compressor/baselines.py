@@ -5,6 +5,7 @@ They are what the learned codec is compared with, and what it falls back on. Sou
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -183,14 +184,15 @@ def _is_no_fault_of_the_picture(error: Exception) -> bool:
 
 
 def _jpeg_encode(pixels: np.ndarray, quality: int, effort: int) -> bytes:
+    import imagecodecs
     from PIL import Image
 
-    progressive = pixels.shape[0] * pixels.shape[1] >= _PROGRESSIVE_PIXELS
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(
-        file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True, progressive=progressive
-    )
-    return file.getvalue()
+    if pixels.shape[0] * pixels.shape[1] >= _PROGRESSIVE_PIXELS:
+        file, settings = io.BytesIO(), {"quality": quality, "optimize": True, "progressive": True}
+        with suppress(OSError):  # larger than the buffer that Pillow gives it, as noise is
+            Image.fromarray(pixels).save(file, "JPEG", subsampling="4:2:0", **settings)
+            return file.getvalue()
+    return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling="420", optimize=True))
 
 
 def _jpeg_decode(data: bytes) -> np.ndarray:

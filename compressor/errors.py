@@ -90,4 +90,5 @@ def told(error: BaseException) -> str:
     answer = s3_response(error).get("Error", {})
     # Some stores (Ceph) send a code and no message, of which s3fs makes the word None.
     text = str(error) if answer.get("Message", error) else answer.get("Code", "")
+    text = re.split(r"\s+0: <unknown>", text)[0]  # where a backtrace of delta-rs's begins
     return " ".join(text.split()) or type(error).__name__

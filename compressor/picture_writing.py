@@ -23,15 +23,17 @@ def encode_picture(pixels: np.ndarray, channels: int, format: str = "png", psnr:
         settings["quality"] = _quality(format, psnr)
     if format == "avif" and channels != 1:
         return _rgb_avif(pixels, settings["quality"])
-    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
+    samples = np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
+    if format == "jpeg":
+        return _jpeg(samples, settings["quality"])
     file = io.BytesIO()
-    picture.save(file, format, **settings)
+    Image.fromarray(samples).save(file, format, **settings)
     return file.getvalue()
 
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "png": {},
-    "jpeg": {"subsampling": 0, "optimize": True},
+    "jpeg": {},
     "webp": {"lossless": True, "exact": True},
     "tiff": {"compression": "tiff_adobe_deflate"},
     "bmp": {},
@@ -54,6 +56,13 @@ def _quality(format: str, psnr: float | None) -> int:
     if psnr is None:
         return _BEST_QUALITY
     return next((quality for quality, below in _QUALITIES[format] if psnr < below), _BEST_QUALITY)
+
+
+def _jpeg(samples: np.ndarray, quality: int) -> bytes:
+    """Not by Pillow, whose buffer is too small for noise."""
+    import imagecodecs
+
+    return bytes(imagecodecs.jpeg8_encode(samples, level=quality, subsampling="444", optimize=True))
 
 
 def _rgb_avif(pixels: np.ndarray, quality: int) -> bytes:

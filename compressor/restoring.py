@@ -88,7 +88,12 @@ def _safe_name(name: str) -> str:
     if _DEVICES.match(clean):
         clean = "_" + clean
     stem, extension = os.path.splitext(clean)
-    if clean == name and name and len(os.fsencode(name)) <= _NAME_BYTES - 16 and not _MARKED.search(stem):
+    if (
+        clean == name
+        and name
+        and len(name.encode("utf-8", "surrogatepass")) <= _NAME_BYTES - 16
+        and not _MARKED.search(stem)
+    ):
         return name
     mark = _mark(name)
     extension = extension if len(extension) <= 16 else ""
@@ -153,6 +158,9 @@ def restore_rows(
             name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
             try:
                 write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
+            except UnicodeEncodeError:
+                done.problems.append((row.key, f"cannot write {name}: not in this locale; set PYTHONUTF8=1"))
+                continue
             except OSError as error:
                 reason = f"cannot write {name}: {error.strerror or error}"
                 if error.errno in _NO_ROOM:  # nor would any other be written

@@ -340,6 +340,9 @@ def codecs(options: argparse.Namespace) -> int:
     return DONE
 
 
+_OF_BEST = {"step": "best after step", "pictures": "samples until then", "seconds": "seconds until then"}
+
+
 def train(options: argparse.Namespace) -> int:
     """``latentpack train``"""
     from compressor.wording import by_reason
@@ -356,7 +359,7 @@ def train(options: argparse.Namespace) -> int:
             ("id", result["id"]),
             ("trained on", f"{pictures}, {steps}, {result['seconds']:,.0f} s"),
             *([("left out", by_reason(result["refused"]))] if result["refused"] else []),
-            *((name, f"{value:.5g}") for name, value in result["validation"].items()),
+            *((_OF_BEST.get(name, name), f"{value:.5g}") for name, value in result["validation"].items()),
         ]
         print_rows("trained", rows)
     return DONE

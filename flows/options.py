@@ -78,13 +78,34 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says of more names than a command takes, which a shell may have made of a glob, what to do about them."""
+    """Takes names and options in any order, and says of more names than a command takes what to do about them.
+
+    A shell may have made them of a glob.
+    """
+
+    _mixed = _took_several = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, which takes a name that may be left out for left out where an option comes before it."""
+        if self._subparsers or self._mixed:
+            return super().parse_known_args(args, namespace)
+        self._mixed, usage = True, self.usage
+        greedy = {name for action in self._actions if action.nargs == "+" for name in action.option_strings}
+        self._took_several = not greedy.isdisjoint(args or ())
+        # Which it would make itself, and then take a % in it for a format
+        self.usage = usage or self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixed, self.usage = False, usage
 
     def error(self, message: str) -> NoReturn:
         _, found, names = message.partition("unrecognized arguments: ")
         if found and not names.startswith("-"):
             shown = names if len(names) <= 80 else f"{names[:80]}..."
             message = f"more names than it takes: {shown} (several pictures are one glob in quotes: 'photos/*.jpg')"
+        elif "arguments are required" in message and self._took_several:
+            message += " (an option that takes several values takes all names behind it: write those first)"
         super().error(message)
 
 

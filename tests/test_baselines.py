@@ -16,8 +16,10 @@ from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.codec import Codec, Encoded
 from compressor.containers import payload_size
 from compressor.errors import CodecError, ImageError
+from compressor.images import decode_picture
 from compressor.metrics import psnr
 from compressor.picture_files import read_jpegxl_size
+from compressor.picture_writing import encode_picture
 from compressor.quality import encode_to_target
 
 LOSSY = [name for name in STANDARD if name != LOSSLESS]
@@ -297,3 +299,15 @@ def test_a_jpegxl_container_is_read_by_its_outermost_boxes() -> None:
     for odd in (start, start + hidden, start + hidden + encoded.payload, start + b"\0\0\0\0free" + encoded.payload):
         with pytest.raises(ImageError, match="no JPEG XL codestream"):
             read_jpegxl_size(odd)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (512, 512), (10, 20_000)])
+def test_noise_is_a_jpeg_at_any_quality(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    codec = STANDARD["jpeg"]
+    for quality in (30, 90, 100):
+        [encoded] = codec.encode([noise], quality)
+        assert psnr(noise, codec.decode([encoded])[0]) > 8
+    for channels, decibel in ((3, None), (3, 34.0), (1, None)):
+        restored = decode_picture(encode_picture(noise, channels, "jpeg", decibel))
+        assert restored.pixels.shape == noise.shape and restored.channels == channels

@@ -70,6 +70,7 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["experiments", "{in}", "--other", "{missing}"], "no source at"),
         (["experiments", "{in}", "--ladder", "0"], "--ladder: write it like 30,300,all, not '0'"),
         (["run", "{in}", "{new}", "--max-failures", "1.5"], "--max-failures: write it like 1% or 100, not '1.5'"),
+        (["restore", "{in}", "--key", "a.png", "{new}"], "takes all names behind it: write those first"),
         (["run", "{in}", "{new}", "--max-failures", "200%"], "--max-failures: write it like 1% or 100, not '200%'"),
         (["run", "{in}", "{new}", "--price-per-tb", "inf"], "--price-per-tb: "),
         (["run", "{in}", ""], "latentpack: ARCHIVE: it is empty\n"),

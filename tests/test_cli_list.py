@@ -64,7 +64,12 @@ def test_no_payload_is_read_for_keys(
 
 def test_json_has_an_object_for_each_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = archive_of(tmp_path)
-    code, out, _ = said(capsys, "list", archive.url, "*.png", "--json")
+    code, out, _ = said(capsys, "list", archive.url, "--json", "*.png")  # in any order
+    assert (
+        out
+        == said(capsys, "list", archive.url, "*.png", "--json")[1]
+        == said(capsys, "list", "--json", archive.url, "*.png")[1]
+    )
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [one["key"] for one in found] == [key for key in archive if key.endswith(".png")]
     for one in found:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,15 @@ def test_a_full_disk_ends_a_restore_with_one_message(tmp_path: Path, monkeypatch
             archive.restore(tmp_path / "out")
     assert names(tmp_path / "out") == {"a.png"}
     assert archive.restore(tmp_path / "out").written == 3
+
+
+def test_what_the_locale_cannot_name_keeps_nothing_else_back(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, "a.png", "ö.png", "z.png")
+    code = "import sys; from compressor import Archive; print(ascii(Archive.open(sys.argv[1]).restore(sys.argv[2]).problems))"
+    latin = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, archive.url, tmp_path / "out"]
+    ended = subprocess.run(command, env=latin, capture_output=True, text=True, timeout=100)
+    assert "set PYTHONUTF8=1" in ended.stdout and names(tmp_path / "out") == {"a.png", "z.png"}, ended.stderr
 
 
 def test_a_key_that_looks_like_a_replaced_one_is_another_file(tmp_path: Path) -> None:

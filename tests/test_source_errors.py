@@ -28,6 +28,13 @@ def test_what_became_a_pipe_or_a_device_since_it_was_listed_is_not_read_for_ever
     assert "no regular file any more" in str(device) and "no regular file any more" in str(pipe) and sound == b"1"
 
 
+def test_what_delta_rs_says_is_told_without_its_backtrace():
+    panic = Exception(
+        "Json error: non-UTF-8 data 0: <unknown>   1: <unknown> 12: start_thread at ./nptl/create.c:442:8"
+    )
+    assert told(panic) == "Json error: non-UTF-8 data"
+
+
 def test_an_empty_address_is_not_the_present_folder():
     with pytest.raises(SourceError, match="the source's address is empty"):
         Source.open("")
