@@ -80,7 +80,8 @@ def test_a_full_disk_ends_a_restore_with_one_message(tmp_path: Path, monkeypatch
 
 def test_what_the_locale_cannot_name_keeps_nothing_else_back(tmp_path: Path) -> None:
     archive = archive_of(tmp_path, "a.png", "ö.png", "z.png")
-    code = "import sys; from compressor import Archive; print(ascii(Archive.open(sys.argv[1]).restore(sys.argv[2]).problems))"
+    restoring = "ascii(Archive.open(sys.argv[1]).restore(sys.argv[2]).problems)"
+    code = f"import sys; from compressor import Archive; print({restoring})"
     latin = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", code, archive.url, tmp_path / "out"]
     ended = subprocess.run(command, env=latin, capture_output=True, text=True, timeout=100)
