@@ -269,10 +269,12 @@ def _jpegxl_decode(data: bytes) -> np.ndarray:
     return imagecodecs.jpegxl_decode(data, numthreads=1)
 
 
-def _pillow_libjpeg() -> str:
+def _jpeg_libraries() -> str:
+    import imagecodecs
     from PIL import __version__, features
 
-    return f"libjpeg-turbo {features.version('libjpeg_turbo')}, Pillow {__version__}"
+    version = features.version("libjpeg_turbo")
+    return f"libjpeg-turbo {version}, Pillow {__version__}, imagecodecs {imagecodecs.__version__}"
 
 
 def _pillow_libavif() -> str:
@@ -343,7 +345,7 @@ _AVIF_444 = _Format(
     qualities=range(1, 100),
 )
 _FORMATS = {
-    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _pillow_libjpeg, _jpeg_size),
+    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _jpeg_libraries, _jpeg_size),
     "webp": _Format(
         "WebP, method {effort}",
         _webp_encode,

@@ -62,7 +62,10 @@ def _jpeg(samples: np.ndarray, quality: int) -> bytes:
     """Not by Pillow, whose buffer is too small for noise."""
     import imagecodecs
 
-    return bytes(imagecodecs.jpeg8_encode(samples, level=quality, subsampling="444", optimize=True))
+    try:
+        return bytes(imagecodecs.jpeg8_encode(samples, level=quality, subsampling="444", optimize=True))
+    except imagecodecs.Jpeg8Error as error:  # of more than 65,535 pixels a side
+        raise ImageError("unsupported", f"cannot write it as JPEG: {error}") from error
 
 
 def _rgb_avif(pixels: np.ndarray, quality: int) -> bytes:

@@ -78,6 +78,16 @@ def test_a_full_disk_ends_a_restore_with_one_message(tmp_path: Path, monkeypatch
     assert archive.restore(tmp_path / "out").written == 3
 
 
+@pytest.mark.parametrize("format", ["jpeg", "avif"])
+def test_a_picture_that_a_format_cannot_hold_keeps_nothing_else_back(tmp_path: Path, format: str) -> None:
+    archive = archive_of(tmp_path, "a.png")
+    grain = np.random.default_rng(1).normal(128, 8, (1, 70_000, 3)).astype(np.uint8)
+    archive.append({"wide.png": grain}, "jpegxl")
+    done = archive.restore(tmp_path / "out", format=format)
+    assert done.written == 1 and [key for key, _ in done.problems] == ["wide.png"]
+    assert f"cannot write it as {format.upper()}" in done.problems[0][1]
+
+
 def test_what_the_locale_cannot_name_keeps_nothing_else_back(tmp_path: Path) -> None:
     archive = archive_of(tmp_path, "a.png", "ö.png", "z.png")
     restoring = "ascii(Archive.open(sys.argv[1]).restore(sys.argv[2]).problems)"
