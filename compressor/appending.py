@@ -136,8 +136,8 @@ def commit_batch(
     replaced: Collection[str],
     once_quarantined: Collection[str],
     batch_id: str | None = None,
-) -> int:
-    """Make a finished batch visible in one commit, and list what of it failed. Returns how many rows were replaced.
+) -> tuple[int, int]:
+    """Make a finished batch visible in one commit, and list what of it failed.
 
     Parameters
     ----------
@@ -149,16 +149,19 @@ def commit_batch(
         Keys that may be on the quarantine list; those that are archived now leave it.
     batch_id
         See :meth:`compressor.archive.Archive.commit`.
+
+    Returns
+    -------
+    How many rows were replaced, and how many were dropped, for another run had archived their keys meanwhile.
     """
     failed = {row.key for row in report.quarantined}
     changed = sorted(set(replaced) - failed)
-    if report.parts:
-        archive.commit(report.parts, changed, batch_id)
+    dropped = archive.commit(report.parts, changed, batch_id) if report.parts else 0
     archive.quarantine(report.quarantined)
     healed = [key for key in keys if key in once_quarantined and key not in failed]
     if healed:
         archive.clear_quarantine(healed)
-    return len(changed)
+    return len(changed), dropped
 
 
 def _check_key(key: object) -> None:

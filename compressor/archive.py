@@ -188,7 +188,7 @@ class Archive:
         assert part is not None
         return part
 
-    def commit(self, parts: Sequence[Part], replaced: Sequence[str] = (), batch_id: str | None = None) -> None:
+    def commit(self, parts: Sequence[Part], replaced: Sequence[str] = (), batch_id: str | None = None) -> int:
         """Make all rows of ``parts`` visible in one transaction.
 
         Rows stay unique by key, whoever commits at the same time: a key that is archived already gets its new row if it
@@ -202,10 +202,14 @@ class Archive:
             Keys whose archived rows make way for those in ``parts``; keys that ``parts`` do not hold are left alone.
         batch_id
             Name of the work: a second commit under the same name does nothing.
+
+        Returns
+        -------
+        Rows of ``parts`` that were dropped.
         """
         replaced = several(replaced)
         with self._store.errors("commit"):
-            self._images.upsert(parts, replaced, batch_id)
+            return self._images.upsert(parts, replaced, batch_id)
 
     def quarantine(self, rows: Sequence[QuarantineRow]) -> None:
         """List pictures that could not be archived; a later entry for a key takes the place of an earlier one."""

@@ -155,22 +155,29 @@ class KeyedTable:
         self.store.put(f"{self.folder}/{path}", data)
         return Part(path, len(data), rows, stats)
 
-    def upsert(self, parts: Sequence[Part], replaced: Collection[str], batch_id: str | None) -> None:
-        """Make the rows of ``parts`` visible in one commit.
+    def upsert(self, parts: Sequence[Part], replaced: Collection[str], batch_id: str | None) -> int:
+        """Make the rows of ``parts`` visible in one commit. Returns how many of them were left out.
 
         A key that is there already is replaced if it is in ``replaced``, else the row that is there stays. The same
         ``batch_id`` again does nothing.
         """
         replaced = set(replaced)
+        left_out = 0
 
         def plan() -> Change | None:
+            nonlocal left_out
+            left_out = 0
             if batch_id is not None and self.log.holds(batch_id):
                 return None
             live = {part.path for part in self.parts}
             arriving = [part for part in dict.fromkeys(parts) if part.path not in live]
-            return self._plan_upsert(arriving, replaced) if arriving else None
+            if not arriving:
+                return None
+            change, left_out = self._plan_upsert(arriving, replaced)
+            return change
 
         self.log.transact(plan, batch_id)
+        return left_out
 
     def delete(self, keys: Collection[str]) -> int:
         """Take the rows of ``keys`` out, in one commit. Returns how many there were."""
@@ -208,7 +215,8 @@ class KeyedTable:
                     "was it vacuumed as an orphan? Run the same again"
                 )
 
-    def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> Change:
+    def _plan_upsert(self, arriving: Sequence[Part], replaced: set[str]) -> tuple[Change, int]:
+        """What to commit, and how many arriving rows it leaves out."""
         self.check_there(arriving)
         self._forget_hashes_but_of([*self.parts, *arriving])
         drops: dict[str, set[str]] = {}
@@ -226,7 +234,8 @@ class KeyedTable:
         untouched = [part for part in arriving if part.path not in drops]
         rewritten = self._without([(part, drops[part.path]) for part in arriving if part.path in drops])
         shrunk = self._without([(part, drops[part.path]) for part in self.parts if part.path in drops])
-        return Change(add=[*untouched, *rewritten.add, *shrunk.add], remove=shrunk.remove)
+        left_out = sum(len(drops[part.path]) for part in arriving if part.path in drops)
+        return Change(add=[*untouched, *rewritten.add, *shrunk.add], remove=shrunk.remove), left_out
 
     def _common(self, part: Part, other: Part) -> set[str]:
         """Keys in both files; exact keys are compared only where hashes meet."""

@@ -49,10 +49,11 @@ class RunSummary:
     ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
     ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, listed beyond
     the limit, and given up when the run was ``stopped``. ``limited``: the listing was ended by the limit, and what
-    follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an
-    older row, ``not_resized`` those that keep their bytes and size although others are resized. ``deleted`` were gone
-    from the source; ``not_mirrored`` says why none was deleted, where that was asked for. ``unlisted`` counts files
-    without a picture's extension, by theirs. ``one_quality``: the codec has no other, and no floor was given.
+    follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an older row,
+    ``overtaken`` those that another run archived meanwhile, whose rows stay, ``not_resized`` those that keep their
+    bytes and size although others are resized. ``deleted`` were gone from the source; ``not_mirrored`` says why none
+    was deleted, where that was asked for. ``unlisted`` counts files without a picture's extension, by
+    theirs. ``one_quality``: the codec has no other, and no floor was given.
     ``chosen``: options, given explicitly, of how pictures are stored, in which those already there have no part. Bytes:
     ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run;
     ``table_bytes`` and ``codec_bytes`` of all that the archive holds at its end.
@@ -70,6 +71,7 @@ class RunSummary:
     not_reached: int = 0
     archived: int = 0
     replaced: int = 0
+    overtaken: int = 0
     quarantined: int = 0
     batches: int = 0
     lost_batches: int = 0
@@ -110,11 +112,12 @@ class RunSummary:
         self.skipped = plan.skipped
         self.ignored, self.ignored_names = plan.ignored, plan.ignored_names
 
-    def add(self, report: BatchReport, changed: int) -> None:
-        """Count a committed batch, ``changed`` of whose archived pictures replaced a row."""
+    def add(self, report: BatchReport, replaced: int, overtaken: int = 0) -> None:
+        """Count a committed batch: so many of its archived pictures replaced a row, and so many came too late."""
         self.batches += 1
         self.archived += report.archived
-        self.replaced += changed
+        self.replaced += replaced
+        self.overtaken += overtaken
         self.quarantined += len(report.quarantined)
         self.source_bytes += report.source_bytes
         self.payload_bytes += report.payload_bytes

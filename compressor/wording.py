@@ -160,6 +160,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "
             "--min-psnr DB gives a floor"
         )
+    if run["overtaken"]:
+        told.append(
+            f"{number(run['overtaken'], 'picture')} of those archived are there as another run stored them, which was "
+            "faster at the same time: run one at a time on an archive"
+        )
     if run["codec_bytes"] > run["table_bytes"] and any(map(is_carried, run["codecs"])):
         told.append(
             f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "

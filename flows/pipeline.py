@@ -300,7 +300,7 @@ class _Encoding:
             else:
                 self._lost_in_a_row = 0
                 report = result
-            summary.add(report, commit(self._archive, batch, report, summary.run, self._once_quarantined))
+            summary.add(report, *commit(self._archive, batch, report, summary.run, self._once_quarantined))
             summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
             progress.show(summary)

@@ -55,8 +55,10 @@ def encode(
     tags={"latentpack-commit"},
     **NOT_KEPT,
 )
-def commit(archive: Archive, batch: Batch, report: BatchReport, run: str, once_quarantined: frozenset[str]) -> int:
-    """Make a finished batch visible, and list what failed. Returns how many rows were replaced.
+def commit(
+    archive: Archive, batch: Batch, report: BatchReport, run: str, once_quarantined: frozenset[str]
+) -> tuple[int, int]:
+    """Make a finished batch visible, and list what failed. Returns how many rows were replaced, and how many dropped.
 
     ``once_quarantined`` are keys on the quarantine list; those that are archived now leave it.
     """

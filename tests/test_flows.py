@@ -16,6 +16,7 @@ from flows.options import build_parser
 from flows.parameters import PipelineParameters
 from tasks.artifacts import archive_slug
 from tests.codecs import smooth_pictures, tiny_artifact
+from tests.rows import picture_row
 from tests.runs import archive_it, write_pictures
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -106,6 +107,25 @@ def test_a_run_that_fails_too_often_in_its_last_batch_is_no_success(
     assert "run.stopped" in announced and "run.finished" not in announced
     opened = Archive.open(str(archive))
     assert (len(opened), len(list(opened.quarantined()))) == (good, 3)
+
+
+def test_what_another_run_archived_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.pipeline
+
+    folder, archive = write_pictures(tmp_path / "in", 4), tmp_path / "archive"
+    commit = flows.pipeline.commit
+
+    def overtaken(to: Archive, *rest: Any) -> Any:
+        other = Archive.open(str(archive))
+        other.commit([other.write_part([picture_row("001.png"), picture_row("003.png"), picture_row("else.png")])])
+        return commit(to, *rest)
+
+    monkeypatch.setattr(flows.pipeline, "commit", overtaken)
+    done = archive_it(folder, archive)
+    assert (done["listed"], done["archived"], done["overtaken"], done["replaced"]) == (4, 4, 2, 0)
+    assert any("2 pictures of those archived are there as another run stored them" in text for text in remarks(done))
+    opened = Archive.open(str(archive))
+    assert len(opened) == 5 and opened.read_row("003.png").codec == "jpeg" and opened.verify() == []
 
 
 def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
