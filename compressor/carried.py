@@ -62,16 +62,17 @@ class CarriedCodecs:
 
         if id in STANDARD:
             return load_codec(id)
+        unknown = ArchiveError(
+            f"{self._store.url}: codec {id!r} is not in its codecs folder, nor is it a format that this version knows; "
+            "a newer latentpack may"
+        )
+        if not CODEC_FILE.fullmatch(f"{id}.safetensors"):  # a crafted row may lead anywhere
+            raise unknown
         with self._store.errors(f"read codec {id}"):
             try:
-                if not CODEC_FILE.fullmatch(f"{id}.safetensors"):  # a crafted row may lead anywhere
-                    raise FileNotFoundError(id)
                 data = self._store.get(codec_name(id))
             except FileNotFoundError:
-                raise ArchiveError(
-                    f"{self._store.url}: codec {id!r} is not in its codecs folder, nor is it a format that this "
-                    "version knows; a newer latentpack may"
-                ) from None
+                raise unknown from None
         codec = load_codec(data)
         if codec.id != id:
             raise ArchiveError(f"{self._store.url}: {codec_name(id)} is codec {codec.id}: damaged or renamed")

@@ -122,40 +122,38 @@ class DeltaLog:
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
         _use_delta(self.store)
-        if anew:
-            self._delta = None
         with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
             for attempt in itertools.count():
                 try:
-                    self._read()
+                    delta = self._read(anew or attempt > 0)
                     break
                 except Exception as error:  # of several kinds, and at times a bare one
                     # Between a look at what there is and its reading, an erasure may have cut the log
                     if attempt + 1 == READS or "not found" not in str(error).lower():
                         raise
-                    self._delta = None
                     time.sleep(0.05 * attempt)
-            if self._delta.version() == self._listed:
+            if delta is self._delta and delta.version() == self._listed:
                 return
-            actions = pa.table(self._delta.get_add_actions(flatten=True))
-            features = self._delta.protocol().reader_features
+            actions = pa.table(delta.get_add_actions(flatten=True))
+            features = delta.protocol().reader_features
         if features:
             raise ArchiveError(
                 f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
                 "which latentpack does not read"
             )
+        # Not before: what is refused is refused the next time too, and what cannot be read leaves what was seen
         self._parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
-        self._listed = int(self._delta.version())  # not before: what is refused is refused the next time too
+        self._delta, self._listed = delta, int(delta.version())
 
-    def _read(self) -> None:
+    def _read(self, anew: bool) -> Any:
+        """delta-rs's table at the newest version."""
         from deltalake import DeltaTable
 
-        if self._delta is None:
+        if anew or self._delta is None:
             url, options = self.store.table_url(self.folder), self.store.table_options
-            self._delta = patiently(lambda: DeltaTable(url, storage_options=options))
-            self._listed = -1
-        else:
-            patiently(self._delta.update_incremental)
+            return patiently(lambda: DeltaTable(url, storage_options=options))
+        patiently(self._delta.update_incremental)
+        return self._delta
 
     @property
     def parts(self) -> list[Part]:
@@ -164,8 +162,8 @@ class DeltaLog:
         return self._parts
 
     def _open(self) -> None:
-        """See some version, if none is seen yet: at the first use, and where what there was could not be used."""
-        if self._listed < 0:
+        """See some version, if none is seen yet."""
+        if self._delta is None:
             self.refresh()
 
     def check_state(self) -> None:
@@ -237,7 +235,7 @@ class DeltaLog:
     def version(self) -> int:
         """Version of the table that is seen."""
         self._open()
-        return int(self._delta.version())
+        return self._listed
 
     def holds(self, batch_id: str) -> bool:
         """Whether something was committed under this name, as far as the log remembers."""

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,14 +65,18 @@ def test_a_log_that_is_cut_while_it_is_read_is_read_again(archive, monkeypatch, 
     add(archive, [picture_row("a")])
     read, left = DeltaLog._read, [times]
 
-    def cut_meanwhile(log: DeltaLog) -> None:
+    def cut_meanwhile(log: DeltaLog, anew: bool) -> Any:
         if left[0]:
             left[0] -= 1
             raise Exception("00000000000000000009.checkpoint.parquet not found")
-        read(log)
+        return read(log, anew)
 
+    opened = Archive.open(archive.url)
     monkeypatch.setattr(DeltaLog, "_read", cut_meanwhile)
     if times == 99:
+        with pytest.raises(ArchiveError, match="missing or damaged"):
+            opened.refresh()
+        assert opened.read_row("a").key == "a" and opened.version == archive.version, "what was seen is seen still"
         with pytest.raises(ArchiveError, match="missing or damaged: 0+9.checkpoint.parquet not found"):
             Archive.open(archive.url)
     else:
