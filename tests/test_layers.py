@@ -1,6 +1,7 @@
 """Imports point one way: flows, tasks, compressor. And the command line starts without what it does not need yet."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,35 @@ def test_imports_point_one_way(package: str) -> None:
         for path in (ROOT / package).rglob("*.py")
         for name in set(imported(path)) & FORBIDDEN[package]
     }
+    assert not wrong
+
+
+def layers() -> dict[str, int]:
+    """Each module's row in the table of compressor/README.md."""
+    lines = [line for line in (ROOT / "compressor" / "README.md").read_text().splitlines() if line.startswith("| ")]
+    names = [(name, row) for row, line in enumerate(lines) for name in re.findall(r"`([\w.]+)`", line)]
+    assert len(dict(names)) == len(names)
+    return dict(names)
+
+
+def test_each_module_of_the_library_needs_only_its_own_row_and_those_above() -> None:
+    row_of = layers()
+    folder = ROOT / "compressor"
+    modules = {
+        ".".join(path.relative_to(folder).with_suffix("").parts): path
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py" and path.parent.name != "experiments"
+    }
+    assert row_of.keys() == {*modules, "experiments"}
+    wrong = set()
+    for module, path in modules.items():
+        for node in ast.parse(path.read_text()).body:  # what a function imports, it imports late in order to be no need
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "compressor":
+                within = node.module.removeprefix("compressor").removeprefix(".")
+                for name in node.names:
+                    needed = within if within in row_of else f"{within}.{name.name}".removeprefix(".")
+                    if row_of[needed.split(".")[0] if needed.startswith("experiments") else needed] > row_of[module]:
+                        wrong.add(f"{module} imports {needed}")
     assert not wrong
 
 
