@@ -414,7 +414,7 @@ class Archive:
             Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it.
         """
         with self._store.errors("verify it"), enough_memory(self.url, "verify it"):
-            return verifying.verify(self, self._images, self._quarantine, on_progress)
+            return verifying.verify(self, on_progress)
 
     def dataset(
         self,

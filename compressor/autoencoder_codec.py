@@ -18,7 +18,7 @@ from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, padded_pixel
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
-from compressor.networks.blocks import in_full_precision, pad_to_multiple
+from compressor.networks.blocks import full_precision, pad_to_multiple
 from compressor.quantization import LATENT_TYPES, LEVELS, calibrate, dequantize, quantize
 from compressor.tensors import cropped, from_network, in_passes, load_state, state_arrays, to_network
 
@@ -74,7 +74,7 @@ class AutoencoderCodec:
         """See :class:`compressor.codec.Codec`."""
         return padded_pixels(height, width) <= NETWORK_PIXELS
 
-    @in_full_precision
+    @full_precision()
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""
         names = self._packer_names(packer)
@@ -92,7 +92,7 @@ class AutoencoderCodec:
 
         return in_passes([picture.shape[:2] for picture in pixels], self.device, encode_pass)
 
-    @in_full_precision
+    @full_precision()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
 

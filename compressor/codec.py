@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from compressor.artifact import identify
+from compressor.artifact import identify, parse
 from compressor.defaults import MOST_EFFORT
 from compressor.errors import CodecError
 
@@ -182,7 +182,6 @@ def naming(source: str) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _from_artifact(data: bytes) -> Codec:
-    from compressor.artifact import parse
     from compressor.families import FAMILIES
 
     artifact = parse(data)
@@ -191,12 +190,7 @@ def _from_artifact(data: bytes) -> Codec:
         raise CodecError(
             f"codec {artifact.id} is of family {artifact.family!r}, unknown to this version; upgrade latentpack"
         )
-    try:
-        return family.codec(artifact)
-    except CodecError:
-        raise
-    except Exception as error:  # a crafted configuration may ask for any network
-        raise CodecError(f"codec {artifact.id} cannot be built: {type(error).__name__}: {error}") from error
+    return family.codec(artifact)
 
 
 def _after_fork() -> None:

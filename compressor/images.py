@@ -96,13 +96,13 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
         if name == "png":
             header = picture_files.read_png(data)
             with _within(header.width, header.height, limits):
-                return _finish(_png(data), header, upright=False)
+                return _finish(_png(data), header)
         if name == "jpeg":
             header = picture_files.read_jpeg(data)
             if header.keep != "cmyk":
                 with _within(header.width, header.height, limits):
                     samples, why = _jpeg(data, header)
-                    return _finish(samples, replace(header, keep=header.keep or why), upright=False)
+                    return _finish(samples, replace(header, keep=header.keep or why))
         if name == "heic":
             return _heic(data, limits)
         return _decode_by_pillow(data, name, limits)
@@ -228,7 +228,7 @@ def _heic(data: bytes, limits: Limits) -> Picture:
     width, height = opened.size
     with _within(width, height, limits):
         samples, why = _samples(opened.to_pillow(), icc)
-    return _finish(samples, Header("heic", width, height, icc, keep=keep or why), upright=True)
+    return _finish(samples, Header("heic", width, height, icc, keep=keep or why))
 
 
 def _refusal(name: str, error: Exception) -> ImageError:
@@ -248,7 +248,7 @@ def _refusal(name: str, error: Exception) -> ImageError:
     return ImageError("corrupt", f"the {name} file is damaged ({text})")
 
 
-def _finish(samples: np.ndarray, header: Header, upright: bool) -> Picture:
+def _finish(samples: np.ndarray, header: Header) -> Picture:
     """Samples (H, W) or (H, W, C), grey or RGB with or without alpha and more, any depth, to a Picture."""
     keep = header.keep
     if samples.ndim == 2:
@@ -266,7 +266,7 @@ def _finish(samples: np.ndarray, header: Header, upright: bool) -> Picture:
             weight = alpha.astype(np.uint16)
             colour = ((colour * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
         samples = colour
-    if not upright and header.exif:
+    if header.exif:  # Pillow and libheif turn by themselves, so their headers have none
         samples = _upright(samples, header.exif)
     channels = samples.shape[2]
     if header.icc:
@@ -365,7 +365,7 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
             samples, why = _samples(picture, header.icc)
     if picture.mode == "CMYK":
         header = replace(header, icc=None)  # used already
-    return _finish(samples, replace(header, keep=header.keep or why), upright=True)
+    return _finish(samples, replace(header, keep=header.keep or why))
 
 
 _stderr = threading.Lock()

@@ -8,7 +8,7 @@ import heapq
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -146,30 +146,27 @@ def list_bucket(call_s3: Callable[..., Any], root: str, prefix: str, depth: floa
     """
     bucket, _, folder = root.partition("/")
     folder = folder and folder + "/"
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": folder + prefix, "MaxKeys": KEYS_A_PAGE}
-    if depth == 1:
-        request["Delimiter"] = "/"
-    while True:
-        page = call_s3("list_objects_v2", **request)
+    delimiter = {"Delimiter": "/"} if depth == 1 else {}
+    for page in s3_pages(call_s3, SourceError, Bucket=bucket, Prefix=folder + prefix, **delimiter):
         for item in page.get("Contents", ()):
             yield item["Key"][len(folder) :], f"{bucket}/{item['Key']}", item
+
+
+def s3_pages(call_s3: Callable[..., Any], error: type[LatentpackError], **request: Any) -> Iterator[dict[str, Any]]:
+    """Pages of ``list_objects_v2``. ``error`` where a page does not say how to go on, or says the same again."""
+    token = None
+    while True:
+        page = call_s3("list_objects_v2", MaxKeys=KEYS_A_PAGE, **request)
+        yield page
         if not page.get("IsTruncated"):
             return
-        request["ContinuationToken"] = next_page(page, request, SourceError)
-
-
-def next_page(page: Mapping[str, Any], request: Mapping[str, Any], error: type[LatentpackError]) -> str:
-    """The token that asks for what follows a page of ``list_objects_v2``.
-
-    ``error`` where there is none, or the last one again, with which a listing would never end.
-    """
-    token = page.get("NextContinuationToken")
-    if not token or token == request.get("ContinuationToken"):
-        raise error(
-            f"s3://{request['Bucket']}/{request['Prefix']}: the S3 store says that more keys follow, but not where to "
-            "go on, so that none of its listings is sure to be whole"
-        )
-    return str(token)
+        before, token = token, page.get("NextContinuationToken")
+        if not token or token == before:
+            raise error(
+                f"s3://{request['Bucket']}/{request['Prefix']}: the S3 store says that more keys follow, but not where "
+                "to go on, so that none of its listings is sure to be whole"
+            )
+        request["ContinuationToken"] = token
 
 
 def list_folders(ls: Callable[[str], list[Info]], root: str, depth: float) -> Iterator[tuple[str, str, Info]]:

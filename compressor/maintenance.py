@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,6 @@ class ArchiveInfo:
     psnr_percentiles: dict[str, float]
     psnr_histogram: dict[str, int]
     ssim_mean: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def sizes(images: KeyedTable) -> tuple[int, int]:

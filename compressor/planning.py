@@ -37,25 +37,18 @@ _SCHEMA = pa.schema(
 class Batch:
     """Files to encode together; ``changed`` are the keys whose archived rows are out of date."""
 
-    number: int
+    name: str
     files: tuple[SourceFile, ...]
-    changed: frozenset[str]
-    part: str = ""
+    changed: frozenset[str] = frozenset()
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """The same files in two batches, to narrow down which one takes its worker with it."""
         middle = len(self.files) // 2
-        parts = ((self.files[:middle], "a"), (self.files[middle:], "b"))
         first, second = (
-            Batch(self.number, files, self.changed & {file.key for file in files}, self.part + letter)
-            for files, letter in parts
+            Batch(self.name + letter, files, self.changed & {file.key for file in files})
+            for letter, files in (("a", self.files[:middle]), ("b", self.files[middle:]))
         )
         return first, second
-
-    @property
-    def name(self) -> str:
-        """Unique in a run: ``0``, ``1``, ... and ``1a``, ``1b``, ``1ab``, ... for parts of one."""
-        return f"{self.number}{self.part}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Plan:
         numbers = itertools.count() if numbers is None else numbers
         rows = itertools.chain.from_iterable(self._rows())
         for chunk in bounded_chunks(rows, lambda row: max(0, row["size"]), most_bytes, size):
-            yield _batch(next(numbers), chunk)
+            yield _batch(str(next(numbers)), chunk)
 
     def _rows(self) -> Iterator[list[dict[str, Any]]]:
         with pa.OSFile(self.path) as file, pa.ipc.open_stream(file) as reader:
@@ -225,16 +218,10 @@ def plan(
 
 
 def _record_batch(wanted: Sequence[tuple[SourceFile, str]]) -> pa.RecordBatch:
-    columns = [
-        [file.key for file, _ in wanted],
-        [file.path for file, _ in wanted],
-        [file.size for file, _ in wanted],
-        [file.fingerprint for file, _ in wanted],
-        [state == "changed" for _, state in wanted],
-    ]
-    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    rows = [{**vars(file), "changed": state == "changed"} for file, state in wanted]
+    return pa.RecordBatch.from_pylist(rows, _SCHEMA)
 
 
-def _batch(number: int, rows: Sequence[dict[str, Any]]) -> Batch:
+def _batch(name: str, rows: Sequence[dict[str, Any]]) -> Batch:
     files = tuple(SourceFile(row["key"], row["path"], row["size"], row["fingerprint"]) for row in rows)
-    return Batch(number, files, frozenset(row["key"] for row in rows if row["changed"]))
+    return Batch(name, files, frozenset(row["key"] for row in rows if row["changed"]))

@@ -6,8 +6,7 @@ What is damaged is told by verifying.py. Nothing is deleted here: files that wer
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import crc32c
 import numpy as np
@@ -63,9 +62,6 @@ class Repaired:
     taken_out: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     unnamed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def is_whole(self) -> bool:
@@ -127,7 +123,7 @@ def _repair(
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     waiting: Counter[str] = Counter()
-    for one in examine(archive, images, on_progress):
+    for one in examine(archive, on_progress):
         readable.append(hash_keys(one.keys))
         waiting += one.waiting
         if not one.is_sound:

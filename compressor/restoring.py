@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,10 +60,6 @@ class Restored:
         self.bytes += other.bytes
         self.renamed += other.renamed
         self.problems += other.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
 
 def safe_path(key: str) -> str:

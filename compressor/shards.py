@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,9 +62,6 @@ class ShardRecord:
         """What is in it: the files' digest, and how many of them the source did not give."""
         missing = self.refused.get(UNREADABLE, 0)
         return f"{self.digest}-{missing}" if missing else self.digest
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def exists(self) -> bool:
         """Whether the file is still there and whole: what the source did not give, it may give the next time."""

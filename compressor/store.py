@@ -16,7 +16,7 @@ import fsspec
 from compressor.addresses import ADVICE, has_password, shown
 from compressor.errors import ArchiveError, LatentpackError, s3_status, told
 from compressor.files import delete_unfinished, in_place_of
-from compressor.listing import KEYS_A_PAGE, next_page
+from compressor.listing import s3_pages
 
 # delta-rs's names, which are also the environment's, to s3fs's.
 S3FS_OPTIONS = {
@@ -188,16 +188,11 @@ class Store:
 
     def _objects(self, path: str) -> Iterator[str]:
         bucket, _, prefix = f"{path}/".partition("/")
-        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": KEYS_A_PAGE}
-        while True:
-            page = self.fs.call_s3("list_objects_v2", **request)
+        for page in s3_pages(self.fs.call_s3, ArchiveError, Bucket=bucket, Prefix=prefix, Delimiter="/"):
             found = [entry["Key"] for entry in page.get("Contents", ())]
             found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
             # The folder itself is there where an S3 console made it.
             yield from (name for key in found if (name := key[len(prefix) :].rstrip("/")))
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = next_page(page, request, ArchiveError)
 
     def delete_unfinished(self, folder: str, older_than: float) -> int:
         """Delete what killed processes left half-written in a local ``folder``, if it is ``older_than`` seconds."""

@@ -118,20 +118,14 @@ class Findings:
         return found
 
 
-def verify(
-    archive: "Archive",
-    images: KeyedTable,
-    quarantine: KeyedTable,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Problem]:
+def verify(archive: "Archive", on_progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says.
 
     ArchiveError where something cannot be read that may be sound.
     """
+    images, quarantine = archive.tables
     problems = _check_logs(images, quarantine)
-    found = {
-        one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examine(archive, images, on_progress)
-    }
+    found = {one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examine(archive, on_progress)}
     live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
     problems += check_codecs(archive, sum((waiting for *_, waiting in live), Counter()))
     problems += [problem for some, *_ in live for problem in some]
@@ -146,13 +140,12 @@ def verify(
     return problems + _twice(images, [hashes for _, hashes, _ in live])
 
 
-def examine(
-    archive: "Archive", images: KeyedTable, on_progress: Callable[[int, int], None] | None = None
-) -> Iterator[Findings]:
+def examine(archive: "Archive", on_progress: Callable[[int, int], None] | None = None) -> Iterator[Findings]:
     """Findings of every file. One that another run has replaced meanwhile is none; the new one takes its place.
 
     ArchiveError where one cannot be read that may be sound.
     """
+    images, _ = archive.tables
     examined: set[Part] = set()
     codecs: Faults = {}
     checked = 0
@@ -164,7 +157,7 @@ def examine(
                     on_progress(min(before + rows, images.rows), images.rows)
 
             examined.add(part)
-            found = inspect(archive, images, part, codecs, advance)
+            found = inspect(archive, part, codecs, advance)
             checked += part.rows
             if not found.is_sound:
                 images.log.refresh(anew=True)
@@ -266,9 +259,10 @@ def raise_if_refused(store: Store, name: str, error: Exception) -> None:
 
 
 def inspect(
-    archive: "Archive", images: KeyedTable, part: Part, codecs: Faults, on_progress: Callable[[int], None] | None = None
+    archive: "Archive", part: Part, codecs: Faults, on_progress: Callable[[int], None] | None = None
 ) -> Findings:
     """Read and decode every row of a file. ``codecs`` are those met before; ``on_progress`` is told rows done."""
+    images, _ = archive.tables
     found = Findings(part)
     try:
         check_whole(images, part)
@@ -284,7 +278,7 @@ def inspect(
         else:
             found.keys += [row.key for row in rows]
             for together in decoded_together(rows):
-                _decode(archive, images, together, codecs, found)
+                _decode(archive, together, codecs, found)
             found.codecs |= {row.key: row.codec for row in rows if row.key in found.bad}
         done += count
         if on_progress:
@@ -324,20 +318,21 @@ def unreadable(images: KeyedTable, group: int, count: int, error: Exception, fou
     found.bad.update(dict.fromkeys(keys, reason))
 
 
-def _decode(archive: "Archive", images: KeyedTable, rows: Sequence[Row], codecs: Faults, found: Findings) -> None:
+def _decode(archive: "Archive", rows: Sequence[Row], codecs: Faults, found: Findings) -> None:
+    store = archive.tables[0].store
     ready = []
     for row in rows:
         if row.codec != ORIGINAL and row.codec not in codecs:
             codecs[row.codec] = _fault(archive, row.codec)
         if fault := codecs.get(row.codec):
-            found.refused = found.refused or refusal(images.store, codec_name(row.codec), fault)
+            found.refused = found.refused or refusal(store, codec_name(row.codec), fault)
             _wait(row, found)
         else:
             ready.append(row)
     for row, pixels in zip(ready, decoded_apart(ready, archive.codec), strict=True):
         if isinstance(pixels, Exception):
             found.bad[row.key] = told(pixels)
-            found.refused = found.refused or refusal(images.store, repr(row.key), pixels)  # for memory
+            found.refused = found.refused or refusal(store, repr(row.key), pixels)  # for memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
             found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +225,7 @@ def info(options: argparse.Namespace) -> int:
 
     found = Archive.open(options.archive).info()
     if options.json:
-        print_json(found.to_dict())
+        print_json(asdict(found))
     else:
         print_rows("archive", describe_archive(found))
     return DONE

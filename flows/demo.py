@@ -1,6 +1,7 @@
 """The whole chain on sample pictures: archive, again with nothing new, verify, restore, measure. No download."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def demo(parameters: DemoParameters) -> dict[str, Any]:
         "verify": checked,
         "restore": back,
         "benchmark": {name: measured[name] for name in ("html", "markdown", "parquet", "headline")},
-        "info": info.to_dict(),
+        "info": asdict(info),
         "shown": shown,
         "next": _next(archive),
     }

@@ -25,7 +25,7 @@ from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, number
 from flows.machine import worker_count
-from flows.parameters import ExperimentsParameters, Part, Strips
+from flows.parameters import ExperimentsParameters
 from flows.progress import listener
 from flows.train import RATE, RATE_ONWARD, configure, prepare_shards
 from tasks.caching import fresh
@@ -80,14 +80,14 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
         context=_context(work, ladder),
         ladder=ladder,
         standards=standards,
-        ablations=list(_ablations(work)) if Part.ABLATIONS in parts else [],
-        quantized=list(_quantized(work, [*tops, *given])) if Part.WEIGHTS in parts else [],
-        elsewhere=list(_elsewhere(work, tops, given)) if Part.ELSEWHERE in parts else [],
+        ablations=list(_ablations(work)) if "ablations" in parts else [],
+        quantized=list(_quantized(work, [*tops, *given])) if "weights" in parts else [],
+        elsewhere=list(_elsewhere(work, tops, given)) if "elsewhere" in parts else [],
         given=[trial for _, trial in given],
     )
     listener().stage("writing the report", 1, "reports")
     strips = {trial.name: record.path for record, trial in [*tops, *given]}
-    own = work.measured if parameters.strips is Strips.MEASURED else []
+    own = work.measured if parameters.strips == "measured" else []
     return report(without_exact(results), strips, own, Path(parameters.report))
 
 
@@ -158,9 +158,9 @@ def _rungs(work: _Work) -> Iterator[int | None]:
 def _ladder(work: _Work) -> Iterator[tuple[CellRecord, Trial]]:
     for pictures in _rungs(work):
         for family in work.parameters.family:
-            name = family.value.upper() + ("" if pictures is None else f", {pictures:,} pictures")
-            record = _trained(work, name, Cell(family.value, pictures), work.whole)
-            yield record, _measured(work, name, record, family.value, everything=pictures is None)
+            name = family.upper() + ("" if pictures is None else f", {pictures:,} pictures")
+            record = _trained(work, name, Cell(family, pictures), work.whole)
+            yield record, _measured(work, name, record, family, everything=pictures is None)
 
 
 def _ablations(work: _Work) -> Iterator[Trial]:

@@ -5,8 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Collection, Sequence
-from enum import Enum
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from compressor.addresses import shown
 from compressor.defaults import ORPHAN_HOURS
@@ -214,9 +213,9 @@ def _literally(text: str) -> str:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Values of an enumeration, alone, optional or in a list."""
+    """Values of a Literal, alone, optional or in a list."""
     kinds = [annotation, *get_args(annotation)]
-    return [str(one.value) for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]
+    return [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
 
 
 # Of two options that do not go together, what the second makes of the first.

@@ -4,8 +4,7 @@ Not the meaning of the options to an encoder (see compressor.encoding): here are
 """
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -13,74 +12,14 @@ from compressor.addresses import ADVICE, PASSWORD, has_password, shown
 from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, MAX_BYTES, MAX_PIXELS, MOST_EFFORT, TARGET_PSNR
 from flows.keys import STANDARD_INPUT
 
-
-class Family(StrEnum):
-    """Families of codecs that can be trained."""
-
-    V1 = "v1"
-    V2 = "v2"
-    V3 = "v3"
-    V4 = "v4"
-    V5 = "v5"
-    V6 = "v6"
-
-
-class Packer(StrEnum):
-    """How latents become bytes."""
-
-    AUTO = "auto"
-    ENTROPY = "entropy"
-    LZMA = "lzma"
-    GZIP = "gzip"
-
-
-class Latents(StrEnum):
-    """Type that latents of the families v1 to v4 are stored in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-class Part(StrEnum):
-    """What the experiments do; the ladder always."""
-
-    LADDER = "ladder"
-    ABLATIONS = "ablations"
-    WEIGHTS = "weights"
-    ELSEWHERE = "elsewhere"
-
-
-class Optimizer(StrEnum):
-    """How a training takes its steps."""
-
-    ADAMW = "adamw"
-    MUON = "muon"
-
-
-class Weights(StrEnum):
-    """Type that a codec's weights are stored in."""
-
-    INT8 = "int8"
-    FP16 = "fp16"
-
-
-class Strips(StrEnum):
-    """Pictures that a report of experiments shows side by side."""
-
-    SAMPLES = "samples"
-    MEASURED = "measured"
-
-
-class PictureFormat(StrEnum):
-    """File formats that pictures are restored to."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-    TIFF = "tiff"
-    BMP = "bmp"
-    AVIF = "avif"
+Family = Literal["v1", "v2", "v3", "v4", "v5", "v6"]
+Packer = Literal["auto", "entropy", "lzma", "gzip"]
+Latents = Literal["fp32", "fp16", "int8"]  # of families v1 to v4
+Part = Literal["ladder", "ablations", "weights", "elsewhere"]  # of the experiments; the ladder always
+Optimizer = Literal["adamw", "muon"]
+Weights = Literal["int8", "fp16"]
+Strips = Literal["samples", "measured"]
+PictureFormat = Literal["png", "jpeg", "webp", "tiff", "bmp", "avif"]
 
 
 def _without_password(url: str) -> str:
@@ -197,9 +136,7 @@ class TrainingParameters(Parameters):
         default=None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
     )
     batch: int = Field(default=16, ge=1, le=65_536, description="pictures in one training step")
-    optimizer: Optimizer = Field(
-        default=Optimizer.MUON, description="how steps are taken; muon learns in fewer of them"
-    )
+    optimizer: Optimizer = Field(default="muon", description="how steps are taken; muon learns in fewer of them")
     learning_rate: float | None = Field(
         default=None, gt=0, le=1, description="peak learning rate (default: 0.003; of train --start 0.001)"
     )
@@ -227,7 +164,7 @@ class CodecTrainingParameters(TrainingParameters):
     """How to train and store a codec."""
 
     weights: Weights = Field(
-        default=Weights.INT8, description="type that the codec's weights are stored in; fp16 takes twice the room"
+        default="int8", description="type that the codec's weights are stored in; fp16 takes twice the room"
     )
 
 
@@ -250,7 +187,7 @@ class PipelineParameters(Parameters):
         "to v4; what misses it gets a standard format",
     )
     packer: Packer = Field(
-        default=Packer.AUTO,
+        default="auto",
         description="how latents become bytes; auto takes about the smallest for each picture, of v1 to v4 lzma",
     )
     effort: int = Field(
@@ -260,7 +197,7 @@ class PipelineParameters(Parameters):
         description="rounds of refinement of each picture, families v5 and v6, from 0 to 100: fewer bytes, more time; "
         "5 takes five to six times as long, 10 eight times",
     )
-    latents: Latents = Field(default=Latents.INT8, description="type of stored latents, families v1 to v4")
+    latents: Latents = Field(default="int8", description="type of stored latents, families v1 to v4")
     resize: Resize = None
     batch_size: BatchSize = 1000
     scheduler: Scheduler = None
@@ -311,7 +248,7 @@ class PipelineParameters(Parameters):
     @classmethod
     def _refines(cls, effort: int, before: ValidationInfo) -> int:
         family = before.data.get("train")
-        if effort and family not in (None, Family.V5, Family.V6):
+        if effort and family not in (None, "v5", "v6"):
             raise ValueError(f"a codec of family {family}, which --train makes, knows no effort but 0")
         return effort
 
@@ -319,7 +256,7 @@ class PipelineParameters(Parameters):
     @classmethod
     def _stores(cls, latents: Latents, before: ValidationInfo) -> Latents:
         family = before.data.get("train")
-        if latents is not Latents.INT8 and family in (Family.V5, Family.V6):
+        if latents != "int8" and family in ("v5", "v6"):
             raise ValueError(f"a codec of family {family}, which --train makes, stores int8 alone")
         return latents
 
@@ -355,7 +292,7 @@ class TrainParameters(CodecTrainingParameters):
     @property
     def what(self) -> str:
         """What is trained, in the name of a run."""
-        return f"on from {self.start}" if self.start else str((self.family or Family.V5).value)
+        return f"on from {self.start}" if self.start else self.family or "v5"
 
 
 class BenchmarkParameters(Parameters):
@@ -382,7 +319,7 @@ class RestoreParameters(Parameters):
     key: list[str] = Field(default=[], description="keys to restore (default: all)")
     keys_from: KeysFile | None = Field(default=None, description="file of more keys to restore, one on a line")
     format: PictureFormat = Field(
-        default=PictureFormat.PNG,
+        default="png",
         description="file format; jpeg and avif lose some 0.1 to 0.5 dB more (jpeg up to 1.6 where the archive has "
         "over 42 dB); originals keep their own bytes",
     )
@@ -449,7 +386,7 @@ class ExperimentsParameters(TrainingParameters):
     source: SourceUrl
     report: LocalPath = Field(default="experiments", description="folder that the report is written to")
     family: list[Family] = Field(
-        default=[Family.V1, Family.V2, Family.V3, Family.V4], min_length=1, description="families to train and measure"
+        default=["v1", "v2", "v3", "v4"], min_length=1, description="families to train and measure"
     )
     ladder: str = Field(
         default="30,300,3000,all",
@@ -457,7 +394,7 @@ class ExperimentsParameters(TrainingParameters):
         examples=["30,300,all"],
         description="numbers of pictures to train on",
     )
-    parts: list[Part] = Field(default=list(Part), description="what to do; the ladder always")
+    parts: list[Part] = Field(default=list(get_args(Part)), description="what to do; the ladder always")
     steps: int = Field(
         default=0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into --minutes"
     )
@@ -480,7 +417,7 @@ class ExperimentsParameters(TrainingParameters):
         default=[CODEC], description="codecs by name or path to measure beside, not trained here"
     )
     strips: Strips = Field(
-        default=Strips.SAMPLES,
+        default="samples",
         description="pictures that the report shows: scikit-image's photographs, or measured ones",
     )
     limit: Limit = None

@@ -22,7 +22,7 @@ from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, number
 from flows.dispatch import Pool, UndeclaredError, dask_pool
 from flows.machine import cores, worker_count
-from flows.parameters import CodecTrainingParameters, Family, PipelineParameters, TrainingParameters, TrainParameters
+from flows.parameters import CodecTrainingParameters, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from flows.terminal import SAID_ELSEWHERE
 from tasks.caching import cached, fresh
@@ -78,7 +78,7 @@ def _origin(name: str) -> bytes:
 def _family(parameters: TrainParameters, start: bytes | None) -> str:
     """The family asked for, which has to be that of the codec to start from; CodecError where it is not."""
     if start is None:
-        return parameters.family or Family.V5
+        return parameters.family or "v5"
     with naming(str(parameters.start)):
         there = parse(start).family
     if parameters.family not in (None, there):
@@ -135,10 +135,10 @@ def _train_there(
             "most": training.max_pictures,
             "batch_size": work.batch_size,
             "shards": ShardConfig(training.side, Limits()),
-            "family": str(family),
+            "family": family,
             "config": configure(training, start is not None),
             "card": {"source": source.shown, "side": training.side},
-            "weights": training.weights.value,
+            "weights": training.weights,
             "threads": cores,
             "start": start,
         }
@@ -179,11 +179,11 @@ def train_on(
             listener().stage(f"freezing {family}")
 
     arguments = {
-        "family": str(family),
+        "family": family,
         "records": shards,
         "config": config,
         "card": {"source": source.shown, "side": training.side},
-        "weights": training.weights.value,
+        "weights": training.weights,
         "start": start,
     }
     return fresh(train, TrainingRecord, **arguments, on_progress=tell)
@@ -197,7 +197,7 @@ def configure(training: TrainingParameters, learned: bool) -> TrainingConfig:
         minutes=minutes,
         patience=training.patience,
         batch=training.batch,
-        optimizer=training.optimizer.value,
+        optimizer=training.optimizer,
         learning_rate=training.learning_rate or (RATE_ONWARD if learned else RATE),
         warmup=max(1, min(200, training.steps // 10 or 200)),
         validate_every=max(1, training.steps // VALIDATIONS) if training.steps else VALIDATE_EVERY,
@@ -286,4 +286,4 @@ def _batches(files: Iterator[SourceFile], size: int) -> Iterator[Batch]:
         chunk = tuple(itertools.islice(files, size))
         if not chunk:
             return
-        yield Batch(index, chunk, frozenset())
+        yield Batch(str(index), chunk)

@@ -1,5 +1,6 @@
 """Restore, verify and repair without Prefect: what the command line does where nobody could watch a flow."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         archive,
         destination,
         keys,
-        parameters.format.value,
+        parameters.format,
         workers,
         on_progress("restoring"),
         overwrite=parameters.overwrite,
     )
-    return {"archive": archive.url, **done.to_dict()}
+    return {"archive": archive.url, **asdict(done)}
 
 
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
@@ -61,4 +62,4 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
         )
     at_hand = [parameters.codec] if parameters.codec else []
     done = mend(archive, source, options, parameters.drop, at_hand, on_progress("checking"))
-    return {"archive": archive.url, **done.to_dict(), "whole": done.is_whole}
+    return {"archive": archive.url, **asdict(done), "whole": done.is_whole}

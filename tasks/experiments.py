@@ -67,7 +67,7 @@ def _folder() -> Path:
 
 
 def _train_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
-    configuration = {"cell": arguments["cell"].to_dict(), "config": asdict(arguments["config"])}
+    configuration = {"cell": asdict(arguments["cell"]), "config": asdict(arguments["config"])}
     return stage_key("cell", TRAIN_VERSION, content_of(arguments["shards"]), configuration)
 
 

@@ -1,5 +1,6 @@
 """Preprocess for training: a batch of files into a shard of equal-sized pictures, remembered by content."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +32,4 @@ def _key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
 def prepare(source: Source, batch: Batch, config: ShardConfig, folder: Path, threads: int) -> dict[str, Any]:
     """Prepare one shard in ``folder``. Returns a :class:`ShardRecord` as JSON."""
     pin_threads(threads)
-    return prepare_shard(source, batch.files, config, folder).to_dict()
+    return asdict(prepare_shard(source, batch.files, config, folder))

@@ -91,7 +91,7 @@ def test_a_bucket_of_somebody_elses_is_refused_at_the_first_page(bucket, monkeyp
     for number in range(9):
         client.put_object(Bucket=bucket[5:], Key=f"images/{number}.png", Body=b"x")
         client.put_object(Bucket=bucket[5:], Key=f".other/flat/{number}.png", Body=b"x")
-    monkeypatch.setattr("compressor.store.KEYS_A_PAGE", 2)
+    monkeypatch.setattr("compressor.listing.KEYS_A_PAGE", 2)
     listed: list[str] = []
     call_s3 = S3FileSystem.call_s3
 

@@ -57,7 +57,9 @@ def test_a_plan_counts_every_file_once(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 10)
     archive = Archive.create(str(tmp_path / "archive"))
     files = list(source.files())
-    commit.fn(archive, Batch(0, tuple(files[:3]), frozenset()), encoded(source, archive, files[:3]), "run", frozenset())
+    commit.fn(
+        archive, Batch("0", tuple(files[:3]), frozenset()), encoded(source, archive, files[:3]), "run", frozenset()
+    )
     archive.quarantine([QuarantineRow.now(files[3].key, files[3].fingerprint, "corrupt", "", "run")])
     found = plan(Listing(source), archive.known(), tmp_path / "plan.arrow", limit=5)
     counts = (found.listed, found.already_there, found.quarantined, found.pending, found.left)
@@ -117,7 +119,7 @@ def test_a_larger_batch_that_is_asked_for_may_have_more_bytes() -> None:
 
 def test_halves_of_a_batch_are_the_batch() -> None:
     files = tuple(SourceFile(f"{number}", "", 1, bytes(8)) for number in range(5))
-    first, second = Batch(7, files, frozenset({"0", "4"})).halves()
+    first, second = Batch("7", files, frozenset({"0", "4"})).halves()
     assert first.files + second.files == files
     assert (first.changed, second.changed) == ({"0"}, {"4"})
     assert {first.name, second.name} == {"7a", "7b"}
@@ -126,7 +128,7 @@ def test_halves_of_a_batch_are_the_batch() -> None:
 def test_a_commit_that_is_repeated_changes_nothing(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", 3)
     archive = Archive.create(str(tmp_path / "archive"))
-    batch = Batch(0, tuple(source.files()), frozenset())
+    batch = Batch("0", tuple(source.files()), frozenset())
     report = encoded(source, archive, list(batch.files))
     for _ in range(2):
         commit.fn(archive, batch, report, "run", frozenset())
@@ -139,7 +141,7 @@ def test_a_picture_that_is_archived_leaves_the_quarantine(tmp_path: Path) -> Non
     archive = Archive.create(str(tmp_path / "archive"))
     files = list(source.files())
     archive.quarantine([QuarantineRow.now(file.key, bytes(8), "truncated", "", "earlier") for file in files])
-    batch = Batch(0, tuple(files[:1]), frozenset())
+    batch = Batch("0", tuple(files[:1]), frozenset())
     commit.fn(archive, batch, encoded(source, archive, files[:1]), "run", frozenset(file.key for file in files))
     assert [row.key for row in archive.quarantined()] == [files[1].key]
 
@@ -218,7 +220,7 @@ def test_prefects_own_errors_are_told_from_those_of_pictures() -> None:
 
 def shard_arguments(source: Source, folder: Path) -> dict[str, Any]:
 
-    batch = Batch(0, tuple(source.files()), frozenset())
+    batch = Batch("0", tuple(source.files()), frozenset())
     return {"source": source, "batch": batch, "config": ShardConfig(side=32), "folder": folder, "threads": 1}
 
 

@@ -38,9 +38,6 @@ class Cell:
     network: dict[str, Any] = field(default_factory=dict)
     start: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def train_cell(
     cell: Cell,
@@ -62,7 +59,7 @@ def train_cell(
         config,
         cell.network,
         parse(start, cell.start or None) if start is not None else None,
-        {"cell": cell.to_dict()},
+        {"cell": asdict(cell)},
         checkpoint,
         on_progress,
         None if cell.loss == OWN else lambda network: WithLoss(network, cell.loss),

@@ -56,17 +56,22 @@ def _palette(results: Results) -> dict[str, str]:
     return colours([*names, *_STANDARD.values()], names)
 
 
-def _standards(results: Results, axes: "Axes", palette: dict[str, str], metric: str) -> None:
+def _standards(results: Results, axes: "Axes", palette: dict[str, str]) -> None:
     for name, title in _STANDARD.items():
         rows = results.standards[name]
-        values = [row.mean_psnr if metric == "psnr" else row.mse for row in rows]
-        axes.plot([row.mean_bytes for row in rows], values, color=palette[title], linewidth=1.6, label=title)
+        axes.plot(
+            [row.mean_bytes for row in rows],
+            [row.mean_psnr for row in rows],
+            color=palette[title],
+            linewidth=1.6,
+            label=title,
+        )
 
 
 def _rate(results: Results) -> "Figure":
     figure, axes = _axes("Rate and distortion", "bytes a picture (logarithmic)", "PSNR, dB")
     palette = _palette(results)
-    _standards(results, axes, palette, "psnr")
+    _standards(results, axes, palette)
     for trial in results.tops:
         curve = trial.information.curve if trial.information else []
         if curve:

@@ -4,18 +4,13 @@ Shapes are named in the suffix of a tensor: B batch, C channels, H and W at the 
 about entropy coding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from itertools import product
-from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -37,17 +32,6 @@ def full_precision() -> Iterator[None]:
     """
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
-
-
-def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function in :func:`full_precision`."""
-
-    @wraps(function)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        with full_precision():
-            return function(*arguments, **options)
-
-    return run
 
 
 class PointwiseConv(nn.Conv2d):

@@ -25,7 +25,6 @@ from compressor.networks.blocks import (
     UnshuffledConv,
     floor_ste,
     full_precision,
-    in_full_precision,
     round_ste,
     to_bytes,
 )
@@ -387,7 +386,7 @@ class Hyperprior(nn.Module):
             z = self.hyper_analysis(y, quality_B)
         return y.float(), z.float().clamp(-HYPER_MAX, HYPER_MAX).round()
 
-    @in_full_precision
+    @full_precision()
     def rounded(self, y: Tensor, z: Tensor, quality_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is stored of latents: z, residuals r and the levels r is coded under, all integers.
 
@@ -408,7 +407,7 @@ class Hyperprior(nn.Module):
             y_hat = with_step(y_hat, mean + rounded / gain, step)
         return z, r_hat, levels, y_hat
 
-    @in_full_precision
+    @full_precision()
     def latents_of(self, z_BCHW: Tensor, r_BCHW: Tensor, quality_B: Tensor) -> Tensor:
         """The latents that :meth:`quantize` gave, from its integers."""
         gain = self.gain(quality_B).exp()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.networks.blocks import floor_ste, in_full_precision, round_ste
+from compressor.networks.blocks import floor_ste, full_precision, round_ste
 
 ACTIVATION_STEPS = 16  # integer units to one unit of value
 WEIGHT_STEPS = 64
@@ -67,7 +67,7 @@ class IntegerConv(nn.Module):
     def _floats(self) -> torch.dtype:
         return torch.float32 if self.fits_float32 else torch.float64
 
-    @in_full_precision
+    @full_precision()
     def _by_taps(self, x_BCHW: Tensor) -> Tensor:
         """As 1x1 convolutions, which oneDNN takes as matrix products: of larger ones it may make Winograd's or an FFT.
 
@@ -90,7 +90,7 @@ class IntegerConv(nn.Module):
                 total[:, :, to_row, to_column] += taps[:, row, column, :, from_row, from_column]
         return total.double()
 
-    @in_full_precision
+    @full_precision()
     def _by_matrix(self, x_BCHW: Tensor, work: torch.dtype) -> Tensor:
         """As one product of matrices: of int8, summed up in int32, or of floats, which TF32 keeps exact too.
 
