@@ -110,6 +110,10 @@ def parse(data: bytes, expected_id: str | None = None) -> Artifact:
                 f"the codec has format {metadata['format']}, this version reads up to {FORMAT}; upgrade latentpack"
             )
         tensors = load(data)
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (KeyError, TypeError) as error:
+        raise CodecError(
+            "not a latentpack codec, or a damaged one: its header is not as latentpack writes it"
+        ) from error
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise CodecError(f"not a latentpack codec, or a damaged one: {error}") from error
     return Artifact(found, metadata, tensors)

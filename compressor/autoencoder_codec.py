@@ -14,7 +14,7 @@ import torch
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, padded_pixels
+from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, check_pictures, padded_pixels
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
@@ -77,6 +77,7 @@ class AutoencoderCodec:
     @full_precision()
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`; ``auto`` is the smallest of the INT8 packers; ``quality`` is unused."""
+        check_pictures(pixels)
         names = self._packer_names(packer)
 
         def encode_pass(chunk: list[int]) -> list[Encoded]:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from compressor import picture_files
-from compressor.codec import ORIGINAL, Encoded, per_picture
+from compressor.codec import ORIGINAL, Encoded, check_packer, check_pictures, per_picture
 from compressor.containers import av1_size, avif_container
 from compressor.errors import CodecError, is_shortage
 
@@ -116,6 +116,8 @@ class StandardCodec:
         CodecError
             If a quality is out of range, or the format cannot hold a picture of that size.
         """
+        check_pictures(pixels)
+        check_packer(self, packer)
         return [self._encode(one, q) for one, q in zip(pixels, per_picture(quality, len(pixels)), strict=True)]
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:

@@ -62,7 +62,10 @@ class Codec(Protocol):
         """Whether a picture of this size should go to this codec and not to a fallback."""
 
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
-        """Encode uint8 (H, W, 3) pictures, whatever their sizes, at one quality or at one each."""
+        """Encode uint8 (H, W, 3) pictures, whatever their sizes, at one quality or at one each.
+
+        CodecError where a picture is of another type or shape, or there is no such quality or packer.
+        """
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """uint8 (H, W, 3) pictures. CodecError where a payload is not one that this codec wrote."""
@@ -110,9 +113,24 @@ def check_packer(codec: Codec, packer: str) -> None:
         raise CodecError(f"{codec.description} has no packer {str(packer)!r}: choose from {choices}")
 
 
+def check_pictures(pixels: Sequence[np.ndarray]) -> None:
+    """CodecError, naming the first that is none, unless all are uint8 (H, W, 3) pictures of a pixel or more."""
+    for index, picture in enumerate(pixels):
+        if not isinstance(picture, np.ndarray):
+            raise CodecError(f"picture {index} is no array but a {type(picture).__name__}")
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise CodecError(
+                f"a codec encodes a list of uint8 pictures (height, width, 3); number {index} is {picture.dtype} "
+                f"{picture.shape}"
+            )
+
+
 def per_picture(quality: int | Sequence[int], count: int) -> list[int]:
-    """One quality for each of ``count`` pictures."""
-    return [int(quality)] * count if isinstance(quality, int | np.integer) else [int(q) for q in quality]
+    """One quality for each of ``count`` pictures. CodecError where it is no whole number, or not one for each."""
+    qualities = list(quality) if isinstance(quality, Sequence | np.ndarray) else [quality] * count
+    if len(qualities) != count or not all(isinstance(q, Integral) and not isinstance(q, bool) for q in qualities):
+        raise CodecError(f"quality is a whole number, or one for each of {count} pictures, not {quality!r}")
+    return [int(q) for q in qualities]
 
 
 def spread_qualities(codec: Codec, count: int) -> list[int]:

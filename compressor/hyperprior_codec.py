@@ -15,7 +15,7 @@ import torch
 
 from compressor import packers, predicting
 from compressor.artifact import QUALITY_PARTS, Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, padded_pixels, per_picture
+from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, check_pictures, padded_pixels, per_picture
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import Decoder, Encoder, Tables
 from compressor.errors import CodecError
@@ -112,6 +112,7 @@ class HyperpriorCodec:
 
     def encode(self, pixels: Sequence[np.ndarray], quality: int | Sequence[int], packer: str = "auto") -> list[Encoded]:
         """See :class:`compressor.codec.Codec`."""
+        check_pictures(pixels)
         check_packer(self, packer)
         qualities = per_picture(quality, len(pixels))
         if any(q not in self.qualities for q in qualities):

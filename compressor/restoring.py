@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,34 +102,45 @@ def _mark(name: str) -> str:
     return "~" + hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
-def file_name(key: str, format: str, shared: Collection[int] = frozenset()) -> str:
+class Clashes(NamedTuple):
+    """Hashes of the paths that more than one key would get, and of the folders that pictures lie in."""
+
+    names: frozenset[int] = frozenset()
+    folders: frozenset[int] = frozenset()
+
+
+def file_name(key: str, format: str | None, clashes: Clashes | None = None) -> str:
     """Relative path of a picture's file: its key, with the format's extension where the key's is another's.
 
-    ``shared`` are hashes of paths that more than one key would get (see :func:`shared_paths`): there, keys whose
-    extension is changed are told apart by a short hash.
+    ``format`` is None for a file as it came. Where a path is one of ``clashes``, keys whose extension is changed are
+    told apart by a short hash, and so is any key whose path is another's folder.
     """
-    path = safe_path(key)
-    stem, extension = os.path.splitext(path)
-    if _is_of(extension, format):
-        return path
-    name = stem + EXTENSIONS[format]
-    if shared and int(hash_keys([name])[0]) in shared:
-        return stem + _mark(key) + EXTENSIONS[format]
-    return name
+    stem, extension = os.path.splitext(safe_path(key))
+    own = format is None or _is_of(extension, format)
+    if format and not own:
+        extension = EXTENSIONS[format]
+    if clashes:
+        here = int(hash_keys([stem + extension])[0])
+        if here in clashes.folders or (here in clashes.names and not own):
+            return stem + _mark(key) + extension
+    return stem + extension
 
 
 def _is_of(extension: str, format: str) -> bool:
     return extension.lower() in _SAME.get(format, (EXTENSIONS[format],))
 
 
-def shared_paths(keys: Iterable[str], format: str) -> frozenset[int]:
-    """Hashes of paths that :func:`file_name` gives to more than one of ``keys``, such as ``a.png`` and ``a.jpg``."""
+def find_clashes(keys: Iterable[str], format: str) -> tuple[Clashes, set[str]]:
+    """Where the paths of ``keys`` meet, as those of ``a.png`` and ``a.jpg`` may, and the folders in those keys."""
     keys = iter(keys)
     hashes = [np.zeros(0, np.uint64)]
+    folders: set[str] = set()
     while chunk := list(itertools.islice(keys, 65_536)):
         hashes.append(hash_keys([file_name(key, format) for key in chunk]))
+        folders.update(key.rpartition("/")[0] for key in chunk)
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    return frozenset(values[counts > 1].tolist())
+    paths = {path for folder in folders for path in itertools.accumulate(safe_path(folder).split("/"), "{}/{}".format)}
+    return Clashes(frozenset(values[counts > 1].tolist()), frozenset(hash_keys(list(paths)).tolist())), folders
 
 
 def restore_rows(
@@ -136,7 +148,7 @@ def restore_rows(
     rows: Sequence[Row],
     destination: Path,
     format: str = "png",
-    shared: Collection[int] = frozenset(),
+    clashes: Clashes | None = None,
     overwrite: bool = False,
 ) -> Restored:
     """Write the pictures of ``rows`` below ``destination``; originals as they came, byte for byte.
@@ -150,7 +162,7 @@ def restore_rows(
             if isinstance(data, Exception):
                 done.problems.append((row.key, _why(data)))
                 continue
-            name = safe_path(row.key) if row.codec == ORIGINAL else file_name(row.key, format, shared)
+            name = file_name(row.key, None if row.codec == ORIGINAL else format, clashes)
             try:
                 write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
             except UnicodeEncodeError:
@@ -312,15 +324,14 @@ def _restore(
 ) -> Restored:
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
-    folders: set[str] = set()
-    shared = shared_paths(_noting_folders(chosen.keys(), folders), format)
+    clashes, folders = find_clashes(chosen.keys(), format)
     _delete_leftovers(destination, folders)
     total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
     finished = 0
     for count, one in _restore_batches(
-        archive, batches, destination, format, shared, overwrite, workers if total > 2 * BATCH else 1
+        archive, batches, destination, format, clashes, overwrite, workers if total > 2 * BATCH else 1
     ):
         done.add(one)
         finished += count
@@ -329,28 +340,22 @@ def _restore(
     return done
 
 
-def _noting_folders(keys: Iterable[str], folders: set[str]) -> Iterator[str]:
-    for key in keys:
-        folders.add(key.rpartition("/")[0])
-        yield key
-
-
 def _restore_batches(
     archive: Archive,
     batches: Iterator[list[Row]],
     destination: Path,
     format: str,
-    shared: frozenset[int],
+    clashes: Clashes,
     overwrite: bool,
     workers: int,
 ) -> Iterator[tuple[int, Restored]]:
     """(rows, outcome) of each batch as it is done; at most two batches wait for each process."""
     if workers == 1:
         for rows in batches:
-            yield len(rows), restore_rows(archive, rows, destination, format, shared, overwrite)
+            yield len(rows), restore_rows(archive, rows, destination, format, clashes, overwrite)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    arguments = (archive, destination, format, shared, overwrite)
+    arguments = (archive, destination, format, clashes, overwrite)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         running: dict[Future[Restored], int] = {}
         try:
@@ -369,20 +374,20 @@ def _restore_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker: tuple[Archive, Path, str, frozenset[int], bool]
+_worker: tuple[Archive, Path, str, Clashes, bool]
 
 
-def _start_worker(archive: Archive, destination: Path, format: str, shared: frozenset[int], overwrite: bool) -> None:
+def _start_worker(archive: Archive, destination: Path, format: str, clashes: Clashes, overwrite: bool) -> None:
     global _worker
     import torch
 
     torch.set_num_threads(1)
-    _worker = (archive, destination, format, shared, overwrite)
+    _worker = (archive, destination, format, clashes, overwrite)
 
 
 def _restore_in_worker(rows: list[Row]) -> Restored:
-    archive, destination, format, shared, overwrite = _worker
-    return restore_rows(archive, rows, destination, format, shared, overwrite)
+    archive, destination, format, clashes, overwrite = _worker
+    return restore_rows(archive, rows, destination, format, clashes, overwrite)
 
 
 class _Chosen:
@@ -463,6 +468,7 @@ class _Chosen:
 
 
 def _rivals(key: str, format: str) -> tuple[str, str]:
-    """The range of keys in which all lie that :func:`file_name` may give the same path as ``key``."""
+    """The range of keys in which all lie that :func:`file_name` may give the path of ``key``, or a path below it."""
     stem, extension = os.path.splitext(key)
-    return (key, key) if _is_of(extension, format) else (stem, stem + "/")  # the character that follows "."
+    first = key if _is_of(extension, format) else stem
+    return first, first + "0"  # the character that follows "/", behind which those lie whose folder has the path

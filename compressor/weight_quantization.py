@@ -193,8 +193,8 @@ def _moments(network: Any, layers: dict[str, nn.Module], pictures_NHWC: np.ndarr
 def _watching(layers: dict[str, nn.Module], found: dict[str, _Moments], generator: torch.Generator) -> Iterator[None]:
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x_GNP = _columns(module, inputs[0].float(), generator)
-            first, second = x_GNP.sum(dim=2).double(), (x_GNP @ x_GNP.mT).double()
+            x_GNP = _columns(module, inputs[0].float(), generator).double()
+            first, second = x_GNP.sum(dim=2), x_GNP @ x_GNP.mT
             if name in found:
                 found[name].count += x_GNP.shape[2]
                 found[name].first += first
@@ -318,15 +318,24 @@ def _short(scale: Tensor) -> Tensor:
     return torch.ldexp((mantissa * 16).ceil() / 16, exponent)
 
 
+def _inverse_root(covariance_GNN: Tensor) -> Tensor:
+    """U, upper triangular, with U^T U the inverse of a covariance that is damped by as much as it takes."""
+    damping = (_DAMPING * covariance_GNN.diagonal(dim1=1, dim2=2).mean(dim=1)).clamp_min(1e-6)
+    for more in range(12):  # pictures much alike leave rounding errors alone of most directions
+        damped = covariance_GNN + 10**more * damping[:, None, None] * torch.eye(covariance_GNN.shape[1]).double()
+        root, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
+            if not failed.any():
+                return upper
+    raise CodecError("the network's activations are not finite: it has learned nothing that could be stored")
+
+
 def _round_columns(rows: Tensor, covariance_GNN: Tensor, scale: Tensor, most: int) -> Tensor:
     """Integers for ``rows`` (G, O, n), each column's error passed on to the later ones by the inputs' covariance."""
-    size = rows.shape[2]
-    damping = (_DAMPING * covariance_GNN.diagonal(dim1=1, dim2=2).mean(dim=1)).clamp_min(1e-6)
-    damped = covariance_GNN + damping[:, None, None] * torch.eye(size, dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    upper = _inverse_root(covariance_GNN).float()
     rows, integers = rows.clone(), torch.empty_like(rows)
-    for column in range(size):
+    for column in range(rows.shape[2]):
         step = scale[..., column]
         integers[..., column] = (rows[..., column] / step).round().clamp(-most, most)
         error = (rows[..., column] - integers[..., column] * step) / upper[:, column, column, None]

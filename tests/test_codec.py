@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from skimage.data import astronaut
 from compressor import packers
 from compressor.archive import Archive
 from compressor.artifact import QUALITY_PARTS, dump, identify, parse
+from compressor.baselines import STANDARD
 from compressor.codec import Codec, load_codec, titles
 from compressor.defaults import CODEC as DEFAULT
 from compressor.errors import CodecError
@@ -302,3 +304,40 @@ def test_a_name_that_no_file_can_have_and_a_file_that_cannot_be_read_are_no_code
         load_codec(name)
     with pytest.raises(CodecError, match="there is no codec|cannot be read"):
         archive.append({"a": smooth_pictures(1)[0]}, name)
+
+
+PICTURE = np.full((8, 9, 3), 77, np.uint8)
+
+
+@pytest.mark.parametrize("family", ["v3", "v5", "jpeg", "av1-444", "lossless"])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        [PICTURE / 255],
+        [PICTURE.astype(np.uint16)],
+        [PICTURE > 9],
+        [PICTURE[:, :, 0]],
+        [PICTURE[:, :, :1]],
+        [np.dstack([PICTURE, PICTURE[:, :, 0]])],
+        [PICTURE.transpose(2, 0, 1)],
+        [PICTURE[:0]],
+        PICTURE,
+        ["a.png"],
+    ],
+)
+def test_what_is_no_8_bit_colour_picture_is_refused(family: str, pixels: Any) -> None:
+    codec = STANDARD[family] if family in STANDARD else tiny_codec(family)
+    with pytest.raises(CodecError, match=r"uint8 pictures \(height, width, 3\)|no array"):
+        codec.encode(pixels, 40)
+
+
+@pytest.mark.parametrize("codec", ["v5", "jpeg"])
+@pytest.mark.parametrize("quality", ["40", [40.7], 40.7, float("nan"), True, [40, 41], [], None])
+def test_what_is_no_quality_is_refused(codec: str, quality: Any) -> None:
+    with pytest.raises(CodecError, match="quality is a whole number"):
+        (STANDARD[codec] if codec in STANDARD else tiny_codec(codec)).encode([PICTURE], quality)
+
+
+def test_a_standard_format_knows_no_packer() -> None:
+    with pytest.raises(CodecError, match="no packer 'zip'"):
+        STANDARD["jpeg"].encode([PICTURE], 40, "zip")

@@ -4,7 +4,9 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from compressor.errors import ArchiveError
 from compressor.images import decode_picture
 from compressor.keyed_table import KeyedTable
 from compressor.metrics import psnr
+from compressor.parquet import Row
 from compressor.picture_writing import encode_picture
 from compressor.quality import encode_to_target
 from compressor.restoring import restore, safe_path, write_file
@@ -179,6 +182,22 @@ def test_no_two_keys_share_a_path() -> None:
     long = ["x" * 1000 + ".png", "x" * 999 + ".png"]
     keys = ["a_b.png", "a:b.png", "a\nb.png", "a?b.png", "..", ".", "", "_", "con.png", "_con.png", *long]
     assert len({safe_path(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("row_of", [picture_row, partial(original_row, content=b"as it came", width=8, height=8)])
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_a_picture_whose_path_is_the_folder_of_others_gets_another(
+    tmp_path: Path, row_of: Callable[..., Row], format: str
+) -> None:
+    keys = ["p.png", "p.png/a.png", "p.png/b.png", "p.png/b.png/c.png"]
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.commit([archive.write_part([row_of(key) for key in keys])])
+    whole = restore(archive, tmp_path / "out", format=format)
+    assert (whole.written, whole.problems) == (len(keys), [])
+    for key in keys:
+        one = restore(archive, tmp_path / "one", [key], format)
+        assert (one.written, one.problems) == (1, [])
+    assert names(tmp_path / "one") == names(tmp_path / "out")
 
 
 def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:

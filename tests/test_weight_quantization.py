@@ -119,3 +119,9 @@ def test_int8_weights_keep_the_quality(learned: Autoencoder) -> None:
         decoded = codec.decode(codec.encode(pictures, -1))
         levels.append(np.mean([psnr(a, b) for a, b in zip(pictures, decoded, strict=True)]))
     assert levels[0] - levels[1] < 0.1
+
+
+def test_pictures_that_are_all_alike_are_enough_to_store_weights() -> None:
+    """White pages: of what a layer sees most directions are rounding errors."""
+    torch.manual_seed(0)
+    freeze("v3", FAMILIES["v3"].build(), np.full((40, 128, 128, 3), 255, np.uint8), weights="int8")
