@@ -172,7 +172,8 @@ def bd_table(found: dict[str, Curve], anchors: Sequence[str], tested: Sequence[s
             rows.append([f"{test} against {anchor}", *cells])
     note = (
         "Bjontegaard's mean difference of bytes at equal quality; below zero is fewer bytes. A dash: no shared range. "
-        "SSIMULACRA2 is of the pictures that it was measured on, and so are its bytes."
+        "SSIMULACRA2 is of the pictures that it was measured on, and so are its bytes. It has no lower bound: one "
+        "picture of noise, which scores far below 0, can outweigh all others in its mean."
     )
     return Table("BD-rate", note, ["codec", *(title for title, _, _ in kinds)], rows)
 
@@ -204,18 +205,23 @@ def points_table(found: dict[str, Curve]) -> Table:
 
 
 def headline(
-    found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str], pictures: int, left_out: int = 0
+    found: dict[str, Curve],
+    anchors: Sequence[str],
+    ours: Sequence[str],
+    pictures: int,
+    left_out: int = 0,
+    notes: Sequence[str] = (),
 ) -> Headline:
     """The first of ``ours`` against the anchors at the usual level, or at the nearest one that it reaches.
 
     Without one of ours, the standard codec that takes the fewest bytes. ``pictures`` are those that means are of,
-    ``left_out`` those that :func:`without_exact` has left out.
+    ``left_out`` those that :func:`without_exact` has left out; ``notes`` are more sentences to say of them.
     """
-    others = (
-        f" {number(left_out, 'picture')} left out of every figure: what some codec stores exactly has no PSNR."
-        if left_out
-        else ""
-    )
+    others = "".join(f" {note}" for note in notes)
+    if left_out:
+        others += (
+            f" {number(left_out, 'picture')} left out of every figure: what some codec stores exactly has no PSNR."
+        )
     levels = sorted(LEVELS, key=lambda level: abs(level - TARGET_PSNR))
     subject = ours[0] if ours else None
     level = next((v for v in levels if subject is None or found[subject].at("psnr", v) is not None), TARGET_PSNR)

@@ -41,12 +41,16 @@ Leave = Callable[[str], None]
 
 def is_picture(key: str) -> bool:
     """Whether the extension is a picture's."""
-    return os.path.splitext(key)[1].lower() in PICTURE_EXTENSIONS
+    return _extension(key) in PICTURE_EXTENSIONS
 
 
 def is_raw(key: str) -> bool:
     """Whether the extension is that of a camera's raw file."""
-    return os.path.splitext(key)[1].lower() in RAW_EXTENSIONS
+    return _extension(key) in RAW_EXTENSIONS
+
+
+def _extension(key: str) -> str:
+    return os.path.splitext("_" + os.path.basename(key))[1].lower()  # also of .png, which is nothing else
 
 
 def is_like_picture(extension: str) -> bool:

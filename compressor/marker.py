@@ -5,7 +5,7 @@ import re
 
 from compressor.carried import CODEC_FILE
 from compressor.delta_log import OWN_FILE
-from compressor.errors import ArchiveError
+from compressor.errors import ArchiveError, s3_response
 from compressor.store import TEMPORARY_NAME, Store
 
 FORMAT = 1
@@ -29,7 +29,9 @@ def check_marker(store: Store) -> None:
     """ArchiveError where there is no archive, or one whose format is not known or newer than this version reads."""
     try:
         marker = store.get(MARKER)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if s3_response(error).get("Error", {}).get("Code") == "NoSuchBucket":
+            raise ArchiveError(f"{store.url}: there is no such bucket") from None
         raise ArchiveError(f"{store.url}: no archive here ({MARKER} is missing)") from None
     try:
         number = json.loads(marker)["format"]

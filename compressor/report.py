@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from compressor import pages
-from compressor.baselines import STANDARD
+from compressor.baselines import STANDARD, is_carried
 from compressor.codec import Codec, spread_qualities
 from compressor.comparison import (
     Curve,
@@ -207,6 +207,7 @@ def write_report(
     codecs: Mapping[str, Codec],
     ours: Sequence[str] | None = None,
     title: str = "Rate and distortion",
+    notes: Sequence[str] = (),
 ) -> Report:
     """Write ``report.html`` (self-contained), ``report.md`` with its plots as PNG beside it, and ``report.parquet``.
 
@@ -221,6 +222,8 @@ def write_report(
         Made if need be; a report that lies there is overwritten.
     ours
         Names of the codecs to emphasise, the most important first. None: all that are not standard formats.
+    notes
+        Sentences that the figures are not to be read without.
 
     Raises
     ------
@@ -239,7 +242,9 @@ def write_report(
     found = curves(kept)
     anchors = [name for id_ in _ANCHORS for name, codec in codecs.items() if codec.id == id_ and name in found]
     shares_of = [name for name in anchors if codecs[name].id in ("avif", "jpeg")]
-    head = headline(found, anchors, ours, len(set(kept["key"].to_pylist())), len(left_out))
+    if any(is_carried(codecs[name].id) for name in ours):
+        notes = ["Decoders of learned codecs, which an archive carries once, are not counted.", *notes]
+    head = headline(found, anchors, ours, len(set(kept["key"].to_pylist())), len(left_out), notes)
     tables = [
         *equal_psnr_tables(found, shares_of, ours),
         bd_table(found, anchors, ours or anchors[:1]),

@@ -256,6 +256,8 @@ class Store:
                 reason = os.strerror(int(system[1])).lower()
             elif "URL scheme is not allowed" in reason:
                 reason = "the endpoint has no TLS; use https://, or set AWS_ALLOW_HTTP=true where you trust the network"
+            elif 'failed to parse ""' in reason:
+                reason += "; a variable of the environment that begins with AWS_ is empty: unset it"
             elif self.is_s3 and isinstance(error, PermissionError):
                 reason += "; check the credentials in the environment and the permissions"
             raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error

@@ -95,12 +95,13 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
     reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
     replaced = f", {run['replaced']:,} of them in place of older pictures of their names" if run["replaced"] else ""
+    overtaken = f", {run['overtaken']:,} of them also by another run, whose rows stay" if run["overtaken"] else ""
     rows = [
         ("source", run["source"]),
         ("archive", run["archive"]),
         ("codec", run["codec"]),
         ("listed", number(run["listed"], "picture") + (f", {NO_FURTHER}" if run["limited"] else "")),
-        ("archived", f"{run['archived']:,}{replaced}"),
+        ("archived", f"{run['archived']:,}{replaced}{overtaken}"),
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
     ]

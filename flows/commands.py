@@ -374,7 +374,7 @@ def benchmark(options: argparse.Namespace) -> int:
     _check_source(parameters.source)
     result = _run_flow(options, "benchmark", "benchmark", parameters)
     refused = [f"left out: {by_reason(result['refused'])}"] if result["refused"] else []
-    _answer(options, result, result["headline"], *refused, f"report: {result['html']}")
+    _answer(options, result, result["headline"], *refused, *result["notes"], f"report: {result['html']}")
     return DONE
 
 

@@ -120,7 +120,7 @@ Price = Annotated[
 class Parameters(BaseModel):
     """Base of all parameter models: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     @property
     def subject(self) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from compressor.codec import Codec, load_codec, titles, with_effort
+from compressor.artifact import parse
+from compressor.baselines import STANDARD
+from compressor.codec import Codec, artifact_bytes, load_codec, titles, with_effort
 from compressor.errors import CodecError, SourceError
 from compressor.images import Limits
 from compressor.pages import make_folder
@@ -46,6 +48,13 @@ def load_pictures(
     return pictures, dict(refused.most_common())
 
 
+def _trained_on(source: Source, codecs: Mapping[str, str]) -> list[str]:
+    """Titles of ``codecs`` whose cards name this source."""
+    learned = {title: name for title, name in codecs.items() if name not in STANDARD}
+    cards = {title: parse(artifact_bytes(name)).metadata.get("card") for title, name in learned.items()}
+    return [title for title, card in cards.items() if isinstance(card, dict) and card.get("source") == source.shown]
+
+
 @task(name="benchmark", **NOT_KEPT)
 def benchmark(
     source: Source,
@@ -71,7 +80,11 @@ def benchmark(
     make_folder(directory)  # what cannot be written is said before anything is measured
     pictures, refused = load_pictures(source, limit, compared.values())
     table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
-    report = write_report(table, pictures, directory, compared, list(named))
+    notes = [
+        f"{title} was trained on pictures of this source: of others it may make less."
+        for title in _trained_on(source, titles(codecs))
+    ]
+    report = write_report(table, pictures, directory, compared, list(named), notes=notes)
     left_out = f"Left out: {by_reason(refused)}. " if refused else ""
     with not_vital("the benchmark"):
         create_markdown_artifact(
@@ -86,5 +99,6 @@ def benchmark(
         "parquet": str(report.parquet),
         "pictures": len(pictures),
         "refused": refused,
+        "notes": notes,
         **report.summary,
     }

@@ -10,7 +10,7 @@ from compressor.archive import Archive
 from compressor.codec import released
 from compressor.errors import LatentpackError
 from compressor.picture_writing import encode_picture
-from compressor.wording import remarks, unchanged
+from compressor.wording import describe, remarks, unchanged
 from flows.errors import EndedUnwell
 from flows.options import build_parser
 from flows.parameters import PipelineParameters
@@ -123,6 +123,7 @@ def test_what_another_run_archived_meanwhile_is_told(tmp_path: Path, monkeypatch
     monkeypatch.setattr(flows.pipeline, "commit", overtaken)
     done = archive_it(folder, archive)
     assert (done["listed"], done["archived"], done["overtaken"], done["replaced"]) == (4, 4, 2, 0)
+    assert dict(describe(done))["archived"] == "4, 2 of them also by another run, whose rows stay"
     assert any("2 pictures of those archived are there as another run stored them" in text for text in remarks(done))
     opened = Archive.open(str(archive))
     assert len(opened) == 5 and opened.read_row("003.png").codec == "jpeg" and opened.verify() == []

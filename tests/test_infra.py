@@ -410,8 +410,9 @@ def test_the_server_reaches_whom_it_notifies_and_no_instances_credentials(manife
         blocks = [peer["ipBlock"] for spec in policies.values() for egress in spec.get("egress", [])
                   for peer in egress.get("to", []) if "ipBlock" in peer]  # fmt: skip
         dns = {"cidr": "169.254.20.10/32"}
-        assert blocks.count(dns) == 1 and len(blocks) == 3, name
-        assert all(block["except"] == ["169.254.0.0/16"] for block in blocks if block != dns), name
+        assert blocks.count(dns) == 1 and len(blocks) == 5, name
+        kept_out = {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10", "fd00:ec2::/32"]}
+        assert all(block["except"] == kept_out[block["cidr"]] for block in blocks if block != dns), name
 
 
 def test_workers_in_containers_keep_memory_as_those_that_a_run_starts_itself():

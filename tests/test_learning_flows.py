@@ -14,7 +14,7 @@ from PIL import Image
 
 import tasks.benchmark
 import tasks.train
-from compressor.artifact import Artifact, parse
+from compressor.artifact import Artifact, dump, parse
 from compressor.errors import CodecError, LatentpackError, SourceError
 from compressor.picture_writing import encode_picture
 from compressor.shards import ShardRecord
@@ -105,13 +105,16 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
     from flows.benchmark import benchmark
 
     folder, codec = write_pictures(tmp_path / "in", 2), tmp_path / "mine.safetensors"
-    codec.write_bytes(tiny_artifact("v5", "int8"))
+    artifact = parse(tiny_artifact("v5", "int8"))
+    codec.write_bytes(dump({**artifact.metadata, "card": {"source": str(folder)}}, artifact.tensors))
     (folder / "long.png").write_bytes(encode_picture(np.zeros((1, 140_000, 3), np.uint8), 3))  # its middle is measured
     given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
     Image.new("RGBA", (40, 40), (0, 0, 0, 128)).save(folder / "a.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
     done = benchmark(BenchmarkParameters(**given, limit=3, workers=1))
     assert (done["pictures"], done["refused"]) == (3, {"alpha": 1, "truncated": 1})
+    assert "mine was trained on pictures of this source" in done["notes"][0] in Path(done["markdown"]).read_text()
+    assert "which an archive carries once, are not counted" in Path(done["html"]).read_text()
     table = pq.read_table(done["parquet"])
 
     def stored(name: str) -> list[tuple[int, float]]:

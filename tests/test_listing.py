@@ -45,6 +45,7 @@ def test_nothing_is_lost_silently(tree):
     os.symlink(tree, tree / "00000" / "loop")
     os.symlink("/", tree / "away")
     (tree / ".hidden.png").write_bytes(b"hidden")
+    (tree / "00000" / ".png").write_bytes(b"hidden")
     (tree / ".thumbnails").mkdir(exist_ok=True)
     os.symlink(tree / "00000.png", tree / "link.png")
     os.symlink(tree / "gone", tree / "broken.png")
@@ -60,7 +61,7 @@ def test_nothing_is_lost_silently(tree):
     assert set(reasons) == {"away", "broken.png", "pipe.png", "caf\\udce9.png"}
     assert "UTF-8" in reasons["caf\\udce9.png"] and "link to a folder" in reasons["away"]
     ignored = dict(source.ignored)
-    assert {"00000/loop", "itself.png", ".hidden.png", ".thumbnails/"} <= set(ignored)
+    assert {"00000/loop", "itself.png", ".hidden.png", "00000/.png", ".thumbnails/"} <= set(ignored)
     assert len(ignored) == source.ignored_count and "hidden" in ignored[".hidden.png"]
 
 

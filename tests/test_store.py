@@ -122,6 +122,11 @@ def test_s3_errors_are_told_plainly(bucket, monkeypatch):
         Archive.open(f"{bucket}/none")
     with pytest.raises(ArchiveError, match="bucket does not exist"):
         Archive.create("s3://there-is-no-such-bucket/archive")
+    with pytest.raises(ArchiveError, match="there is no such bucket"):
+        Archive.open("s3://there-is-no-such-bucket/archive")
+    with monkeypatch.context() as patch, pytest.raises(ArchiveError, match="begins with AWS_ is empty: unset it"):
+        patch.setenv("AWS_ALLOW_HTTP", "")
+        Archive.create(f"{bucket}/archive")
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(ArchiveError, match="no TLS; .* set AWS_ALLOW_HTTP=true"):
         Archive.create(f"{bucket}/archive")

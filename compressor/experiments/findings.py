@@ -1,7 +1,7 @@
 """What the experiments claimed, held against what was measured: confirmed, refuted or unclear, in a sentence each.
 
 Every verdict follows from figures alone. A difference counts where it exceeds twice its standard error over the
-pictures measured; what lies within that, or was not measured, is unclear.
+pictures measured, each cell trained once; what lies within that, or was not measured, is unclear.
 """
 
 from collections.abc import Callable

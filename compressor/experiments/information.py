@@ -1,7 +1,7 @@
 """How few bytes there could be: entropy of stored integers, by itself and given neighbours; rate against distortion.
 
-Entropies are cross-entropies between two halves of the pictures, tables learned on one and charged on the other: no
-reader could do with less without knowing the pictures, and too few samples are not mistaken for structure.
+Entropies are cross-entropies between two halves of the pictures, tables learned on one and charged on the other: too
+few samples are not mistaken for structure. They are what these contexts give; others might give less.
 """
 
 from collections.abc import Sequence
