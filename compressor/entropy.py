@@ -99,7 +99,7 @@ class Encoder:
         for count in range(_STATE_BITS // 8 + 1):
             unit = 1 << (_STATE_BITS - 8 * count)
             point = -(-lower // unit) * unit
-            # A point past 2**64 would carry into words already out: leave those rare ends to the library.
+            # A point past 2**64 would carry into words already out: leave such ends, one in twenty, to the library.
             if point < min(lower + width, 1 << _STATE_BITS) and lower + width <= 1 << _STATE_BITS:
                 tail = point.to_bytes(8, "big")
                 words_out = np.frombuffer(tail, ">u4").astype(np.uint32)
