@@ -10,6 +10,7 @@ import json
 import lzma
 import sys
 import zlib
+from collections.abc import Callable
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -37,7 +38,7 @@ AV1_444 = (
     .replace("6176314381000c00", "6176314381200000")
     .replace("6e636c7800020002", "6e636c780001000d")
 )
-STANDARD = {
+STANDARD: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg": imagecodecs.jpeg8_decode,
     "webp": imagecodecs.webp_decode,
     "avif": imagecodecs.avif_decode,
@@ -135,7 +136,7 @@ class Arrays:
 
     def weight(self, name: str) -> np.ndarray:
         """An array of the network, integers multiplied by their scales."""
-        scale = self.arrays.get(f"scale.{name}")
+        scale = self.arrays.get(f"scale.{name}", np.ones(1))
         if name in self.packed:
             halves = self.arrays[f"packed.{name}"].reshape(-1, 1) >> np.array([0, 4], np.uint8) & 15
             shape = self.packed[name]["shape"]
@@ -145,8 +146,7 @@ class Arrays:
             scale = scale[tuple(map(slice, shape))]
         else:
             value = self.arrays[f"network.{name}"]
-        value = value.astype(np.float32)
-        return value if scale is None else value * scale.astype(np.float32)
+        return value.astype(np.float32) * scale.astype(np.float32)
 
     def pulled(self, decoder: RangeDecoder, table: str, rows: np.ndarray, first: int) -> np.ndarray:
         """Symbols, each under its row of a table: row by row, and in order of place within one."""
@@ -230,11 +230,11 @@ class Hyperprior(Arrays):
         margin = weight.shape[2] // 2
         x = np.pad(x.astype(float), ((0, 0), (margin, margin), (margin, margin)))
         height, width = x.shape[1] - 2 * margin, x.shape[2] - 2 * margin
-        return sum(
-            np.tensordot(weight[:, :, i, j], x[:, i : i + height, j : j + width], 1)
-            for i in range(weight.shape[2])
-            for j in range(weight.shape[3])
-        )
+        y = np.zeros((len(weight), height, width))
+        for i in range(2 * margin + 1):
+            for j in range(2 * margin + 1):
+                y += np.tensordot(weight[:, :, i, j], x[:, i : i + height, j : j + width], 1)
+        return y
 
     def latents(self, row: Row) -> tuple[float, np.ndarray, np.ndarray]:
         """Quality step, hyperlatents z and residuals r of a picture."""

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
 
 
-class Listener(Protocol):
-    """Shows progress to a person."""
+class Listener:
+    """Shows progress to a person; this one to nobody."""
 
     def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
         """A new stage begins; ``total`` None where it is not known how much there is to do."""
@@ -16,17 +15,7 @@ class Listener(Protocol):
         """``done`` of the stage's total are done."""
 
 
-class Silence:
-    """Nobody listens."""
-
-    def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
-        """See :class:`Listener`."""
-
-    def advance(self, done: int, note: str = "") -> None:
-        """See :class:`Listener`."""
-
-
-_listener: ContextVar[Listener] = ContextVar("listener", default=Silence())  # noqa: B039 - it has no state
+_listener: ContextVar[Listener] = ContextVar("listener", default=Listener())  # noqa: B039 - it has no state
 
 
 def listener() -> Listener:

@@ -11,13 +11,14 @@ from typing import Any, TextIO
 
 from compressor.errors import LatentpackError
 from compressor.wording import legible
+from flows.progress import Listener, listening
 
 LINE_EVERY_S = 30.0
 _WIDEST = 10_000  # characters of a line
 SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
 
-class Terminal:
+class Terminal(Listener):
     """A listener that draws a bar on a terminal, and writes a line now and then elsewhere. Use as a context."""
 
     def __init__(self) -> None:
@@ -181,7 +182,5 @@ def watching(quiet: bool) -> Iterator[None]:
     if quiet:
         yield
         return
-    from flows.progress import listening
-
     with Terminal() as terminal, listening(terminal):
         yield

@@ -57,10 +57,12 @@ def progress_artifact(key: str, description: str) -> Callable[[float, str], None
     return show
 
 
-def training_progress(name: str) -> "Callable[[TrainingState, float], None]":
-    """Shows how far a training is as an artifact; nowhere, where a worker runs it that Prefect does not watch."""
+def training_progress(
+    name: str, also: "Callable[[TrainingState, float], None] | None" = None
+) -> "Callable[[TrainingState, float], None] | None":
+    """Shows how far a training is as an artifact, and tells ``also``; no artifact where Prefect does not watch."""
     if not TaskRunContext.get():
-        return lambda state, done: None
+        return also
     tell = progress_artifact(f"training-{slug(name)}", f"training {name}")
     started = time.monotonic()
 
@@ -72,5 +74,7 @@ def training_progress(name: str) -> "Callable[[TrainingState, float], None]":
         ]
         left = f"{duration((time.monotonic() - started) * (1 - done) / done)} left" if 0 < done < 1 else ""
         tell(round(100 * done, 1), ", ".join(filter(None, [*told, left])))
+        if also:
+            also(state, done)
 
     return show

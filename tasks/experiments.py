@@ -96,16 +96,9 @@ def train_cell(
 
     key = _train_key(None, {"cell": cell, "config": config, "shards": shards})
     checkpoint = _folder() / f"{key}.ckpt"
-    show = training_progress(name)
-
-    def tell(state: TrainingState, done: float) -> None:
-        show(state, done)
-        if on_progress:
-            on_progress(state, done)
-
     get_run_logger().info("training %s", name)
     begun = Path(start).read_bytes() if start else None
-    learned = train(cell, load_shards(shards), config, begun, checkpoint, tell)
+    learned = train(cell, load_shards(shards), config, begun, checkpoint, training_progress(name, on_progress))
     path = _folder() / f"{key}.safetensors"
     write_whole(path, learned.data)
     state = learned.state

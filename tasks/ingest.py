@@ -10,24 +10,14 @@ from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
 
 # Listing again is cheap beside what follows, and a stale plan is worse than none: never cached.
-@task(
-    name="plan",
-    retries=3,
-    **IF_TRANSIENT,
-    **NOT_KEPT,
-)
+@task(name="plan", retries=3, **IF_TRANSIENT, **NOT_KEPT)
 def plan_run(listing: Listing, known: KnownKeys, folder: Path, limit: int | None, wave: int) -> Plan:
     """List the next wave, subtract what the archive knows, and keep the rest in ``folder``."""
     return plan(listing, known, folder / "plan.arrow", limit, wave)
 
 
 # Once a run: its waves are told apart by their keys, so what it adds itself it never lists again.
-@task(
-    name="known",
-    retries=3,
-    **IF_TRANSIENT,
-    **NOT_KEPT,
-)
+@task(name="known", retries=3, **IF_TRANSIENT, **NOT_KEPT)
 def known_keys(archive: Archive) -> KnownKeys:
     """What the archive holds now."""
     archive.refresh()

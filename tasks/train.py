@@ -103,13 +103,6 @@ def train(
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
     key = training_key(family, records, config, weights, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
-    show = training_progress(family)
-
-    def tell(state: TrainingState, done: float) -> None:
-        show(state, done)
-        if on_progress:
-            on_progress(state, done)
-
     if TaskRunContext.get():
         get_run_logger().info("training %s on %d pictures on %s", family, len(learned), pick_device().type)
     origin = parse(start) if start else None
@@ -121,7 +114,7 @@ def train(
         start=origin,
         card=card,
         checkpoint=checkpoint,
-        on_progress=tell,
+        on_progress=training_progress(family, on_progress),
         weights=weights,
     )
     data, state, refused = trained.data, trained.state, refused_of(records)

@@ -11,7 +11,7 @@ from compressor.known import KnownKeys
 from compressor.planning import Listing, plan
 from compressor.sources import Source, SourceFile
 from flows.errors import EndedUnwell
-from flows.progress import Silence, listening
+from flows.progress import Listener, listening
 from tests.runs import archive_it, write_pictures
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_fails_too_often_lists_no_further_wave(tmp_path: Path) -> Non
 def test_a_run_tells_how_far_it_is_within_batches_and_after_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Heard(Silence):
+    class Heard(Listener):
         def advance(self, done: int, note: str = "") -> None:
             told.append(done)
 
