@@ -19,7 +19,7 @@ from tests.codecs import smooth_pictures, tiny_artifact
 from tests.fixtures.make import ARCHIVES, HERE
 
 READER = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "read_without_latentpack.py"))
-SIZES = [(32, 32), (50, 7), (1, 1), (70, 300)]
+SIZES = [(32, 32), (50, 7), (1, 1), (70, 130)]
 Row = dict[str, Any]
 
 
