@@ -5,7 +5,7 @@ import re
 # user:password@ in front of a host. An AWS secret may hold a slash; a host's port with a path behind it is none.
 PASSWORD = r"://[^/@\s:]*:(?!\d+/)[^@\s]*@"
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
-_PASSWORDS = re.compile(r"(?<=://)([^/@\s:]*):(?!\d+/)[^@\s]*(?=@)|\?[^\s\"]*=[^\s\"]*")
+_PASSWORDS = re.compile(r"(?<=://)([^/@\s:]*):(?!\d+/)[^@\s]*(?=@)|\?\S*=\S*?(?=\"?(?:\s|$))")
 
 ADVICE = (
     "an address holds no password, since addresses are stored and shown: give it by the environment "

@@ -386,6 +386,9 @@ def decoded(row: Row, archive: Path) -> np.ndarray:
 
 
 def main(archive: str = "example-archive", folder: str = "example-pictures") -> None:
+    marker = Path(archive, "latentpack.json")
+    if not marker.is_file() or json.loads(marker.read_bytes())["format"] > 1:
+        sys.exit(f"{archive}: there is no archive of format 1 in this folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
     number = 0
     for file in DeltaTable(f"{archive}/images").file_uris():

@@ -186,6 +186,7 @@ def test_names_of_runs_leave_queries_out():
         ("s3://key:sec/ret@bucket/x", "s3://bucket/x"),
         ("http://user@host/x?sig=abc", "http://host/x"),
         ('no way to "http://host/x?a=b&c=d"', 'no way to "http://host/x"'),
+        ('no way to "http://host/x?a="b"&c=d" (yet)', 'no way to "http://host/x" (yet)'),
         ("s3://bucket/dir/a@2x.png", "s3://bucket/dir/a@2x.png"),
         ("http://host:8080/a@2x.png", "http://host:8080/a@2x.png"),
         ("cannot read ftp://u:p@h/x: denied", "cannot read ftp://h/x: denied"),

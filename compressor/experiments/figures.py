@@ -59,13 +59,8 @@ def _palette(results: Results) -> dict[str, str]:
 def _standards(results: Results, axes: "Axes", palette: dict[str, str]) -> None:
     for name, title in _STANDARD.items():
         rows = results.standards[name]
-        axes.plot(
-            [row.mean_bytes for row in rows],
-            [row.mean_psnr for row in rows],
-            color=palette[title],
-            linewidth=1.6,
-            label=title,
-        )
+        sizes, levels = [row.mean_bytes for row in rows], [row.mean_psnr for row in rows]
+        axes.plot(sizes, levels, color=palette[title], linewidth=1.6, label=title)
 
 
 def _rate(results: Results) -> "Figure":
