@@ -35,7 +35,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Batch:
-    """Files to encode together; ``changed`` are the keys whose archived rows are out of date."""
+    """Files to encode together; ``changed`` are the keys whose archived rows are out of date.
+
+    ``name`` is unique in a run: ``0``, ``1``, ... and ``1a``, ``1b``, ``1ab``, ... for parts of one.
+    """
 
     name: str
     files: tuple[SourceFile, ...]
