@@ -44,7 +44,7 @@ WAYS = "; put it back from a backup, give the source that its pictures came from
 
 @dataclass
 class Repaired:
-    """What was mended and what was not. JSON-able by ``to_dict``.
+    """What was mended and what was not.
 
     ``files`` were put right from what they hold, ``codecs`` from another copy, ``log`` says what was done about it;
     ``regained`` keys were encoded again from the source, by ``codec`` (its id; empty where none was needed) at

@@ -205,7 +205,7 @@ def _unlisted(counts: dict[str, int]) -> str:
 
 
 def encoded_again(repaired: dict[str, Any]) -> str:
-    """What a repair (:meth:`Repaired.to_dict`) encoded again, and how.
+    """What a repair (:class:`compressor.repairing.Repaired` as JSON) encoded again, and how.
 
     >>> encoded_again({"regained": ["a.png"], "codec": "webp", "floor": 34.05})
     '1 picture encoded again by webp at 34.05 dB or more'
@@ -216,7 +216,7 @@ def encoded_again(repaired: dict[str, Any]) -> str:
 
 
 def taken_out(repaired: dict[str, Any]) -> str:
-    """What a repair (:meth:`Repaired.to_dict`) took out.
+    """What a repair (:class:`compressor.repairing.Repaired` as JSON) took out.
 
     >>> taken_out({"taken_out": ["a.png"], "unnamed": 120})
     '121 taken out (120 of files that name them no more; a run over their source archives them again)'
