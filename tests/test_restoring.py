@@ -25,7 +25,7 @@ from compressor.metrics import psnr
 from compressor.parquet import Row
 from compressor.picture_writing import encode_picture
 from compressor.quality import encode_to_target
-from compressor.restoring import restore, safe_path, write_file
+from compressor.restoring import file_name, find_clashes, restore, safe_path, write_file
 from compressor.sources import Source
 from tests.codecs import smooth_pictures
 from tests.rows import original_row, picture_row
@@ -198,6 +198,9 @@ def test_a_picture_whose_path_is_the_folder_of_others_gets_another(
         one = restore(archive, tmp_path / "one", [key], format)
         assert (one.written, one.problems) == (1, [])
     assert names(tmp_path / "one") == names(tmp_path / "out")
+    clashes, _ = find_clashes(archive.keys(), format)  # as the operations' page says
+    own = None if archive.read_row("p.png").codec == "original" else format
+    assert names(tmp_path / "out") == {file_name(key, own, clashes) for key in keys}
 
 
 def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:
