@@ -1,20 +1,17 @@
-"""Pictures of an archive as files, each at its key's path and never outside the folder asked for."""
+"""Pictures of an archive as files, each at its key's path and never outside the place asked for."""
 
-import errno
 import hashlib
 import itertools
 import multiprocessing
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +20,9 @@ from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
+from compressor.destinations import Destination, destination_at
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
-from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
-from compressor.images import decode_picture
 from compressor.known import hash_keys
-from compressor.metrics import psnr
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture
 from compressor.retrying import is_transient
@@ -36,12 +31,10 @@ from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
 
 MORE_MEMORY = "; try again with more memory"
 BATCH = 256  # rows that one process is given at a time
-ALIKE = 45.0  # dB between two restored files of one picture; rounding leaves 55 or more, JPEG makes 45 of it
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp", "avif": ".avif"}
 _SAME = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "tiff": (".tif", ".tiff"), "bmp": (".bmp", ".dib")}
 _NAME_BYTES = 255  # what common file systems allow for one name
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MARKED = re.compile("~[0-9a-f]{12}$")  # as _mark does
 _DEVICES = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -146,44 +139,52 @@ def find_clashes(keys: Iterable[str], format: str) -> tuple[Clashes, set[str]]:
 def restore_rows(
     archive: Archive,
     rows: Sequence[Row],
-    destination: Path,
+    destination: Destination,
     format: str = "png",
     clashes: Clashes | None = None,
     overwrite: bool = False,
 ) -> Restored:
-    """Write the pictures of ``rows`` below ``destination``; originals as they came, byte for byte.
+    """Write the pictures of ``rows`` to ``destination``; originals as they came, byte for byte.
 
     Each file appears whole or not at all. One that is there as it would be written counts as written; another one is
     left alone, which is a problem, unless ``overwrite`` has it replaced.
     """
     done = Restored()
-    for together in decoded_together(rows):
-        for row, data in zip(together, _files(archive, together, format), strict=True):
-            if isinstance(data, Exception):
-                done.problems.append((row.key, _why(data)))
-                continue
-            name = file_name(row.key, None if row.codec == ORIGINAL else format, clashes)
-            try:
-                write_file(destination, name, data, overwrite, rounded=is_carried(row.codec))
-            except UnicodeEncodeError:
-                done.problems.append((row.key, f"cannot write {name}: not in this locale; set PYTHONUTF8=1"))
-                continue
-            except OSError as error:
-                reason = f"cannot write {name}: {error.strerror or error}"
-                if error.errno in _NO_ROOM:  # nor would any other be written
-                    raise ArchiveError(
-                        f"{destination}: {reason}; what is written stays: make room, then repeat the command"
-                    ) from error
-                done.problems.append((row.key, reason))
-                continue
-            done.written += 1
-            done.bytes += len(data)
-            done.renamed += safe_path(row.key) != row.key
+
+    def write(row: Row, data: bytes | Exception) -> int | str:
+        """Bytes of the file, or why it is not written."""
+        if isinstance(data, Exception):
+            return told(data) + (MORE_MEMORY if is_shortage(data) else "")
+        name = file_name(row.key, None if row.codec == ORIGINAL else format, clashes)
+        try:
+            destination.write(name, data, overwrite, rounded=is_carried(row.codec))
+        except UnicodeEncodeError:
+            return f"cannot write {name}: not in this locale; set PYTHONUTF8=1"
+        except OSError as error:
+            return f"cannot write {name}: {error.strerror or error}"
+        return len(data)
+
+    with threads(destination.threads) as in_order:
+        for together in decoded_together(rows):
+            files = _files(archive, together, format)
+            for row, outcome in zip(together, in_order(write, together, files), strict=True):
+                if isinstance(outcome, str):
+                    done.problems.append((row.key, outcome))
+                    continue
+                done.written += 1
+                done.bytes += outcome
+                done.renamed += safe_path(row.key) != row.key
     return done
 
 
-def _why(error: Exception) -> str:
-    return told(error) + (MORE_MEMORY if is_shortage(error) else "")
+@contextmanager
+def threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A ``map`` that has so many calls under way at once."""
+    if count == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(count) as pool:
+        yield pool.map
 
 
 def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes | Exception]:
@@ -202,68 +203,6 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
             yield error
 
 
-def write_file(destination: Path, name: str, data: bytes, overwrite: bool = False, rounded: bool = False) -> None:
-    """Put ``data`` at ``destination / name``, following no link on the way there nor at its end.
-
-    A file that is there stays if its bytes are the same, or, where pixels are ``rounded`` as batch and machine have it,
-    if it shows the same picture.
-
-    Raises
-    ------
-    FileExistsError
-        Another file is there, or a link, whatever it leads to. With ``overwrite`` either is replaced itself.
-    OSError
-        Also where a folder on the way is a link, which might lead out of ``destination``.
-    """
-    folder = destination
-    *folders, last = name.split("/")
-    for part in folders:
-        folder = folder / part
-        if folder.is_symlink():
-            raise OSError(f"{folder} is a link; it is not followed")
-        folder.mkdir(exist_ok=True)
-    path = folder / last
-    if not overwrite and _is_there(path, data, rounded):
-        return
-    with in_place_of(path, lasting=False) as temporary:
-        temporary.write_bytes(data)
-
-
-def _is_there(path: Path, data: bytes, rounded: bool) -> bool:
-    """Whether this file is at ``path``. FileExistsError where another is."""
-    try:
-        there = path.lstat()
-    except FileNotFoundError:
-        return False
-    if stat.S_ISDIR(there.st_mode):
-        return False  # writing will say so: nothing replaces a folder
-    if stat.S_ISREG(there.st_mode):
-        if there.st_size == len(data) and path.read_bytes() == data:
-            return True
-        if rounded and there.st_size < 2 * len(data) + 1024 and _are_alike(path.read_bytes(), data):
-            return True
-    raise FileExistsError("another file of that name is there; --overwrite replaces it")
-
-
-def _are_alike(one: bytes, other: bytes) -> bool:
-    """Whether two picture files show the same but for how sums were rounded: by one level here and there."""
-    try:
-        a, b = (decode_picture(data).pixels for data in (one, other))
-    except ImageError:
-        return False
-    return a.shape == b.shape and psnr(a, b) > ALIKE
-
-
-def _delete_leftovers(destination: Path, folders: Iterable[str]) -> None:
-    """Delete what killed restores left half-written in ``folders`` of keys, so long ago that no restore writes it."""
-    for name in folders:
-        parts = safe_path(name).split("/") if name else []
-        folder, *below = itertools.accumulate(parts, Path.__truediv__, initial=destination)
-        if not any(path.is_symlink() for path in below):
-            with suppress(OSError):  # most are made only now, and what cannot be read here does no harm
-                delete_unfinished([folder, *below][-1], UNFINISHED_S)
-
-
 def restore(
     archive: Archive,
     destination: str | os.PathLike[str],
@@ -273,13 +212,15 @@ def restore(
     on_progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> Restored:
-    """Restore ``keys``, or all pictures where they are None, below ``destination``, which is created.
+    """Restore ``keys``, or all pictures where they are None, below ``destination``: a folder, which is created, or S3.
 
     What is damaged, or refused for good, or would replace another file, is among the problems and keeps nothing else
     from being restored. Files that are there as they would be written count as written: a restore may be repeated.
 
     Parameters
     ----------
+    destination
+        A local path, or ``s3://bucket/prefix``, for which credentials come from the environment.
     keys
         In any order; each is restored once. A picture's path does not depend on which others are asked for.
     format
@@ -294,28 +235,25 @@ def restore(
     Raises
     ------
     ArchiveError
-        There is no such format, ``destination`` cannot be created, lies in the archive or is full, storage failed in a
-        way that may pass, or another run has taken files away.
+        There is no such format, ``destination`` cannot be created or written to, lies in the archive or is full,
+        storage failed in a way that may pass, or another run has taken files away.
     """
     keys = None if keys is None else several(keys)
-    destination = Path(destination)
+    place = destination_at(destination)
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")
     if not isinstance(workers, Integral) or workers < 1:
         raise ArchiveError(f"workers are 1 or more, not {workers!r}")
-    if destination.resolve().is_relative_to(Path(archive.url).resolve()):  # a URL is no folder of this machine
-        raise ArchiveError(f"{destination} is in the archive itself, among its own files; name another folder")
-    try:
-        destination.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArchiveError(f"cannot create {destination}: {error.strerror or error}; name another folder") from error
+    if place.lies_in(archive.url):
+        raise ArchiveError(f"{place} is in the archive itself, among its own files; name another place")
+    place.create()
     with enough_memory(archive.url, "restore it"):
-        return _restore(archive, destination, keys, format, workers, on_progress, overwrite)
+        return _restore(archive, place, keys, format, workers, on_progress, overwrite)
 
 
 def _restore(
     archive: Archive,
-    destination: Path,
+    destination: Destination,
     keys: Collection[str] | None,
     format: str,
     workers: int,
@@ -325,7 +263,7 @@ def _restore(
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
     clashes, folders = find_clashes(chosen.keys(), format)
-    _delete_leftovers(destination, folders)
+    destination.delete_leftovers(map(safe_path, folders))
     total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)
@@ -343,7 +281,7 @@ def _restore(
 def _restore_batches(
     archive: Archive,
     batches: Iterator[list[Row]],
-    destination: Path,
+    destination: Destination,
     format: str,
     clashes: Clashes,
     overwrite: bool,
@@ -374,10 +312,10 @@ def _restore_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker: tuple[Archive, Path, str, Clashes, bool]
+_worker: tuple[Archive, Destination, str, Clashes, bool]
 
 
-def _start_worker(archive: Archive, destination: Path, format: str, clashes: Clashes, overwrite: bool) -> None:
+def _start_worker(archive: Archive, destination: Destination, format: str, clashes: Clashes, overwrite: bool) -> None:
     global _worker
     import torch
 

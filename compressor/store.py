@@ -4,11 +4,12 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fsspec
@@ -103,16 +104,7 @@ class Store:
     def _connected(self) -> Any:
         if not self.is_s3:
             return fsspec.filesystem("file")
-        options = {S3FS_OPTIONS[name]: value for name, value in self.options.items() if name in S3FS_OPTIONS}
-        region = self.options.get("AWS_REGION")
-        return fsspec.filesystem(
-            "s3",
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            client_kwargs={"region_name": region} if region else {},
-            config_kwargs={"max_pool_connections": POOL, "retries": {"mode": "adaptive", "max_attempts": 8}},
-            **options,
-        )
+        return s3_filesystem(self.options)
 
     def path(self, name: str) -> str:
         """A file's full path, ``name`` being relative to the archive."""
@@ -240,27 +232,45 @@ class Store:
             "each other's rows; use a store that honours them (AWS S3, MinIO, Ceph, R2)"
         )
 
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
+    def errors(self, doing: str) -> AbstractContextManager[None]:
         """Turn what disks, buckets, Arrow and delta-rs raise into ArchiveError."""
-        try:
-            yield
-        except LatentpackError:
+        return storage_errors(self.url, doing)
+
+
+def s3_filesystem(options: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A filesystem of S3 that shares nothing with others; ``options`` are as those of :class:`Store`."""
+    region = options.get("AWS_REGION")
+    return fsspec.filesystem(
+        "s3",
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs={"max_pool_connections": POOL, "retries": {"mode": "adaptive", "max_attempts": 8}},
+        **{S3FS_OPTIONS[name]: value for name, value in options.items() if name in S3FS_OPTIONS},
+    )
+
+
+@contextmanager
+def storage_errors(url: str, doing: str) -> Iterator[None]:
+    """Turn what disks, buckets, Arrow and delta-rs raise into ArchiveError, of what lies at ``url``."""
+    try:
+        yield
+    except LatentpackError:
+        raise
+    except BaseException as error:  # a panic of delta-rs, met where a checkpoint is damaged, is no Exception
+        if not _is_foreign(error):
             raise
-        except BaseException as error:  # a panic of delta-rs, met where a checkpoint is damaged, is no Exception
-            if not _is_foreign(error):
-                raise
-            # delta-rs colours its messages and spreads them over lines.
-            reason = re.sub(r"\x1b\[[0-9;]*m", "", told(error))
-            if system := re.search(r"Os \{ code: (\d+)", reason):  # as delta-rs prints what the system refused
-                reason = os.strerror(int(system[1])).lower()
-            elif "URL scheme is not allowed" in reason:
-                reason = "the endpoint has no TLS; use https://, or set AWS_ALLOW_HTTP=true where you trust the network"
-            elif 'failed to parse ""' in reason:
-                reason += "; a variable of the environment that begins with AWS_ is empty: unset it"
-            elif self.is_s3 and isinstance(error, PermissionError):
-                reason += "; check the credentials in the environment and the permissions"
-            raise ArchiveError(f"{self.url}: cannot {doing}: {reason}") from error
+        # delta-rs colours its messages and spreads them over lines.
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", told(error))
+        if system := re.search(r"Os \{ code: (\d+)", reason):  # as delta-rs prints what the system refused
+            reason = os.strerror(int(system[1])).lower()
+        elif "URL scheme is not allowed" in reason:
+            reason = "the endpoint has no TLS; use https://, or set AWS_ALLOW_HTTP=true where you trust the network"
+        elif 'failed to parse ""' in reason:
+            reason += "; a variable of the environment that begins with AWS_ is empty: unset it"
+        elif url.startswith("s3://") and isinstance(error, PermissionError):
+            reason += "; check the credentials in the environment and the permissions"
+        raise ArchiveError(f"{url}: cannot {doing}: {reason}") from error
 
 
 def _is_foreign(error: BaseException) -> bool:

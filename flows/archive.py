@@ -43,8 +43,10 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         Some of them could not be restored.
     """
     done = _restored(parameters)
-    written, host = number(done["written"], "picture"), socket.gethostname()
-    get_run_logger().info("%s written to %s on %s", written, Path(parameters.destination).resolve(), host)
+    place = parameters.destination
+    if "://" not in place:
+        place = f"{Path(place).resolve()} on {socket.gethostname()}"
+    get_run_logger().info("%s written to %s", number(done["written"], "picture"), place)
     _raise_if_any(done["problems"], "not restored", done)
     return done
 

@@ -4,6 +4,7 @@ Not the meaning of the options to an encoder (see compressor.encoding): here are
 """
 
 import os
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -40,6 +41,12 @@ def _is_local(path: str) -> str:
     return os.path.expanduser(path)  # behind a form there is no shell that would
 
 
+def _is_destination(address: str) -> str:
+    if not re.match(_PLACE, address):
+        raise ValueError("it must be a local folder or an s3:// address")
+    return os.path.expanduser(address)
+
+
 def _is_file(path: str) -> str:
     if path == STANDARD_INPUT:
         raise ValueError("only the command line has a standard input, a run would wait for it for ever: name a file")
@@ -48,6 +55,7 @@ def _is_file(path: str) -> str:
 
 # Prefect's server holds new runs and deployments against patterns, before it stores a parameter or runs it at night.
 _LOCAL, _UNPADDED = "^(?!.*://)", r"^(?!\s)(?!.*\s$)"
+_PLACE = "^(?!(?!(file|s3a?)://).*://)"
 Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
     Address,
@@ -63,6 +71,15 @@ ArchiveUrl = Annotated[
     ),
 ]
 LocalPath = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": _LOCAL}), AfterValidator(_is_local)]
+Destination = Annotated[
+    Address,
+    Field(
+        min_length=1,
+        description="folder, which is created, or s3://bucket/prefix that files are written below",
+        json_schema_extra={"pattern": f"{_PLACE}(?!.*{PASSWORD})"},
+    ),
+    AfterValidator(_is_destination),
+]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": f"{_LOCAL}(?!-$)"})]
 CodecAddress = Annotated[
     Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
@@ -315,7 +332,7 @@ class RestoreParameters(Parameters):
     """Pictures of an archive back as files."""
 
     archive: ArchiveUrl
-    destination: LocalPath = Field(description="folder that files are written below; it is created")
+    destination: Destination
     key: list[str] = Field(default=[], description="keys to restore (default: all)")
     keys_from: KeysFile | None = Field(default=None, description="file of more keys to restore, one on a line")
     format: PictureFormat = Field(

@@ -1,7 +1,6 @@
 """Restore, verify and repair without Prefect: what the command line does where nobody could watch a flow."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from compressor.archive import Archive
@@ -16,14 +15,13 @@ from flows.progress import on_progress
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """As :func:`flows.archive.restore`."""
     archive = Archive.open(parameters.archive)
-    destination, workers = Path(parameters.destination), parameters.workers or worker_count()
     keys = named(parameters.key, parameters.keys_from) or None
     done = restore_pictures(
         archive,
-        destination,
+        parameters.destination,
         keys,
         parameters.format,
-        workers,
+        parameters.workers or worker_count(),
         on_progress("restoring"),
         overwrite=parameters.overwrite,
     )

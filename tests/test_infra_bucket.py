@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -37,6 +38,7 @@ ROLES = {
     "writer": ["archive_writer", "source_reader"],
     "maintainer": ["archive_maintainer"],
 }
+RESTORING = {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}  # on the bucket that pictures are restored to
 ARNS = {"archive": "arn:aws:s3:::archive", "source": "arn:aws:s3:::source"}
 
 
@@ -101,7 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def _set_up(url: str) -> dict[str, tuple[str, str]]:
     admin = {"endpoint_url": url, "aws_access_key_id": "test", "aws_secret_access_key": "test"}
     s3, iam = boto3.client("s3", **admin), boto3.client("iam", **admin)
-    for bucket in ARNS:
+    for bucket in [*ARNS, "restored"]:
         s3.create_bucket(Bucket=bucket)
     s3.put_bucket_policy(Bucket="archive", Policy=json.dumps(_policy("bucket")))
     stored = json.loads(s3.get_bucket_policy(Bucket="archive")["Policy"])
@@ -112,10 +114,13 @@ def _set_up(url: str) -> dict[str, tuple[str, str]]:
     for name in ("one.png", "two.png"):
         s3.put_object(Bucket="source", Key=f"a/{name}", Body=picture)
     keys = {}
-    for role, policies in ROLES.items():
+    own = {"Effect": "Allow", "Action": [*RESTORING], "Resource": ["arn:aws:s3:::restored", "arn:aws:s3:::restored/*"]}
+    granted = {role: {name: _policy(name) for name in policies} for role, policies in ROLES.items()}
+    granted["restorer"] = granted["reader"] | {"own": {"Version": "2012-10-17", "Statement": [own]}}
+    for role, policies in granted.items():
         iam.create_user(UserName=role)
-        for policy in policies:
-            iam.put_user_policy(UserName=role, PolicyName=policy, PolicyDocument=json.dumps(_policy(policy)))
+        for name, policy in policies.items():
+            iam.put_user_policy(UserName=role, PolicyName=name, PolicyDocument=json.dumps(policy))
         made = iam.create_access_key(UserName=role)["AccessKey"]
         keys[role] = made["AccessKeyId"], made["SecretAccessKey"]
     begin = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
@@ -176,6 +181,25 @@ def test_each_role_can_do_its_work_and_needs_every_action_that_it_has(server: Se
         # An upload in parts is for objects of more than 100 MB, which this test does not write.
         unused = {(action, resource) for action, resource in unused if action != "s3:AbortMultipartUpload"}
         assert not unused, f"{role} has rights that it does not use"
+
+
+def test_restoring_into_a_bucket_takes_three_rights_there_and_no_other(server: Server, monkeypatch: pytest.MonkeyPatch):
+    archive = Archive.create("s3://archive/restored", server.environment("writer"))
+    archive.commit([archive.write_part(_rows(2))])
+    for role, ends in (
+        ("writer", pytest.raises(ArchiveError, match="check the credentials")),
+        ("restorer", nullcontext()),
+    ):
+        for name, value in server.environment(role).items():
+            monkeypatch.setenv(name, value)
+        with ends:
+            for _ in range(2):
+                assert Archive.open(archive.url).restore("s3://restored/pictures").written == 2
+    asked = [(action, ok) for action, where, ok in server.asked("restorer") if ":::restored" in where]
+    assert all(ok for _, ok in asked) and {action for action, _ in asked} <= RESTORING
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    [line] = re.findall(r"^- \*\*Restoring to a bucket\*\*.*$", guide, re.M)
+    assert set(re.findall(r"s3:\w+", line)) == RESTORING
 
 
 def _granted(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from skimage import data
 from compressor import restoring
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
+from compressor.destinations import Folder
 from compressor.errors import ArchiveError
 from compressor.images import decode_picture
 from compressor.keyed_table import KeyedTable
@@ -25,8 +26,9 @@ from compressor.metrics import psnr
 from compressor.parquet import Row
 from compressor.picture_writing import encode_picture
 from compressor.quality import encode_to_target
-from compressor.restoring import file_name, find_clashes, restore, safe_path, write_file
+from compressor.restoring import file_name, find_clashes, restore, safe_path
 from compressor.sources import Source
+from compressor.store import s3_filesystem
 from tests.codecs import smooth_pictures
 from tests.rows import original_row, picture_row
 
@@ -66,15 +68,15 @@ def test_a_restored_path_stays_inside_and_names_one_file(key: str, tmp_path: Pat
 
 def test_a_full_disk_ends_a_restore_with_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = archive_of(tmp_path, "a.png", "b.png", "c.png")
-    write = restoring.write_file
+    replace = os.replace
 
-    def full(destination: Path, name: str, *rest: Any, **options: Any) -> None:
-        if name != "a.png":
+    def full(source: Path, target: Path) -> None:
+        if target.name != "a.png":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(destination, name, *rest, **options)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(restoring, "write_file", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(ArchiveError, match="cannot write b.png: No space left on device; what is written stays"):
             archive.restore(tmp_path / "out")
     assert names(tmp_path / "out") == {"a.png"}
@@ -207,10 +209,11 @@ def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Pa
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine")
+    out = Folder(tmp_path / "out")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        write_file(tmp_path / "out", "a.png", b"mine")
+        out.write("a.png", b"mine")
     assert (tmp_path / "out" / "a.png").is_symlink(), "what it leads to is none of a restore's files"
-    write_file(tmp_path / "out", "a.png", b"picture", overwrite=True)
+    out.write("a.png", b"picture", overwrite=True)
     assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out" / "a.png").read_bytes() == b"picture"
 
 
@@ -389,3 +392,66 @@ def test_pictures_restored_with_other_neighbours_are_those_that_are_there(tmp_pa
     assert restore(archive, tmp_path / "out").problems == []
     (tmp_path / "out" / learned[0]).write_bytes(encode_picture(smooth_pictures(1, 64, 64, seed=9)[0], 3))
     assert [key for key, _ in restore(archive, tmp_path / "out").problems] == learned[:1]
+
+
+def objects(prefix: str) -> dict[str, bytes]:
+    """What lies below an ``s3://`` address, by its path from there."""
+    fs, root = s3_filesystem(), prefix.removeprefix("s3://")
+    return {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bucket_gets_the_files_that_a_folder_gets(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(restoring, "BATCH", 2)
+    archive = archive_of(tmp_path, "a.jpg", "a.png", "../b.png", "p.png", "p.png/c d+%.png", "sub/ö.png")
+    archive.commit([archive.write_part([original_row("kept.tif", b"as it came", 9, 9)])])
+    here, there = tmp_path / "out", f"{bucket}/some/where"
+    assert restore(archive, f"{there}/", workers=workers) == restore(archive, f"file://{here}", workers=workers)
+    assert objects(there) == {name: (here / name).read_bytes() for name in names(here)}
+    kinds = {
+        s3_filesystem().call_s3("head_object", Bucket=bucket[5:], Key=f"some/where/{name}")["ContentType"]
+        for name in ("a.png", "kept.tif")
+    }
+    assert kinds == {"image/png", "image/tiff"}, "as a browser shows them"
+
+
+def test_another_object_of_the_name_is_left_alone_until_it_is_to_be_replaced(tmp_path: Path, bucket: str) -> None:
+    archive = archive_of(tmp_path, "a.png", "b.png", "c.png")
+    whole = restore(archive, bucket)
+    pictures = objects(bucket)
+    assert restore(archive, bucket) == whole, "the same bytes are as good as written"
+    s3_filesystem().pipe({f"{bucket}/a.png": b"shorter", f"{bucket}/b.png": bytes(len(pictures["b.png"]))})
+    done = restore(archive, bucket)
+    assert done.written == 1 and sorted(done.problems) == [
+        (name, f"cannot write {name}: another file of that name is there; --overwrite replaces it")
+        for name in ("a.png", "b.png")
+    ]
+    assert objects(bucket)["a.png"] == b"shorter"
+    assert restore(archive, bucket, overwrite=True) == whole and objects(bucket) == pictures
+
+
+def test_a_key_that_is_too_long_for_a_bucket_keeps_nothing_else_back(tmp_path: Path, bucket: str) -> None:
+    archive = archive_of(tmp_path, "a.png", "/".join(["x" * 210] * 5) + "/b.png")
+    [(_, reason)] = restore(archive, f"{bucket}/in/a/prefix").problems
+    assert reason.endswith("File name too long") and list(objects(f"{bucket}/in/a/prefix")) == ["a.png"]
+
+
+def test_what_a_bucket_refuses_ends_a_restore_with_one_message(tmp_path: Path, bucket: str) -> None:
+    archive = archive_of(tmp_path, "a.png", "b.png")
+    with pytest.raises(ArchiveError, match=r"s3://no-such-bucket-at-all: cannot write [ab]\.png: .*bucket"):
+        restore(archive, "s3://no-such-bucket-at-all")
+    inside = Archive.create(f"{bucket}/archive")
+    inside.commit([inside.write_part([picture_row("a.png")])])
+    for address, why in [
+        (f"{inside.url}/restored", "is in the archive itself"),
+        (inside.url.replace("s3://", "s3a://"), "is in the archive itself"),
+        ("s3://", "a bucket is missing"),
+        ("s3://key:secret@bucket", "holds no password"),
+        ("gs://bucket/pictures", "to a local folder or to s3://, not to gs://"),
+    ]:
+        with pytest.raises(ArchiveError, match=why) as told:
+            restore(inside, address)
+        assert "secret" not in str(told.value)
+    assert restore(inside, f"{inside.url}s").written == 1, "its neighbour is not inside"

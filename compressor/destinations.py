@@ -1,0 +1,212 @@
+"""Where restored files go: a folder, or a bucket. Each is there whole or not at all, and replaces no other unasked."""
+
+import errno
+import itertools
+import mimetypes
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from compressor.addresses import ADVICE, has_password, shown
+from compressor.errors import ArchiveError, ImageError, s3_status
+from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
+from compressor.images import decode_picture
+from compressor.metrics import psnr
+from compressor.store import s3_filesystem, storage_errors
+
+ALIKE = 45.0  # dB between two restored files of one picture; rounding leaves 55 or more, JPEG makes 45 of it
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_KEY_BYTES = 1024  # of an object, by S3's rules
+
+
+class Folder:
+    """A local folder. No link in it is followed, neither on the way to a file nor at its end."""
+
+    threads = 1  # that write at once: decoding takes longer
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def lies_in(self, archive: str) -> bool:
+        """Whether files would be written among those of the archive at this address."""
+        return self._path.resolve().is_relative_to(Path(archive).resolve())  # a URL is no folder of this machine
+
+    def create(self) -> None:
+        """Make it, with those above it. ArchiveError where that cannot be."""
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ArchiveError(f"cannot create {self}: {reason}; name another folder") from error
+
+    def delete_leftovers(self, folders: Iterable[str]) -> None:
+        """Delete what killed restores left half-written in ``folders``, so long ago that no restore writes it."""
+        for name in folders:
+            folder, *below = itertools.accumulate(name.split("/") if name else [], Path.__truediv__, initial=self._path)
+            if not any(path.is_symlink() for path in below):
+                with suppress(OSError):  # most are made only now, and what cannot be read here does no harm
+                    delete_unfinished([folder, *below][-1], UNFINISHED_S)
+
+    def write(self, name: str, data: bytes, overwrite: bool = False, rounded: bool = False) -> None:
+        """Put ``data`` at the relative path ``name``.
+
+        A file that is there stays if its bytes are the same, or, where pixels are ``rounded`` as batch and machine have
+        it, if it shows the same picture.
+
+        Raises
+        ------
+        FileExistsError
+            Another file is there, or a link, whatever it leads to. With ``overwrite`` either is replaced itself.
+        OSError
+            Also where a folder on the way is a link, which might lead out of this one.
+        ArchiveError
+            There is no room for this file, nor for any other.
+        """
+        folder = self._path
+        *folders, last = name.split("/")
+        try:
+            for part in folders:
+                folder = folder / part
+                if folder.is_symlink():
+                    raise OSError(f"{folder} is a link; it is not followed")
+                folder.mkdir(exist_ok=True)
+            path = folder / last
+            if overwrite or not _is_there(path, data, rounded):
+                with in_place_of(path, lasting=False) as temporary:
+                    temporary.write_bytes(data)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            reason = f"cannot write {name}: {error.strerror}"
+            raise ArchiveError(
+                f"{self}: {reason}; what is written stays: make room, then repeat the command"
+            ) from error
+
+
+def _is_there(path: Path, data: bytes, rounded: bool) -> bool:
+    """Whether this file is at ``path``. FileExistsError where another is."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(there.st_mode):
+        return False  # writing will say so: nothing replaces a folder
+    regular = stat.S_ISREG(there.st_mode)
+    if regular and _may_be(there.st_size, data, rounded) and _is_same(path.read_bytes(), data, rounded):
+        return True
+    raise _taken()
+
+
+class Bucket:
+    """An S3 bucket, or a prefix in one; credentials come from the environment.
+
+    Parameters
+    ----------
+    url
+        ``s3://bucket`` or ``s3://bucket/prefix``.
+
+    Raises
+    ------
+    ArchiveError
+        The address names no bucket, or holds a password.
+    """
+
+    threads = 16  # that write at once: each waits for the store
+
+    def __init__(self, url: str) -> None:
+        if has_password(url):
+            raise ArchiveError(f"{shown(url)}: {ADVICE}")
+        root = url.partition("://")[2].rstrip("/")
+        self._bucket, _, prefix = root.partition("/")
+        if not self._bucket:
+            raise ArchiveError(f"{url}: a bucket is missing; use s3://bucket/prefix")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._url = f"s3://{root}"
+
+    def __str__(self) -> str:
+        return self._url
+
+    @cached_property
+    def _fs(self) -> Any:
+        return s3_filesystem()
+
+    def lies_in(self, archive: str) -> bool:
+        """Whether files would be written among those of the archive at this address."""
+        return f"{self._url}/".startswith(f"{archive}/")
+
+    def create(self) -> None:
+        """Nothing: prefixes are there once an object has one, and whose bucket it is makes it."""
+
+    def delete_leftovers(self, folders: Iterable[str]) -> None:
+        """Nothing: an object appears whole."""
+
+    def write(self, name: str, data: bytes, overwrite: bool = False, rounded: bool = False) -> None:
+        """As :meth:`Folder.write`; ArchiveError where the store refuses, or fails, as it would for any other file."""
+        key = self._prefix + name
+        if len(key.encode()) > _KEY_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with storage_errors(self._url, f"write {name}"):
+            size = None if overwrite else self._size(key)
+            if size is None:
+                kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+                self._fs.call_s3("put_object", Bucket=self._bucket, Key=key, Body=data, ContentType=kind)
+                return
+            found = self._fs.cat_file(f"{self._bucket}/{key}") if _may_be(size, data, rounded) else None
+        if found is None or not _is_same(found, data, rounded):
+            raise _taken()
+
+    def _size(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        try:
+            return int(self._fs.call_s3("head_object", Bucket=self._bucket, Key=key)["ContentLength"])
+        except OSError as error:
+            if s3_status(error) != HTTPStatus.NOT_FOUND:
+                raise
+            return None
+
+
+Destination = Folder | Bucket
+
+
+def destination_at(address: str | os.PathLike[str]) -> Destination:
+    """What is at a local path, a ``file://`` or an ``s3://`` address. ArchiveError where it is none of these."""
+    scheme, separator, rest = os.fspath(address).partition("://")
+    if not separator:
+        return Folder(address)
+    if scheme == "file":
+        return Folder(rest)
+    if scheme in ("s3", "s3a"):
+        return Bucket(os.fspath(address))
+    raise ArchiveError(
+        f"{shown(str(address))}: pictures are restored to a local folder or to s3://, not to {scheme}://"
+    )
+
+
+def _may_be(size: int, data: bytes, rounded: bool) -> bool:
+    """Whether a file of this size may be the one to write."""
+    return size == len(data) or (rounded and size < 2 * len(data) + 1024)
+
+
+def _is_same(one: bytes, other: bytes, rounded: bool) -> bool:
+    """Whether two picture files are one; where ``rounded``, also if sums were: by one level here and there."""
+    if one == other:
+        return True
+    if not rounded:
+        return False
+    try:
+        a, b = (decode_picture(data).pixels for data in (one, other))
+    except ImageError:
+        return False
+    return a.shape == b.shape and psnr(a, b) > ALIKE
+
+
+def _taken() -> FileExistsError:
+    return FileExistsError("another file of that name is there; --overwrite replaces it")
