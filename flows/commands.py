@@ -2,6 +2,8 @@
 
 import argparse
 import fnmatch
+import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -328,17 +330,46 @@ def codecs(options: argparse.Namespace) -> int:
     from compressor.baselines import STANDARD
     from compressor.codec import load_codec, released
 
+    asked = options.archive
+    if asked and (os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
+        return _card(options, asked)
     rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]
-    found = Archive.open(options.archive).info() if options.archive else None
+    found = Archive.open(asked).info() if asked else None
     used, unused = (found.codecs, found.unused_codecs) if found else ({}, [])
     if options.json:
         print_json({"codecs": dict(rows), "used": used, "unused": unused})
         return DONE
     print_rows("codecs", rows)
-    if options.archive:
+    if asked:
         counts = [(id, number(count, "picture")) for id, count in used.items()]
         print_rows("of the archive", counts + [(id, NOT_USED) for id in unused])
     return DONE
+
+
+def _card(options: argparse.Namespace, name: str) -> int:
+    """What one learned codec says of itself."""
+    from compressor.artifact import parse
+    from compressor.codec import artifact_bytes, naming
+
+    data = artifact_bytes(name)
+    with naming(name):
+        artifact = parse(data)
+    about = {"name": artifact.name, "family": artifact.family, "id": artifact.id, "bytes": len(data)}
+    card = artifact.metadata.get("card")
+    if options.json:
+        print_json({**about, "card": card})
+        return DONE
+    print_rows("codec", [*_flat(about), *_flat(card if isinstance(card, dict) else {})])
+    return DONE
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of nested JSON, each name with those above it."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 _OF_BEST = {"step": "best after step", "pictures": "samples until then", "seconds": "seconds until then"}

@@ -66,9 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
         "uncommitted ones stay at least an hour",
     )  # fmt: skip
     codecs = _plain(
-        commands, "codecs", "Codecs at hand: shipped ones, standard formats, and those of an archive.", False
+        commands,
+        "codecs",
+        "Codecs at hand: shipped ones, standard formats, and those of an archive; or one's card.",
+        False,
     )
-    codecs.add_argument("archive", nargs="?", metavar="ARCHIVE", help="also list the codecs of this archive")
+    codecs.add_argument(
+        "archive", nargs="?", metavar="ARCHIVE",
+        help="also list the codecs of this archive; or tell how the codec of this file or name was trained",
+    )  # fmt: skip
     _from_model(commands, "train", TrainParameters, ("source",))
     _from_model(commands, "benchmark", BenchmarkParameters, ("source",))
     _from_model(commands, "experiments", ExperimentsParameters, ("source",))

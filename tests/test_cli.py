@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from compressor.archive import Archive
+from compressor.codec import load_codec
 from compressor.picture_writing import encode_picture
 from flows.cli import run
 from tests.codecs import smooth_pictures, tiny_artifact
@@ -250,6 +251,18 @@ def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "codecs", archive, "--json")
     found = json.loads(out)
     assert code == 0 and {"faces", "avif", "jpegxl"} <= set(found["codecs"]) and sum(found["used"].values()) == 3
+
+
+def test_a_codec_tells_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "codecs", "faces", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["id"] == load_codec("faces").id and told["card"]["pictures_seen"] > 10**6
+    (tmp_path / "mine.safetensors").write_bytes(data := tiny_artifact("v1"))
+    code, out, _ = said(capsys, "codecs", tmp_path / "mine.safetensors")
+    assert code == 0 and re.search(rf"^family +v1$(.|\n)*^bytes +{len(data)}$", out, re.M)
+    (tmp_path / "other.png").write_bytes(b"no codec")
+    code, _, err = said(capsys, "codecs", tmp_path / "other.png")
+    assert code == 2 and "other.png: not a latentpack codec" in err
 
 
 def test_repair_encodes_again_what_verify_names(
