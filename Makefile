@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types topology check setup clean
+.PHONY: demo test quick lint types topology check setup clean
 
 demo: $(READY)
 	$(VENV)/bin/latentpack demo
 
 test: $(READY)
 	$(VENV)/bin/pytest -n auto
+
+# The same without the tests that run flows on a Prefect server, which take most of the time.
+quick: $(READY)
+	$(VENV)/bin/pytest -n auto -m "not server"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
@@ -253,53 +253,9 @@ class _Encoding:
     def wave(self, plan: Plan) -> None:
         """Encode all of ``plan``, or stop where too many pictures fail."""
         summary = self._summary
-        batches = plan.batches(self._size(plan), self._most_bytes, self._numbers)
-        before, self._planned = self._planned, self._planned + plan.pending
-        again: deque[Batch] = deque()
-        suspects: deque[Batch] = deque()  # one picture each, lost with a worker that others may have ended
-        progress = _Progress(plan, summary.waves, before, summary.archive)
-
-        def take() -> Batch | None:
-            return again.popleft() if again else next(batches, None)
-
-        alone_here = isinstance(self._pool, ThisProcess)
-
-        def arguments(batch: Batch) -> dict[str, Any]:
-            return {
-                "name": batch.name,
-                "source": self._source,
-                "files": batch.files,
-                "archive_url": self._archive.url,
-                "options": self._options,
-                "run": summary.run,
-                "threads": self._workers if alone_here else 1,
-            }
-
-        def results() -> Iterator[tuple[Batch, Any, bool]]:
-            """Each batch with its result or exception; then suspects, True, with nothing under way beside them."""
-            for batch, result in self._pool.run(encode, take, arguments, progress.within):
-                yield batch, result, False
-            while suspects:
-                again.append(suspects.popleft())
-                for batch, result in self._pool.run(encode, take, arguments, progress.within):
-                    yield batch, result, True
-
-        for batch, result, alone in results():
-            progress.ended(batch)
-            if isinstance(result, Exception):
-                self._lost_in_a_row += not alone
-                _raise_unless_lost(result, self._lost_in_a_row)
-                summary.lost_batches += 1
-                if len(batch.files) > 1:
-                    again.extend(batch.halves())
-                    continue
-                if not alone:
-                    suspects.append(batch)
-                    continue
-                report = _crashed(batch, result, summary.run)
-            else:
-                self._lost_in_a_row = 0
-                report = result
+        progress = _Progress(plan, summary.waves, self._planned, summary.archive)
+        self._planned += plan.pending
+        for batch, report in self._reports(plan, progress):
             summary.add(report, *commit(self._archive, batch, report, summary.run, self._once_quarantined))
             summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
             self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
@@ -309,6 +265,65 @@ class _Encoding:
                 summary.not_reached = self._planned - summary.tried
                 summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
                 return
+
+    def _reports(self, plan: Plan, progress: "_Progress") -> Iterator[tuple[Batch, BatchReport]]:
+        """Each batch of ``plan`` as it is done. A lost one is tried again in halves, down to one picture.
+
+        Such a picture may have been lost with a worker that another ended: at last it is tried with nothing beside it.
+        """
+        batches = plan.batches(self._size(plan), self._most_bytes, self._numbers)
+        again: deque[Batch] = deque()
+        suspects: list[Batch] = []
+
+        def take() -> Batch | None:
+            return again.popleft() if again else next(batches, None)
+
+        for batch, result in self._run(take, progress):
+            if isinstance(result, BatchReport):
+                self._lost_in_a_row = 0
+                yield batch, result
+                continue
+            self._lost_in_a_row += 1
+            self._lose(result)
+            if len(batch.files) > 1:
+                again.extend(batch.halves())
+            else:
+                suspects.append(batch)
+        for batch in suspects:
+            again.append(batch)
+            [(_, result)] = self._run(take, progress)
+            if isinstance(result, Exception):
+                self._lose(result)
+                result = _crashed(batch, result, self._summary.run)
+            else:
+                self._lost_in_a_row = 0
+            yield batch, result
+
+    def _run(
+        self, take: Callable[[], Batch | None], progress: "_Progress"
+    ) -> Iterator[tuple[Batch, BatchReport | Exception]]:
+        """What the pool makes of batches, as they are done."""
+        threads = self._workers if isinstance(self._pool, ThisProcess) else 1
+
+        def arguments(batch: Batch) -> dict[str, Any]:
+            return {
+                "name": batch.name,
+                "source": self._source,
+                "files": batch.files,
+                "archive_url": self._archive.url,
+                "options": self._options,
+                "run": self._summary.run,
+                "threads": threads,
+            }
+
+        for batch, result in self._pool.run(encode, take, arguments, progress.within):
+            progress.ended(batch)
+            yield batch, result
+
+    def _lose(self, error: Exception) -> None:
+        """Count a batch that was lost, or raise what ends the run."""
+        _raise_unless_lost(error, self._lost_in_a_row)
+        self._summary.lost_batches += 1
 
 
 def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:

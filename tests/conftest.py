@@ -26,6 +26,13 @@ settings.register_profile("latentpack", deadline=None)  # a busy machine is no f
 settings.load_profile("latentpack")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs flows."""
+    for item in items:
+        if "prefect_api" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
