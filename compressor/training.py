@@ -6,11 +6,9 @@ family's part.
 """
 
 import copy
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.capturing import Captured
+from compressor.checkpoints import Checkpoint
+from compressor.compiling import Captured, compiled_loss, compiled_no_longer
 from compressor.devices import has_fast_bf16, pick_device
-from compressor.errors import LatentpackError, is_shortage
-from compressor.files import replacing
+from compressor.errors import LatentpackError
 from compressor.interrupting import interrupt_held
 from compressor.optimizers import OPTIMIZERS
 from compressor.wording import number
@@ -130,6 +128,21 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
 
+    def enter(self, row: dict[str, float], train_loss: float) -> bool:
+        """Enter a validation into the history. Returns whether it is the best so far."""
+        reached = {"step": self.step, "pictures": self.pictures, "seconds": self.seconds, "train_loss": train_loss}
+        self.history.append(reached | row)
+        if not row["loss"] < self.best:
+            self.stale += 1
+            return False
+        self.best, self.stale = row["loss"], 0
+        self.kept = {name: value for name, value in self.history[-1].items() if math.isfinite(value)}
+        return True
+
+    def is_stuck(self, patience: int) -> bool:
+        """Whether nothing better is to be expected: the patience is at its end, or an average is no number."""
+        return 0 < patience <= self.stale or any(not math.isfinite(row["loss"]) for row in self.history[-1:])
+
 
 def fit(
     network: nn.Module,
@@ -168,9 +181,9 @@ def fit(
     best = copy.deepcopy(average.state_dict())
     optimizer = OPTIMIZERS[config.optimizer](network, config.learning_rate, config.weight_decay)
     state = TrainingState()
-    fingerprint = _fingerprint(network, config)
-    if checkpoint and checkpoint.exists():
-        state, best = _resume(checkpoint, fingerprint, network, average, optimizer, generator)
+    kept = Checkpoint(checkpoint, _lasting(config), network, average, optimizer, generator) if checkpoint else None
+    if kept and (found := kept.resume()):
+        state, best = TrainingState(**found[0]), found[1]
 
     pictures = torch.as_tensor(pictures_NCHW).to(device)
     held_out = torch.as_tensor(validation_NCHW).to(device)
@@ -180,25 +193,24 @@ def fit(
     loss_of: Any = network.training_loss
     draw: Any = network.draw
     precision = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
-    if config.compile:
-        loss_of = _compiled(network, pictures, config, precision)
-
     network.train()
+    if config.compile:  # with draws of its own, so that a run draws the same with and without a compiler
+        loss_of = compiled_loss(network, _draw(pictures, config, torch.Generator(device)), precision)
+
     step = _Step(loss_of, list(network.parameters()), optimizer, config, precision, device)
     started = time.monotonic() - state.seconds
-    impatient = 0 < config.patience <= state.stale  # where it ended before, by what a checkpoint says
-    done = 1.0 if impatient else _share(state, config)
+    done = 1.0 if state.is_stuck(config.patience) else _share(state, config)  # as a checkpoint may say
     kept_at, kept_step = time.monotonic(), state.step
 
     def keep() -> None:  # reads from the device, and so waits for it
         nonlocal kept_at, kept_step
         state.skipped += step.take_skipped()
-        if checkpoint:
-            _save(checkpoint, fingerprint, state, network, average, best, optimizer, generator)
+        if kept:
+            kept.save(asdict(state), best)
         kept_at, kept_step = time.monotonic(), state.step
 
     # Whole steps alone are kept, for half of one cannot be gone on from.
-    with _compiled_no_longer(network), interrupt_held() as interrupt:
+    with compiled_no_longer(network), interrupt_held() as interrupt:
         while done < 1 and not interrupt.heard:
             batch = _draw(pictures, config, generator)
             loss = step(_learning_rate(state.step, done, config), batch, *draw(batch, generator))
@@ -208,24 +220,14 @@ def fit(
             state.seconds = time.monotonic() - started
             done = _share(state, config)
             if state.step % config.validate_every and done < 1:
-                if checkpoint and time.monotonic() - kept_at >= CHECKPOINT_S:
+                if kept and time.monotonic() - kept_at >= CHECKPOINT_S:
                     keep()
                 continue
 
-            row = validate(average, held_out, config.batch)
-            state.history.append(
-                {"step": state.step, "pictures": state.pictures, "seconds": state.seconds, "train_loss": loss.item()}
-                | row
-            )
-            if row["loss"] < state.best:
-                state.best, state.stale, best = row["loss"], 0, copy.deepcopy(average.state_dict())
-                state.kept = {name: value for name, value in state.history[-1].items() if math.isfinite(value)}
-            elif not math.isfinite(row["loss"]):
-                done = 1.0  # an average that is no number stays so
-            else:
-                state.stale += 1
-                if config.patience and state.stale >= config.patience:
-                    done = 1.0
+            if state.enter(validate(average, held_out, config.batch), loss.item()):
+                best = copy.deepcopy(average.state_dict())
+            if state.is_stuck(config.patience):
+                done = 1.0
             keep()
             if on_progress:
                 on_progress(state, done)
@@ -305,61 +307,6 @@ def validate(network: nn.Module, pictures_NCHW: Tensor, batch: int) -> dict[str,
     return {name: total / len(pictures_NCHW) for name, total in totals.items()}
 
 
-@contextmanager
-def _compiled_no_longer(network: nn.Module) -> Iterator[None]:
-    """Leave the network as it came, however the training ends."""
-    try:
-        yield
-    finally:
-        _forget_compiled(network)
-
-
-def _forget_compiled(network: nn.Module) -> None:
-    for module in network.modules():
-        module._compiled_call_impl = None
-
-
-def _compiled(network: nn.Module, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> Any:
-    """The network's loss, compiled, or of a network whose repeated parts are. LatentpackError where that fails."""
-    loss_of: Any = network.training_loss
-    compile_repeated: Any = getattr(network, "compile_repeated", None)
-    if compile_repeated:
-        compile_repeated()
-    else:
-        loss_of = torch.compile(loss_of)
-    network.train()
-    try:
-        # The limit is for each shape of a block, of every training before too.
-        with torch._dynamo.config.patch(recompile_limit=64):
-            _warm_up(loss_of, network.draw, pictures_NCHW, config, precision)
-    except BaseException as error:
-        from torch._dynamo.exc import BackendCompilerFailed  # takes seconds, and is loaded by now
-        from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
-
-        _forget_compiled(network)
-        cause = getattr(error, "inner_exception", error)
-        kinds = (BackendCompilerFailed, GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing)
-        if isinstance(error, kinds) and not is_shortage(cause):
-            said = str(cause).strip().partition("\n")[0]
-            raise LatentpackError(f"the network cannot be compiled here: {said}; do not compile it") from error
-        raise
-    network.zero_grad(set_to_none=True)
-    return loss_of
-
-
-def _warm_up(loss_of: Any, draw: Any, pictures_NCHW: Tensor, config: TrainingConfig, precision: Any) -> None:
-    """Have everything compiled, which takes minutes, before the clock starts that the learning rate follows."""
-    device = pictures_NCHW.device
-    generator = torch.Generator(device)  # its own, so that a run draws the same with and without a compiler
-    batch = _draw(pictures_NCHW, config, generator)
-    drawn = draw(batch, generator)
-    with precision:
-        loss = loss_of(batch, *drawn)
-    loss.backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _draw(pictures_NCHW: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """A random batch in [0, 1], augmented."""
     device = pictures_NCHW.device
@@ -380,6 +327,11 @@ def _draw(pictures_NCHW: Tensor, config: TrainingConfig, generator: torch.Genera
     return (x_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
+def _lasting(config: TrainingConfig) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resumption; the length of the run may."""
+    return {k: v for k, v in asdict(config).items() if k not in ("steps", "minutes", "patience", "compile")}
+
+
 def _share(state: TrainingState, config: TrainingConfig) -> float:
     by_steps = state.step / config.steps if config.steps > 0 else 0.0
     by_time = state.seconds / (60 * config.minutes) if config.minutes > 0 else 0.0
@@ -394,61 +346,3 @@ def _learning_rate(step: int, done: float, config: TrainingConfig) -> float:
 @torch.no_grad()
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-
-
-def _fingerprint(network: nn.Module, config: TrainingConfig) -> str:
-    """What must not change between a checkpoint and its resumption; the length of the run may."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("steps", "minutes", "patience", "compile")}
-    shapes = {name: list(p.shape) for name, p in network.named_parameters()}
-    return json.dumps([settings, shapes], sort_keys=True)
-
-
-def _save(
-    path: Path,
-    fingerprint: str,
-    state: TrainingState,
-    network: nn.Module,
-    average: nn.Module,
-    best: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
-    saved = {
-        "fingerprint": fingerprint,
-        "state": asdict(state),
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "best": best,
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-        "global_generator": torch.get_rng_state(),
-    }
-    with replacing(path) as partial, open(partial, "wb") as file:  # by its path alone torch takes no hidden one
-        torch.save(saved, file)
-
-
-def _resume(
-    path: Path,
-    fingerprint: str,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> tuple[TrainingState, dict[str, Tensor]]:
-    # Networks and optimizers copy what belongs on the device. The counts of steps that PyTorch's optimizers keep do
-    # only where these are fused: else each step would wait for the device twice for every parameter.
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"the checkpoint {path} belongs to another network or configuration; remove it or restore the old settings"
-        )
-    network.load_state_dict(saved["network"])
-    average.load_state_dict(saved["average"])
-    optimizer.load_state_dict(saved["optimizer"])
-    state = TrainingState(**saved["state"])
-    try:
-        generator.set_state(saved["generator"].cpu())
-    except RuntimeError:  # another kind of device draws otherwise
-        generator.manual_seed(generator.initial_seed() + state.step)
-    torch.set_rng_state(saved["global_generator"].cpu())
-    return state, saved["best"]
