@@ -6,8 +6,7 @@ Nothing in it is executed: arrays and JSON only, checked before use.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -82,12 +81,11 @@ def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     return data
 
 
-def is_artifact(path: Path) -> bool:
+def is_artifact(file: BinaryIO) -> bool:
     """Whether a file begins as an artifact does, of whatever format; the rest is not read."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return length <= _HEADER_LIMIT and _KEY in json.loads(file.read(length))["__metadata__"]
+        length = int.from_bytes(file.read(8), "little")
+        return length <= _HEADER_LIMIT and _KEY in json.loads(file.read(length))["__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

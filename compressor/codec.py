@@ -14,7 +14,7 @@ import numpy as np
 
 from compressor.artifact import identify, parse
 from compressor.defaults import MOST_EFFORT
-from compressor.errors import CodecError
+from compressor.errors import ArchiveError, CodecError
 
 RELEASED = Path(__file__).parent / "weights"  # the codecs that are shipped, one safetensors file each
 ORIGINAL = "original"  # the source file's own bytes: what no codec may touch
@@ -161,7 +161,12 @@ def titles(names: Sequence[str]) -> dict[str, str]:
 
 
 def artifact_bytes(name: str) -> bytes:
-    """The artifact behind a released name or a path. CodecError where there is none, or it cannot be read."""
+    """The artifact behind a released name, a path or an ``s3://`` address.
+
+    CodecError where there is none, or it cannot be read.
+    """
+    if name.startswith(("s3://", "s3a://")):
+        return _from_bucket(name)
     path = RELEASED / f"{name}.safetensors" if name in released() else Path(os.path.expanduser(name))
     if not os.path.isfile(path):  # nor where the name is longer than any file's, which Path.is_file raises of
         from compressor.baselines import STANDARD
@@ -174,6 +179,19 @@ def artifact_bytes(name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CodecError(f"the codec {name} cannot be read: {error.strerror or error}") from error
+
+
+def _from_bucket(url: str) -> bytes:
+    from compressor.destinations import object_at
+
+    try:
+        bucket, name = object_at(url)
+        data = bucket.read(name)
+    except ArchiveError as error:
+        raise CodecError(str(error)) from error
+    if data is None:
+        raise CodecError(f"there is no codec at {url}; see 'latentpack train --out'")
+    return data
 
 
 def load_codec(source: str | bytes | Path) -> Codec:

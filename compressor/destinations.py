@@ -1,15 +1,17 @@
-"""Where restored files go: a folder, or a bucket. Each is there whole or not at all, and replaces no other unasked."""
+"""Where files go that are no archive: a folder, or a bucket. Each is there whole or not at all."""
 
 import errno
 import itertools
 import mimetypes
 import os
+import socket
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from compressor.addresses import ADVICE, has_password, shown
@@ -30,19 +32,23 @@ class Folder:
     threads = 1  # that write at once: decoding takes longer
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
 
     def __str__(self) -> str:
-        return str(self._path)
+        return str(self.path)
+
+    def told(self, name: str = "") -> str:
+        """Where a file is, for whoever is not at this machine."""
+        return f"{(self.path / name).resolve()} on {socket.gethostname()}"
 
     def lies_in(self, archive: str) -> bool:
         """Whether files would be written among those of the archive at this address."""
-        return self._path.resolve().is_relative_to(Path(archive).resolve())  # a URL is no folder of this machine
+        return self.path.resolve().is_relative_to(Path(archive).resolve())  # a URL is no folder of this machine
 
     def create(self) -> None:
         """Make it, with those above it. ArchiveError where that cannot be."""
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise ArchiveError(f"cannot create {self}: {reason}; name another folder") from error
@@ -50,7 +56,7 @@ class Folder:
     def delete_leftovers(self, folders: Iterable[str]) -> None:
         """Delete what killed restores left half-written in ``folders``, so long ago that no restore writes it."""
         for name in folders:
-            folder, *below = itertools.accumulate(name.split("/") if name else [], Path.__truediv__, initial=self._path)
+            folder, *below = itertools.accumulate(name.split("/") if name else [], Path.__truediv__, initial=self.path)
             if not any(path.is_symlink() for path in below):
                 with suppress(OSError):  # most are made only now, and what cannot be read here does no harm
                     delete_unfinished([folder, *below][-1], UNFINISHED_S)
@@ -70,7 +76,7 @@ class Folder:
         ArchiveError
             There is no room for this file, nor for any other.
         """
-        folder = self._path
+        folder = self.path
         *folders, last = name.split("/")
         try:
             for part in folders:
@@ -138,12 +144,18 @@ class Bucket:
     def _fs(self) -> Any:
         return s3_filesystem()
 
+    def told(self, name: str = "") -> str:
+        """Where an object is."""
+        return f"{self._url}/{name}" if name else self._url
+
     def lies_in(self, archive: str) -> bool:
         """Whether files would be written among those of the archive at this address."""
         return f"{self._url}/".startswith(f"{archive}/")
 
     def create(self) -> None:
-        """Nothing: prefixes are there once an object has one, and whose bucket it is makes it."""
+        """Make sure that there is such a bucket, which its owner makes. ArchiveError where there is none."""
+        with storage_errors(self._url, "write to it"):
+            self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def delete_leftovers(self, folders: Iterable[str]) -> None:
         """Nothing: an object appears whole."""
@@ -162,6 +174,12 @@ class Bucket:
             found = self._fs.cat_file(f"{self._bucket}/{key}") if _may_be(size, data, rounded) else None
         if found is None or not _is_same(found, data, rounded):
             raise _taken()
+
+    def read(self, name: str) -> bytes | None:
+        """A whole object, None where there is none. ArchiveError where the store refuses it, or fails."""
+        key = self._prefix + name
+        with storage_errors(self._url, f"read {name}"):
+            return None if self._size(key) is None else self._fs.cat_file(f"{self._bucket}/{key}")
 
     def _size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
@@ -188,6 +206,28 @@ def destination_at(address: str | os.PathLike[str]) -> Destination:
     raise ArchiveError(
         f"{shown(str(address))}: pictures are restored to a local folder or to s3://, not to {scheme}://"
     )
+
+
+def object_at(url: str) -> tuple[Bucket, str]:
+    """The bucket, or the prefix in it, of an ``s3://`` address, and the object's name there. ArchiveError as there."""
+    folder, _, name = url.rpartition("/")
+    if folder.endswith("/") or not name:
+        raise ArchiveError(f"{shown(url)}: an object's name is missing; use s3://bucket/prefix/name")
+    return Bucket(folder), name
+
+
+@contextmanager
+def filled(place: Destination) -> Iterator[Path]:
+    """A folder for files that lie at ``place`` in the end, in place of those of their names that are there."""
+    if isinstance(place, Folder):
+        yield place.path
+        return
+    place.create()
+    with TemporaryDirectory(prefix="latentpack-") as folder:
+        yield Path(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                place.write(path.relative_to(folder).as_posix(), path.read_bytes(), overwrite=True)
 
 
 def _may_be(size: int, data: bytes, rounded: bool) -> bool:

@@ -1,12 +1,11 @@
 """An archive read back: restore its pictures as files, verify every row; its weekly care, and its repair."""
 
-import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 
+from compressor.destinations import destination_at
 from compressor.errors import ArchiveError
 from compressor.wording import TAKEN_OUT, encoded_again, number, taken_out
 from flows import unwatched
@@ -43,10 +42,8 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         Some of them could not be restored.
     """
     done = _restored(parameters)
-    place = parameters.destination
-    if "://" not in place:
-        place = f"{Path(place).resolve()} on {socket.gethostname()}"
-    get_run_logger().info("%s written to %s", number(done["written"], "picture"), place)
+    written, place = number(done["written"], "picture"), destination_at(parameters.destination)
+    get_run_logger().info("%s written to %s", written, place.told())
     _raise_if_any(done["problems"], "not restored", done)
     return done
 

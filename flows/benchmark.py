@@ -1,10 +1,10 @@
 """The benchmark: codecs against JPEG, WebP, AVIF and JPEG XL on pictures of a source, as a report."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
+from compressor.destinations import destination_at
 from compressor.sources import Source
 from flows.machine import cores
 from flows.parameters import BenchmarkParameters
@@ -18,5 +18,5 @@ def benchmark(parameters: BenchmarkParameters) -> dict[str, Any]:
     """Measure and write the report. Returns where it lies, and its summary."""
     source = Source.open(parameters.source)
     pin_threads(parameters.workers or cores())
-    report, progress = Path(parameters.report), on_progress("measuring", "encodings")
-    return measure(source, parameters.limit, parameters.codec, report, parameters.effort, progress)
+    place, progress = destination_at(parameters.report), on_progress("measuring", "encodings")
+    return measure(source, parameters.limit, parameters.codec, place, parameters.effort, progress)

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from prefect import flow
 
 from compressor.artifact import parse
 from compressor.codec import artifact_bytes, titles
+from compressor.destinations import destination_at, filled
 from compressor.errors import SourceError
 from compressor.experiments.ablations import ABLATIONS
 from compressor.experiments.cells import VALIDATION, Cell
@@ -67,7 +67,9 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained
     for url in parameters.other:
         Source.open(url)
-    make_folder(Path(parameters.report))
+    place = destination_at(parameters.report)
+    with filled(place) as folder:
+        make_folder(folder)  # what cannot be written is said before anything is trained
     work = _prepare(parameters)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))
     lossy_pictures("the pictures to measure on", itertools.chain(*standards.values()))  # said before the training
@@ -88,7 +90,7 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     listener().stage("writing the report", 1, "reports")
     strips = {trial.name: record.path for record, trial in [*tops, *given]}
     own = work.measured if parameters.strips == "measured" else []
-    return report(without_exact(results), strips, own, Path(parameters.report))
+    return report(without_exact(results), strips, own, place)
 
 
 def _prepare(parameters: ExperimentsParameters) -> _Work:

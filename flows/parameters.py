@@ -44,7 +44,7 @@ def _is_local(path: str) -> str:
 def _is_destination(address: str) -> str:
     if not re.match(_PLACE, address):
         raise ValueError("it must be a local folder or an s3:// address")
-    return os.path.expanduser(address)
+    return os.path.expanduser(address.removeprefix("file://"))
 
 
 def _is_file(path: str) -> str:
@@ -82,7 +82,8 @@ Destination = Annotated[
 ]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": f"{_LOCAL}(?!-$)"})]
 CodecAddress = Annotated[
-    Address, Field(description="codec by name, path of an artifact, or id in the archive (8 digits or more)")
+    Address,
+    Field(description="codec by name, path, s3:// address, or id in the archive (8 digits or more)"),
 ]
 TargetPsnr = Annotated[
     float, Field(ge=LEAST_TARGET, le=HIGHEST_TARGET, description="dB of PSNR that every picture reaches, from 10 to 60")
@@ -295,9 +296,11 @@ class TrainParameters(CodecTrainingParameters):
     start: Address | None = Field(
         default=None,
         min_length=1,
-        description="codec to go on from, by name or path (default: none, learn from nothing)",
+        description="codec to go on from, by name, path or s3:// address (default: none, learn from nothing)",
     )
-    out: LocalPath = Field(default="codec.safetensors", description="file that the codec is written to")
+    out: Destination = Field(
+        default="codec.safetensors", description="file or s3:// address that the codec is written to"
+    )
     limit: Limit = None
     batch_size: int = Field(default=1000, ge=1, le=100_000, description="pictures that one task prepares for training")
     scheduler: Address | None = Field(
@@ -316,7 +319,7 @@ class BenchmarkParameters(Parameters):
     """Measure rate and distortion against JPEG, WebP, AVIF and JPEG XL; of a picture above 4 megapixels, its middle."""
 
     source: SourceUrl
-    report: LocalPath = Field(default="report", description="folder that the report is written to")
+    report: Destination = Field(default="report", description="folder or s3:// address that the report is written to")
     codec: list[Address] = Field(default=[CODEC], description="codecs by name or path, beside the standard ones")
     effort: int = Field(
         default=0,
@@ -401,7 +404,9 @@ class ExperimentsParameters(TrainingParameters):
     """Repeat the experiments: train and measure families on more and more pictures, beside what was reported."""
 
     source: SourceUrl
-    report: LocalPath = Field(default="experiments", description="folder that the report is written to")
+    report: Destination = Field(
+        default="experiments", description="folder or s3:// address that the report is written to"
+    )
     family: list[Family] = Field(
         default=["v1", "v2", "v3", "v4"], min_length=1, description="families to train and measure"
     )

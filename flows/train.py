@@ -1,5 +1,6 @@
 """Training: list, prepare shards in parallel, fit, freeze, write the codec's file."""
 
+import io
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from prefect import flow, get_run_logger
 from compressor.artifact import is_artifact, parse
 from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes, naming, released
-from compressor.errors import CodecError, LatentpackError
+from compressor.destinations import object_at
+from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
 from compressor.images import Limits
@@ -41,29 +43,58 @@ PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
 @flow(name="train", flow_run_name="train {parameters.what} on {parameters.subject}", persist_result=False)
 def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
-    out = Path(parameters.out)
-    if not out.parent.is_dir():
-        raise CodecError(f"cannot write {out}: there is no folder {out.parent}; create it first")
-    if out.is_dir():
-        raise CodecError(f"cannot write {out}: it is a folder; name a file in it, such as {out / 'codec.safetensors'}")
-    if out.exists() and not out.is_file():  # a device, which would be replaced
-        raise CodecError(f"cannot write {out}: it is no ordinary file; name one, such as codec.safetensors")
-    if out.exists() and not is_artifact(out):
-        raise CodecError(
-            f"cannot write {out}: a file of that name is there, and is no codec of latentpack; choose another name, or "
-            "delete it"
-        )
+    out = parameters.out
+    _check_out(out)
     source = Source.open(parameters.source)
     start = _origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)
     record = train_codec(source, family, parameters, parameters, start)
     try:
-        write_whole(out, Path(record.path).read_bytes())
-    except OSError as error:
+        _write_out(out, Path(record.path).read_bytes())
+    except (OSError, ArchiveError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise CodecError(f"cannot write {out}: {reason}; the codec is trained, and lies at {record.path}") from error
+    return {**vars(record), "path": out}
+
+
+def _check_out(out: str) -> None:
+    """CodecError where a codec cannot be written there, or what is no codec would be lost."""
+    if "://" in out:
+        bucket, name = object_at(out)
+        bucket.create()
+        found = bucket.read(name)
+        lost = found is not None and not is_artifact(io.BytesIO(found))
+    else:
+        path = Path(out)
+        if not path.parent.is_dir():
+            raise CodecError(f"cannot write {out}: there is no folder {path.parent}; create it first")
+        if path.is_dir():
+            example = path / "codec.safetensors"
+            raise CodecError(f"cannot write {out}: it is a folder; name a file in it, such as {example}")
+        if path.exists() and not path.is_file():  # a device, which would be replaced
+            raise CodecError(f"cannot write {out}: it is no ordinary file; name one, such as codec.safetensors")
+        lost = path.exists() and not _is_codec(path)
+    if lost:
         raise CodecError(
-            f"cannot write {out}: {error.strerror or error}; the codec is trained, and lies at {record.path}"
-        ) from error
-    return {**vars(record), "path": str(out)}
+            f"cannot write {out}: a file of that name is there, and is no codec of latentpack; choose another name, or "
+            "delete it"
+        )
+
+
+def _is_codec(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_artifact(file)
+    except OSError:
+        return False
+
+
+def _write_out(out: str, data: bytes) -> None:
+    if "://" in out:
+        bucket, name = object_at(out)
+        bucket.write(name, data, overwrite=True)
+    else:
+        write_whole(Path(out), data)
 
 
 def _origin(name: str) -> bytes:

@@ -1,10 +1,8 @@
 """Benchmark: rate and distortion of codecs on pictures of a source, as a report and as an artifact."""
 
 import itertools
-import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from compressor.artifact import parse
 from compressor.baselines import STANDARD
 from compressor.codec import Codec, artifact_bytes, load_codec, titles, with_effort
+from compressor.destinations import Destination, filled
 from compressor.errors import CodecError, SourceError
 from compressor.images import Limits
 from compressor.pages import make_folder
@@ -60,7 +59,7 @@ def benchmark(
     source: Source,
     limit: int,
     codecs: Sequence[str],
-    directory: Path,
+    place: Destination,
     effort: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -77,26 +76,26 @@ def benchmark(
     if clash := named.keys() & standard.keys():
         raise CodecError(f"a codec of yours has the name of a standard format, {min(clash)}: rename its file")
     compared = {**named, **standard}
-    make_folder(directory)  # what cannot be written is said before anything is measured
-    pictures, refused = load_pictures(source, limit, compared.values())
-    table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
-    notes = [
-        f"{title} was trained on pictures of this source: of others it may make less."
-        for title in _trained_on(source, titles(codecs))
-    ]
-    report = write_report(table, pictures, directory, compared, list(named), notes=notes)
+    with filled(place) as directory:
+        make_folder(directory)  # what cannot be written is said before anything is measured
+        pictures, refused = load_pictures(source, limit, compared.values())
+        table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
+        notes = [
+            f"{title} was trained on pictures of this source: of others it may make less."
+            for title in _trained_on(source, titles(codecs))
+        ]
+        report = write_report(table, pictures, directory, compared, list(named), notes=notes)
     left_out = f"Left out: {by_reason(refused)}. " if refused else ""
     with not_vital("the benchmark"):
         create_markdown_artifact(
-            f"{report.artifact}\n{left_out}The whole report lies at `{report.html.resolve()}` "
-            f"on {socket.gethostname()}.\n",
+            f"{report.artifact}\n{left_out}The whole report: {place.told(report.html.name)}\n",
             key="benchmark",
             description=f"rate and distortion on {number(len(pictures), 'picture')}",
         )
     return {
-        "html": str(report.html),
-        "markdown": str(report.markdown),
-        "parquet": str(report.parquet),
+        "html": f"{place}/{report.html.name}",
+        "markdown": f"{place}/{report.markdown.name}",
+        "parquet": f"{place}/{report.parquet.name}",
         "pictures": len(pictures),
         "refused": refused,
         "notes": notes,

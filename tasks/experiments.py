@@ -14,6 +14,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
+from compressor.destinations import Destination, filled
 from compressor.experiments.cells import Cell
 from compressor.experiments.results import Results, Training
 from compressor.files import write_whole
@@ -192,7 +193,7 @@ def _keep(key: str, values: dict[str, Any]) -> dict[str, Any]:
 
 @task(name="experiments-report", **NOT_KEPT)
 def report(
-    results: Results, strips: dict[str, str], own_pictures: Sequence[ShardRecord], directory: Path
+    results: Results, strips: dict[str, str], own_pictures: Sequence[ShardRecord], place: Destination
 ) -> dict[str, Any]:
     """Write the report, and publish it. ``strips``: codecs to show side by side by name, on bundled photographs or,
     where given, on the first of ``own_pictures``."""
@@ -202,7 +203,8 @@ def report(
 
     pictures = list(load_shards(own_pictures)[:STRIPS]) if own_pictures else None
     shown = sample_strips({name: load_codec(path) for name, path in strips.items()}, pictures)
-    written = write(results, shown, directory)
+    with filled(place) as directory:
+        written = write(results, shown, directory)
     with not_vital("the report"):
         create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")
     with not_vital("the ladder"):
@@ -213,9 +215,9 @@ def report(
             description=table.note,
         )
     return {
-        "report": str(written.html),
-        "markdown": str(written.markdown),
-        "json": str(written.json),
+        "report": f"{place}/{written.html.name}",
+        "markdown": f"{place}/{written.markdown.name}",
+        "json": f"{place}/{written.json.name}",
         "table": written.table,
         "findings": [asdict(one) for one in written.findings],
     }

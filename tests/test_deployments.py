@@ -137,8 +137,9 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
         (models.PipelineParameters, "archive", "s3://bucket:9000/a", "s3://me:secret@bucket/a"),
         (models.RestoreParameters, "destination", "/srv/out", "gs://bucket/out"),
         (models.RestoreParameters, "destination", "s3://bucket/out", "s3://me:secret@bucket/out"),
-        (models.BenchmarkParameters, "report", "report", "s3://bucket/report"),
-        (models.TrainParameters, "out", "codec.safetensors", "s3://bucket/codec.safetensors"),
+        (models.BenchmarkParameters, "report", "s3://bucket/report", "gs://bucket/report"),
+        (models.TrainParameters, "out", "codec.safetensors", "https://host/codec.safetensors"),
+        (models.DemoParameters, "folder", "demo", "s3://bucket/demo"),
         (models.RestoreParameters, "keys_from", "keys.txt", "s3://bucket/keys.txt"),
     ],
 )

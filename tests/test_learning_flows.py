@@ -19,6 +19,7 @@ from compressor.errors import CodecError, LatentpackError, SourceError
 from compressor.picture_writing import encode_picture
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
+from compressor.store import s3_filesystem
 from compressor.training import TrainingConfig
 from flows.parameters import BenchmarkParameters, CodecTrainingParameters, ExperimentsParameters, TrainParameters
 from tasks.train import codec_folder
@@ -41,6 +42,35 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     repeated = train_flow(TrainParameters(source=str(folder), family="v2", out=str(out), workers=1, **training))
     assert repeated["id"] in done["codecs"], "the same training was not found in the cache"
     assert out.stat().st_size > 100_000
+
+
+def test_codec_and_report_may_lie_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+    from flows.benchmark import benchmark
+    from flows.train import train_flow
+
+    folder, out = write_pictures(tmp_path / "in", 6), f"{bucket}/codecs/mine.safetensors"
+    given = {"source": str(folder), "family": "v2", "steps": 2, "batch": 2, "side": 32, "workers": 1}
+    for _ in range(2):  # a codec there is replaced
+        record = train_flow(TrainParameters(**given, out=out))
+    assert record["path"] == out
+    done = archive_it(folder, f"{bucket}/archive", codec=out, min_psnr=1)
+    assert done["archived"] == 6 and record["id"] in done["codecs"]
+    measured = benchmark(BenchmarkParameters(source=str(folder), codec=[out], report=f"{bucket}/report/", limit=2))
+    assert "mine" in measured["headline"] and measured["html"] == f"{bucket}/report/report.html"
+    fs = s3_filesystem()
+    assert b"<html" in fs.cat_file(measured["html"]) and fs.exists(measured["parquet"])
+    assert [path.rpartition(".")[2] for path in fs.find(f"{bucket}/report") if path.endswith(".png")]
+    fs.pipe_file(f"{bucket}/other", b"no codec")
+    for place, why in [
+        (f"{bucket}/other", "a file of that name is there, and is no codec"),
+        ("s3://no-such-bucket-at-all/c.safetensors", "cannot write to it"),
+        (bucket, "an object's name is missing"),
+    ]:
+        with pytest.raises(LatentpackError, match=why):
+            train_flow(TrainParameters(**given, out=place))
+    for place, why in [(f"{bucket}/none", "there is no codec at s3://"), (f"{bucket}/other", "not a latentpack codec")]:
+        with pytest.raises(CodecError, match=why):
+            archive_it(folder, tmp_path / "archive", codec=place)
 
 
 def test_a_codec_is_trained_and_stored_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
