@@ -204,7 +204,7 @@ def destination_at(address: str | os.PathLike[str]) -> Destination:
     if scheme in ("s3", "s3a"):
         return Bucket(os.fspath(address))
     raise ArchiveError(
-        f"{shown(str(address))}: pictures are restored to a local folder or to s3://, not to {scheme}://"
+        f"{shown(str(address))}: files are written to a local folder or to s3://, not to {scheme}://"
     )
 
 

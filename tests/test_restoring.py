@@ -449,7 +449,7 @@ def test_what_a_bucket_refuses_ends_a_restore_with_one_message(tmp_path: Path, b
         (inside.url.replace("s3://", "s3a://"), "is in the archive itself"),
         ("s3://", "a bucket is missing"),
         ("s3://key:secret@bucket", "holds no password"),
-        ("gs://bucket/pictures", "to a local folder or to s3://, not to gs://"),
+        ("gs://bucket/pictures", "written to a local folder or to s3://, not to gs://"),
     ]:
         with pytest.raises(ArchiveError, match=why) as told:
             restore(inside, address)
