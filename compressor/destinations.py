@@ -203,9 +203,7 @@ def destination_at(address: str | os.PathLike[str]) -> Destination:
         return Folder(rest)
     if scheme in ("s3", "s3a"):
         return Bucket(os.fspath(address))
-    raise ArchiveError(
-        f"{shown(str(address))}: files are written to a local folder or to s3://, not to {scheme}://"
-    )
+    raise ArchiveError(f"{shown(str(address))}: files are written to a local folder or to s3://, not to {scheme}://")
 
 
 def object_at(url: str) -> tuple[Bucket, str]:

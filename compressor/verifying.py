@@ -331,7 +331,7 @@ def _decode(archive: "Archive", rows: Sequence[Row], codecs: Faults, found: Find
             ready.append(row)
     for row, pixels in zip(ready, decoded_apart(ready, archive.codec), strict=True):
         if isinstance(pixels, Exception):
-            found.bad[row.key] = told(pixels)
+            found.bad[row.key] = told(pixels).removeprefix(f"{row.key}: ")
             found.refused = found.refused or refusal(store, repr(row.key), pixels)  # for memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
@@ -343,7 +343,7 @@ def _wait(row: Row, found: Findings) -> None:
     try:
         check_crc(row)
     except CodecError as error:
-        found.bad[row.key] = told(error)
+        found.bad[row.key] = told(error).removeprefix(f"{row.key}: ")
     else:
         found.waiting[row.codec] += 1
 

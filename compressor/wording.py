@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS_SHOWN = 10
 TAKEN_OUT = "taken out: it cannot be read, and was not encoded again"  # of a row that is damaged
+UNNAMED = "taken out: of files that name them no more; a run archives again those that its source still has"
 NOT_USED = "no picture uses it"  # a codec that an archive carries
 NO_FURTHER = "the rest not, for --limit was reached"  # of what was listed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -204,6 +205,29 @@ def _unlisted(counts: dict[str, int]) -> str:
     return f"{number(sum(counts.values()), 'file')} with other extensions: {', '.join([*shown, *more])}"
 
 
+def damage(found: dict[str, Any]) -> str:
+    """What a verification found (:func:`compressor.verifying.in_figures`, and how many ``pictures`` there are).
+
+    >>> damage({"pictures": 64, "bad": 1, "unread": 4, "damaged_files": 0, "waiting": {}})
+    '60 pictures verified, 1 of them bad, 4 cannot be read'
+    """
+    lacking, unread, files = sum(found["waiting"].values()), found["unread"], found["damaged_files"]
+    told = [f"{number(found['pictures'] - unread, 'picture')} verified", f"{found['bad']:,} of them bad"]
+    told += [f"{unread:,} cannot be read"] * bool(unread)
+    told += [f"{lacking:,} not decoded for want of their codec"] * bool(lacking)
+    told += [f"{number(files, 'file')} damaged"] * bool(files)
+    return ", ".join(told)
+
+
+def short(codec: str) -> str:
+    """A codec's id as people are shown it: enough of it to name the codec by.
+
+    >>> short("cec48df8da13781dce2509d62e6d93ec"), short("av1-444")
+    ('cec48df8da13', 'av1-444')
+    """
+    return codec[:12] if re.fullmatch("[0-9a-f]{32}", codec) else codec
+
+
 def encoded_again(repaired: dict[str, Any]) -> str:
     """What a repair (:class:`compressor.repairing.Repaired` as JSON) encoded again, and how.
 
@@ -211,7 +235,7 @@ def encoded_again(repaired: dict[str, Any]) -> str:
     '1 picture encoded again by webp at 34.05 dB or more'
     """
     floor = "" if repaired["floor"] is None else f" at {repaired['floor']:.2f} dB or more"
-    how = f" by {repaired['codec']}{floor}" if repaired["codec"] else ""
+    how = f" by {short(repaired['codec'])}{floor}" if repaired["codec"] else ""
     return f"{number(len(repaired['regained']), 'picture')} encoded again{how}"
 
 
@@ -219,10 +243,10 @@ def taken_out(repaired: dict[str, Any]) -> str:
     """What a repair (:class:`compressor.repairing.Repaired` as JSON) took out.
 
     >>> taken_out({"taken_out": ["a.png"], "unnamed": 120})
-    '121 taken out (120 of files that name them no more; a run over their source archives them again)'
+    '121 taken out (120 of files that name them no more; a run archives again those that its source still has)'
     """
     unnamed = repaired["unnamed"]
-    lost = f" ({unnamed:,} of files that name them no more; a run over their source archives them again)"
+    lost = f" ({unnamed:,} {UNNAMED.partition(': ')[2]})"
     return f"{len(repaired['taken_out']) + unnamed:,} taken out" + (lost if unnamed else "")
 
 
@@ -244,7 +268,7 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
             ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, {carrying} with the codecs it carries"),
-            ("codecs", _counts(info.codecs)),
+            ("codecs", _counts({short(id): count for id, count in info.codecs.items()})),
             ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})),
             ("exact", number(info.exact, "picture")),
         ]

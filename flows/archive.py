@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import task
 
+from compressor.archive import Archive
 from compressor.destinations import destination_at
 from compressor.errors import ArchiveError
-from compressor.wording import TAKEN_OUT, encoded_again, number, taken_out
+from compressor.wording import TAKEN_OUT, UNNAMED, damage, encoded_again, number, taken_out
 from flows import unwatched
 from flows.errors import EndedUnwell
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
+from flows.worded import worded_flow
 from tasks.dashboard import announce, publish_state
 from tasks.maintain import compact, vacuum
 from tasks.report import publish_problems
@@ -21,19 +23,22 @@ from tasks.retries import IF_TRANSIENT, NOT_KEPT
 @task(name="restore", retries=2, **IF_TRANSIENT, **NOT_KEPT)
 def _restored(parameters: RestoreParameters) -> dict[str, Any]:
     done = unwatched.restore(parameters)
-    publish_problems(done["problems"], "restore", done["archive"], f"of {done['archive']} that could not be restored")
+    missing = number(len(done["problems"]), "picture")
+    publish_problems(
+        "restore", done["archive"], f"{missing} of {done['archive']} that could not be restored", done["problems"]
+    )
     return done
 
 
 @task(name="verify", retries=2, **IF_TRANSIENT, **NOT_KEPT)
 def _verified(parameters: VerifyParameters) -> dict[str, Any]:
     found = unwatched.verify(parameters)
-    publish_problems(found["problems"], "verify", found["archive"], f"of {found['archive']} that cannot be trusted")
+    publish_problems("verify", found["archive"], f"{found['archive']}: {damage(found)}", found["problems"])
     return found
 
 
-@flow(name="restore", flow_run_name="restore {parameters.subject}", persist_result=False)
-def restore(parameters: RestoreParameters) -> dict[str, Any]:
+@worded_flow("restore", "restore {parameters.subject}")
+def restore(parameters: RestoreParameters) -> tuple[dict[str, Any], str]:
     """Restore pictures as files. Returns :class:`compressor.restoring.Restored` as JSON, and which ``archive``.
 
     Raises
@@ -42,14 +47,13 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         Some of them could not be restored.
     """
     done = _restored(parameters)
-    written, place = number(done["written"], "picture"), destination_at(parameters.destination)
-    get_run_logger().info("%s written to %s", written, place.told())
-    _raise_if_any(done["problems"], "not restored", done)
-    return done
+    there = f"{number(done['written'], 'picture')} at {destination_at(parameters.destination).told()}"
+    _raise_if_any(done["problems"], f"{number(len(done['problems']), 'picture')} not restored", done, f"; {there}")
+    return done, there
 
 
-@flow(name="verify", flow_run_name="verify {parameters.subject}", persist_result=False)
-def verify(parameters: VerifyParameters) -> dict[str, Any]:
+@worded_flow("verify", "verify {parameters.subject}")
+def verify(parameters: VerifyParameters) -> tuple[dict[str, Any], str]:
     """Check every row. Returns the number of ``pictures``, ``problems``, each a key and a reason, and ``waiting``.
 
     Raises
@@ -58,8 +62,8 @@ def verify(parameters: VerifyParameters) -> dict[str, Any]:
         There are problems.
     """
     found = _checked(parameters.archive)
-    _raise_if_any(found["problems"], "cannot be trusted", found, "; run repair")
-    return found
+    _raise_if_any(found["problems"], damage(found), found, "; run repair")
+    return found, damage(found)
 
 
 @task(name="repair", **NOT_KEPT)
@@ -68,8 +72,8 @@ def _mended(parameters: RepairParameters) -> dict[str, Any]:
     return unwatched.repair(parameters)
 
 
-@flow(name="repair", flow_run_name="repair {parameters.subject}", persist_result=False)
-def repair(parameters: RepairParameters) -> dict[str, Any]:
+@worded_flow("repair", "repair {parameters.subject}")
+def repair(parameters: RepairParameters) -> tuple[dict[str, Any], str]:
     """Mend what is damaged: a writer, so no other run may write at the same time.
 
     Returns
@@ -82,17 +86,24 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
         Something is missing or bad still.
     """
     done = _mended(parameters)
-    get_run_logger().info("%s, %s", encoded_again(done), taken_out(done))
     lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
-    publish_problems(lost, "repair", done["archive"], f"of {done['archive']} that could not be mended")
-    _raise_if_any(lost, "not mended", done)
+    if done["unnamed"]:
+        lost.append((number(done["unnamed"], "picture"), UNNAMED))
+    words = f"{encoded_again(done)}, {taken_out(done)}, {len(done['left']):,} left as they are"
+    mended = [(key, "encoded again") for key in done["regained"]]
+    publish_problems("repair", done["archive"], f"{done['archive']}: {words}", [*lost, *mended])
+    if not done["left"]:
+        pictures = number(len(Archive.open(done["archive"])), "picture")
+        publish_problems("verify", done["archive"], f"{done['archive']}: {pictures} after a repair, 0 bad", [])
+    publish_state(done["archive"])
+    _raise_if_any(lost, words, done)
     if not done["whole"]:
-        raise EndedUnwell(f"pictures are missing: {taken_out(done)}", done)
-    return done
+        raise EndedUnwell(f"pictures are missing: {words}", done)
+    return done, f"{words}; if maintenance paused the writers' queue, resume it"
 
 
-@flow(name="maintain", flow_run_name="maintain {parameters.subject}", persist_result=False)
-def maintain(parameters: MaintainParameters) -> dict[str, Any]:
+@worded_flow("maintain", "maintain {parameters.subject}")
+def maintain(parameters: MaintainParameters) -> tuple[dict[str, Any], str]:
     """Verify, compact and vacuum: a writer, so no other run may write at the same time.
 
     Returns
@@ -106,16 +117,15 @@ def maintain(parameters: MaintainParameters) -> dict[str, Any]:
     """
     checked = _checked(parameters.archive)
     if checked["problems"]:
-        key, reason = checked["problems"][0]
-        count = number(len(checked["problems"]), "problem")
         raise ArchiveError(
-            f"{checked['archive']}: {count}, such as {key}: {reason}. Nothing was "
-            "compacted or deleted; run 'latentpack repair' on it"
+            f"{checked['archive']}: {damage(checked)}, such as {_named(*checked['problems'][0])}. Nothing was "
+            "compacted or deleted; run repair on it"
         )
     fewer = compact(parameters.archive)
     deleted = vacuum(parameters.archive, parameters.older_than)
     publish_state(parameters.archive, parameters.price_per_tb, checked["pictures"])
-    return {"archive": checked["archive"], "pictures": checked["pictures"], "files_fewer": fewer, "deleted": deleted}
+    done = {"archive": checked["archive"], "pictures": checked["pictures"], "files_fewer": fewer, "deleted": deleted}
+    return done, f"{damage(checked)}; {number(fewer, 'file')} fewer, {number(deleted, 'old file')} deleted"
 
 
 def _checked(archive: str) -> dict[str, Any]:
@@ -128,5 +138,8 @@ def _checked(archive: str) -> dict[str, Any]:
 def _raise_if_any(problems: Sequence[tuple[str, str]], what: str, result: dict[str, Any], then: str = "") -> None:
     """EndedUnwell that names one of them; an artifact has them all."""
     if problems:
-        key, reason = problems[0]
-        raise EndedUnwell(f"{number(len(problems), 'picture')} {what}, such as {key}: {reason}{then}", result)
+        raise EndedUnwell(f"{what}, such as {_named(*problems[0])}{then}", result)
+
+
+def _named(key: str, reason: str) -> str:
+    return reason if reason.startswith(key) else f"{key}: {reason}"

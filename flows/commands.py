@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import shown
 from compressor.errors import LatentpackError, told
-from compressor.wording import NOT_USED, TAKEN_OUT, encoded_again, legible, number, taken_out
+from compressor.wording import NOT_USED, TAKEN_OUT, damage, encoded_again, legible, number, taken_out
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
@@ -171,17 +171,12 @@ def restore(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     """``latentpack verify``"""
     result = _read_back(options, "verify", parameters_of(VerifyParameters, options))
-    waiting = result["waiting"]
     if options.json:
         print_json(result)
     else:
         for key, reason in result["problems"]:
             tell(key, reason)
-        lacking = f", {sum(waiting.values()):,} not decoded for want of their codec" if waiting else ""
-        unread = f", {result['unread']:,} cannot be read" if result["unread"] else ""
-        files = f", {number(result['damaged_files'], 'file')} damaged" if result["damaged_files"] else ""
-        read = number(result["pictures"] - result["unread"], "picture")
-        warn(f"{read} verified, {result['bad']:,} of them bad{unread}{lacking}{files}")
+        warn(damage(result))
     return UNWELL if result["problems"] else DONE
 
 

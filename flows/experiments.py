@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from prefect import flow
 
 from compressor.artifact import parse
 from compressor.codec import artifact_bytes, titles
@@ -28,6 +27,7 @@ from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters
 from flows.progress import listener
 from flows.train import RATE, RATE_ONWARD, configure, prepare_shards
+from flows.worded import worded_flow
 from tasks.caching import fresh
 from tasks.experiments import CellRecord, MeasurementRecord, measure, measure_standards, quantize, report, train_cell
 from tasks.home import home
@@ -61,8 +61,8 @@ class _Work:
         return int(np.count_nonzero(~held_out(sum(record.count for record in self.learned), VALIDATION)))
 
 
-@flow(name="experiments", flow_run_name="experiments on {parameters.subject}", persist_result=False)
-def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
+@worded_flow("experiments", "experiments on {parameters.subject}")
+def experiments(parameters: ExperimentsParameters) -> tuple[dict[str, Any], str]:
     """Train and measure, and write the report. Returns where it lies, its first table, and the findings."""
     others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained
     for url in parameters.other:
@@ -90,7 +90,8 @@ def experiments(parameters: ExperimentsParameters) -> dict[str, Any]:
     listener().stage("writing the report", 1, "reports")
     strips = {trial.name: record.path for record, trial in [*tops, *given]}
     own = work.measured if parameters.strips == "measured" else []
-    return report(without_exact(results), strips, own, place)
+    done = report(without_exact(results), strips, own, place)
+    return done, f"report: {place.told()}"
 
 
 def _prepare(parameters: ExperimentsParameters) -> _Work:

@@ -10,7 +10,16 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
-from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, MAX_BYTES, MAX_PIXELS, MOST_EFFORT, TARGET_PSNR
+from compressor.defaults import (
+    CODEC,
+    HIGHEST_TARGET,
+    LEAST_TARGET,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MOST_EFFORT,
+    PRICE_PER_TB,
+    TARGET_PSNR,
+)
 from flows.keys import STANDARD_INPUT
 
 Family = Literal["v1", "v2", "v3", "v4", "v5", "v6"]
@@ -86,7 +95,13 @@ CodecAddress = Annotated[
     Field(description="codec by name, path, s3:// address, or id in the archive (8 digits or more)"),
 ]
 TargetPsnr = Annotated[
-    float, Field(ge=LEAST_TARGET, le=HIGHEST_TARGET, description="dB of PSNR that every picture reaches, from 10 to 60")
+    float,
+    Field(
+        ge=LEAST_TARGET,
+        le=HIGHEST_TARGET,
+        title="Target PSNR",
+        description="dB of PSNR that every picture reaches, from 10 to 60",
+    ),
 ]
 Quality = Annotated[
     int | None,
@@ -131,7 +146,13 @@ BatchSize = Annotated[
 Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures; run: new ones")]
 SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
-    float, Field(ge=0, allow_inf_nan=False, description="USD for a terabyte stored a month, to tell what is saved")
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        title="Price per TB",
+        description="USD for a terabyte and month, to tell what is saved",
+    ),
 ]
 
 
@@ -149,14 +170,14 @@ class Parameters(BaseModel):
 class TrainingParameters(Parameters):
     """How long and how fast to train."""
 
-    steps: int = Field(default=0, ge=0, description="steps to train; 0: as many as fit into --minutes")
+    steps: int = Field(default=0, ge=0, description="steps to train; 0: as many as fit into the minutes")
     minutes: float | None = Field(
-        default=None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where --steps is given)"
+        default=None, gt=0, le=100_000, description="minutes to train (default: 15, or no limit where steps are given)"
     )
     batch: int = Field(default=16, ge=1, le=65_536, description="pictures in one training step")
     optimizer: Optimizer = Field(default="muon", description="how steps are taken; muon learns in fewer of them")
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="peak learning rate (default: 0.003; of train --start 0.001)"
+        default=None, gt=0, le=1, description="peak learning rate (default: 0.003, or 0.001 from a codec)"
     )
     patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(
@@ -199,9 +220,10 @@ class PipelineParameters(Parameters):
     quality: Quality = None
     min_psnr: float | None = Field(
         default=None,
+        title="Min PSNR",
         ge=0,
         le=100,
-        description="lowest dB of any picture; the higher of this and the target counts; also with --quality and v1 "
+        description="lowest dB of any picture; the higher of this and the target counts; also with a quality and v1 "
         "to v4; what misses it gets a standard format",
     )
     packer: Packer = Field(
@@ -244,8 +266,10 @@ class PipelineParameters(Parameters):
     )
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
-    price_per_tb: Price = 23.0
-    training: CodecTrainingParameters = Field(default=CodecTrainingParameters(), description="for --train")
+    price_per_tb: Price = PRICE_PER_TB
+    training: CodecTrainingParameters = Field(
+        default=CodecTrainingParameters(), description="of the codec trained first"
+    )
 
     @field_validator("train")
     @classmethod
@@ -286,12 +310,12 @@ class PipelineParameters(Parameters):
         return mirror
 
 
-class TrainParameters(CodecTrainingParameters):
-    """Train a codec on a source and freeze it into one file."""
+class _WhatToTrain(Parameters):
+    """What a form asks for first."""
 
     source: SourceUrl
     family: Family | None = Field(
-        default=None, description="family of codecs to train (default: v5, or that of --start)"
+        default=None, description="family of codecs to train (default: v5, or that of the codec it starts from)"
     )
     start: Address | None = Field(
         default=None,
@@ -301,6 +325,11 @@ class TrainParameters(CodecTrainingParameters):
     out: Destination = Field(
         default="codec.safetensors", description="file or s3:// address that the codec is written to"
     )
+
+
+class TrainParameters(CodecTrainingParameters, _WhatToTrain):
+    """Train a codec on a source and freeze it into one file."""
+
     limit: Limit = None
     batch_size: int = Field(default=1000, ge=1, le=100_000, description="pictures that one task prepares for training")
     scheduler: Address | None = Field(
@@ -365,7 +394,7 @@ class MaintainParameters(Parameters):
         le=8760,
         description="hours that a file which no row needs is kept, for readers that have it open",
     )
-    price_per_tb: Price = 23.0
+    price_per_tb: Price = PRICE_PER_TB
 
 
 class RepairParameters(Parameters):
@@ -383,6 +412,7 @@ class RepairParameters(Parameters):
     )
     target_psnr: float | None = Field(
         None,
+        title="Target PSNR",
         ge=LEAST_TARGET,
         le=HIGHEST_TARGET,
         description="dB of PSNR that every picture reaches, from 10 to 60 (default: the lowest of the other pictures "
@@ -418,12 +448,12 @@ class ExperimentsParameters(TrainingParameters):
     )
     parts: list[Part] = Field(default=list(get_args(Part)), description="what to do; the ladder always")
     steps: int = Field(
-        default=0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into --minutes"
+        default=0, ge=0, description="steps to train each cell of the ladder; 0: as many as fit into the minutes"
     )
     minutes: float | None = Field(
         default=None,
         gt=0,
-        description="minutes to train each cell (default: 2, or no limit where --steps is given); "
+        description="minutes to train each cell (default: 2, or no limit where steps are given); "
         "ablations and fine-tuning take half",
     )
     batch: int = Field(default=4, ge=1, le=65_536, description="pictures in one training step")

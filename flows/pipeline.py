@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
@@ -37,13 +37,14 @@ from flows.parameters import PipelineParameters
 from flows.progress import listener
 from flows.scratch import scratch
 from flows.terminal import SAID_ELSEWHERE
-from tasks.artifacts import archive_slug, not_vital, progress_artifact
+from flows.worded import worded_flow
+from tasks.artifacts import address_slug, not_vital, progress_artifact
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.home import home
 from tasks.ingest import known_keys, plan_run
 from tasks.mirror import delete_gone
-from tasks.report import TABLE_ROWS, publish
+from tasks.report import publish
 from tasks.retries import caused_by_storage, is_of_prefect
 
 # Parameters of how pictures are stored, which say nothing to those that are.
@@ -55,8 +56,8 @@ SMALL, SMALL_BYTES = 400, 16 * 2**20
 ARTIFACT_EVERY_S = 5.0
 
 
-@flow(name="pipeline", flow_run_name="archive {parameters.subject}", persist_result=False)
-def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
+@worded_flow("pipeline", "archive {parameters.subject}")
+def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
     """Archive a source: every picture in it that the archive does not hold as it is.
 
     Returns
@@ -106,27 +107,27 @@ def pipeline(parameters: PipelineParameters) -> dict[str, Any]:
     if mirror:
         _mirror(mirror, source, parameters.mirror_limit, summary)
     with not_vital("the run's summary"):
-        publish(summary, encoding.quarantined if encoding else [])
+        publish(summary, archive)
     publish_state(archive.url, parameters.price_per_tb)
-    _log(summary.to_dict())
+    result = summary.to_dict()
+    _log(result)
     _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
     if summary.stopped:
         missed = ["what was not listed yet"] * more
         if summary.not_reached:
             missed.insert(0, number(summary.not_reached, "picture"))
-        untried = f"not tried: {' and '.join(missed)}" if missed else "none was left to try"
+        untried = f"not archived: {' and '.join(missed)}" if missed else "none was left to try"
         raise EndedUnwell(
             f"stopped: {summary.stopped}, and max_failures is {parameters.max_failures}; {untried}. "
             f"What is archived stays. See: latentpack quarantine list {archive.url}",
-            summary.to_dict(),
+            result,
         )
-    return summary.to_dict()
+    return result, ". ".join([outcome(result), *needing_a_look(result)])
 
 
 def _log(run: dict[str, Any]) -> None:
-    """Have the run's log say how it ended; the command line says it in a table and in lines of its own."""
+    """Have the run's log say what the command line says in lines of its own; the flow's state tells how it ended."""
     logger = get_run_logger()
-    logger.info(outcome(run))
     for text in unchanged(run):  # no warning: of a job that names its options it is true each night
         logger.info(text, extra={SAID_ELSEWHERE: True})
     for text in [*remarks(run), *needing_a_look(run)]:
@@ -209,7 +210,6 @@ class _Encoding:
         summary: RunSummary,
         stack: ExitStack,
     ) -> None:
-        self.quarantined: list[QuarantineRow] = []
         self._source, self._archive, self._parameters, self._summary = source, archive, parameters, summary
         self._clock = Clock(summary.seconds)
         self._options = self._prepare()
@@ -255,16 +255,16 @@ class _Encoding:
         summary = self._summary
         progress = _Progress(plan, summary.waves, self._planned, summary.archive)
         self._planned += plan.pending
-        for batch, report in self._reports(plan, progress):
-            summary.add(report, *commit(self._archive, batch, report, summary.run, self._once_quarantined))
-            summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
-            self.quarantined += report.quarantined[: TABLE_ROWS - len(self.quarantined)]
-            progress.show(summary)
-            last = summary.tried == self._planned and not plan.more
-            if self._budget.exceeded(summary.quarantined, summary.tried, last):
-                summary.not_reached = self._planned - summary.tried
-                summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
-                return
+        with progress:
+            for batch, report in self._reports(plan, progress):
+                summary.add(report, *commit(self._archive, batch, report, summary.run, self._once_quarantined))
+                summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
+                progress.show(summary)
+                last = summary.tried == self._planned and not plan.more
+                if self._budget.exceeded(summary.quarantined, summary.tried, last):
+                    summary.not_reached = self._planned - summary.tried
+                    summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
+                    return
 
     def _reports(self, plan: Plan, progress: "_Progress") -> Iterator[tuple[Batch, BatchReport]]:
         """Each batch of ``plan`` as it is done. A lost one is tried again in halves, down to one picture.
@@ -367,12 +367,21 @@ class _Progress:
         self._total, self._before = plan.pending, before
         self._done, self._quarantined = 0, ""
         self._under_way: dict[str, int] = {}  # pictures that are done of batches that are not
-        self._wave = f", wave {wave}" if plan.more or wave > 1 else ""
+        in_waves = f", wave {wave}" if plan.more or wave > 1 else ""
+        self._what = f"{number(plan.pending, 'picture')}{in_waves}"
         self._more = ", then the listing goes on" if plan.more else ""
         self._started = self._shown = time.monotonic()
-        key = f"run-progress-{archive_slug(archive)}"
-        self._tell = progress_artifact(key, f"0 of {number(plan.pending, 'picture')}{self._wave}")
-        listener().stage(f"encoding{self._wave}", plan.pending)
+        key = f"run-progress-{address_slug(archive)}"
+        self._tell = progress_artifact(key, f"0 of {self._what}")
+        listener().stage(f"encoding{in_waves}", plan.pending)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        """Show where it ended, if before its end: the artifact would else promise for ever how long the rest takes."""
+        if self._done < self._total:
+            self._tell(self._percent(self._done), f"ended at {self._done:,} of {self._what}")
 
     def within(self, batch: Batch, done: int) -> None:
         """Show that so many pictures are done of a batch that is under way."""
@@ -396,6 +405,9 @@ class _Progress:
         if now - self._shown >= ARTIFACT_EVERY_S or done == self._total:
             self._shown = now
             rate = done / max(now - self._started, 1e-9)
-            told = [f"{done:,} of {number(self._total, 'picture')}{self._wave}", f"{rate:,.1f} a second", quarantined]
+            told = [f"{done:,} of {self._what}", f"{rate:,.1f} a second", quarantined]
             left = f"{duration((self._total - done) / rate)} left{self._more}" if 0 < done < self._total else ""
-            self._tell(round(100 * done / self._total, 1), "; ".join(filter(None, [*told, left])))
+            self._tell(self._percent(done), "; ".join(filter(None, [*told, left])))
+
+    def _percent(self, done: int) -> float:
+        return round(100 * done / self._total, 1)

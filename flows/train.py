@@ -2,12 +2,13 @@
 
 import io
 import itertools
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 
 from compressor.artifact import is_artifact, parse
 from compressor.baselines import STANDARD
@@ -21,12 +22,13 @@ from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import by_reason, number
+from compressor.wording import by_reason, number, short
 from flows.dispatch import Pool, UndeclaredError, dask_pool
 from flows.machine import cores, worker_count
 from flows.parameters import CodecTrainingParameters, PipelineParameters, TrainingParameters, TrainParameters
 from flows.progress import listener
 from flows.terminal import SAID_ELSEWHERE
+from flows.worded import worded_flow
 from tasks.caching import cached, fresh
 from tasks.home import home
 from tasks.preprocess import prepare
@@ -40,8 +42,8 @@ VALIDATE_EVERY = 200  # steps, where only minutes are given
 PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
 
 
-@flow(name="train", flow_run_name="train {parameters.what} on {parameters.subject}", persist_result=False)
-def train_flow(parameters: TrainParameters) -> dict[str, Any]:
+@worded_flow("train", "train {parameters.what} on {parameters.subject}")
+def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
     """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
     out = parameters.out
     _check_out(out)
@@ -54,7 +56,9 @@ def train_flow(parameters: TrainParameters) -> dict[str, Any]:
     except (OSError, ArchiveError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise CodecError(f"cannot write {out}: {reason}; the codec is trained, and lies at {record.path}") from error
-    return {**vars(record), "path": out}
+    on = f"{number(record.pictures, 'picture')}, {number(record.steps, 'step')}"
+    place = out if "://" in out else f"{Path(out).resolve()} on {socket.gethostname()}"
+    return {**vars(record), "path": out}, f"codec {short(record.id)}, trained on {on}: {place}"
 
 
 def _check_out(out: str) -> None:

@@ -25,8 +25,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-KEY_LENGTH:]
 
 
-def archive_slug(url: str) -> str:
-    """The same for an archive's address, with a digest: others may differ from it in what a key cannot hold."""
+def address_slug(url: str) -> str:
+    """The same for an archive's or a source's address, with a digest: others may differ in what a key cannot hold."""
     return f"{slug(url)}-{hashlib.blake2b(url.encode(), digest_size=3).hexdigest()}".strip("-")
 
 

@@ -20,7 +20,7 @@ from compressor.reading import plain_pictures
 from compressor.sources import Source
 from compressor.strips import centre
 from compressor.wording import by_reason, number
-from tasks.artifacts import not_vital
+from tasks.artifacts import address_slug, not_vital
 from tasks.retries import NOT_KEPT
 
 MIDDLE = 2048  # pixels a side of what is measured of a large picture
@@ -89,7 +89,7 @@ def benchmark(
     with not_vital("the benchmark"):
         create_markdown_artifact(
             f"{report.artifact}\n{left_out}The whole report: {place.told(report.html.name)}\n",
-            key="benchmark",
+            key=f"benchmark-{address_slug(source.shown)}",
             description=f"rate and distortion on {number(len(pictures), 'picture')}",
         )
     return {

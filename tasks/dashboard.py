@@ -8,11 +8,12 @@ from prefect.events import emit_event
 
 from compressor import plots
 from compressor.archive import Archive
+from compressor.defaults import PRICE_PER_TB
 from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
 from compressor.pages import data_uri, markdown_table
 from compressor.wording import describe_archive, size
-from tasks.artifacts import archive_slug, not_vital
+from tasks.artifacts import address_slug, not_vital
 from tasks.home import is_watched
 from tasks.retries import NOT_KEPT
 
@@ -26,13 +27,13 @@ def announce(event: str, archive_url: str, payload: dict[str, Any]) -> None:
         return
     emit_event(
         f"latentpack.{event}",
-        resource={"prefect.resource.id": f"latentpack.archive.{archive_slug(archive_url)}", "archive": archive_url},
+        resource={"prefect.resource.id": f"latentpack.archive.{address_slug(archive_url)}", "archive": archive_url},
         payload=payload,
     )
 
 
 @task(name="dashboard", **NOT_KEPT)
-def publish_state(archive_url: str, price_per_tb: float, most_read: int = MOST_READ) -> None:
+def publish_state(archive_url: str, price_per_tb: float = PRICE_PER_TB, most_read: int = MOST_READ) -> None:
     """Publish what an archive holds, how it grew and what it saves, under the key ``archive-state-...``.
 
     Quality and savings take a look at each row, without its payload: not where there are more than ``most_read``. What
@@ -43,7 +44,7 @@ def publish_state(archive_url: str, price_per_tb: float, most_read: int = MOST_R
     with not_vital("the archive's state"):
         archive = Archive.open(archive_url)
         text = state_markdown(archive, archive.info() if len(archive) <= most_read else None, price_per_tb)
-        create_markdown_artifact(text, key=f"archive-state-{archive_slug(archive_url)}", description=archive.url)
+        create_markdown_artifact(text, key=f"archive-state-{address_slug(archive_url)}", description=archive.url)
 
 
 def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: float) -> str:
@@ -73,7 +74,7 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
         lines += ["## Growth", ""]
         if len(history) > 1:
             lines += [_picture("growth", plots.growth(at, pictures, stored)), ""]
-        lines.append(markdown_table(("after the run that ended (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1]))
+        lines.append(markdown_table(("with the commits up to (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1]))
     return "\n".join(lines)
 
 

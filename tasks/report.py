@@ -1,53 +1,61 @@
 """Report: what a run did, as artifacts that a person opens in the Prefect UI."""
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from compressor.archive import Archive
 from compressor.pages import markdown_table
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
-from compressor.wording import describe, number
-from tasks.artifacts import archive_slug, not_vital
+from compressor.wording import describe, needing_a_look, number, short
+from tasks.artifacts import address_slug, not_vital
 from tasks.retries import NOT_KEPT
 
 TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table has them all
 
 
 @task(name="report", retries=2, retry_delay_seconds=2, **NOT_KEPT)
-def publish(summary: RunSummary, quarantined: Sequence[QuarantineRow]) -> None:
-    """Publish a run's summary, and what it quarantined; also that it was nothing, over what an earlier run did."""
-    archive = archive_slug(summary.archive)
-    create_markdown_artifact(summary_markdown(summary), key=f"run-summary-{archive}", description=f"run {summary.run}")
+def publish(summary: RunSummary, archive: Archive) -> None:
+    """Publish a run's summary, and what is quarantined in the archive after it: first what the run put there."""
+    name = address_slug(summary.archive)
+    create_markdown_artifact(summary_markdown(summary), key=f"run-summary-{name}", description=f"run {summary.run}")
+    shown = heapq.nsmallest(TABLE_ROWS, archive.quarantined(), key=lambda row: (row.run != summary.run, row.key))
+    listed = number(archive.tables[1].rows, "picture")
     create_table_artifact(
-        [_flat(row) for row in quarantined[:TABLE_ROWS]],
-        key=f"quarantine-{archive}",
-        description=f"{number(summary.quarantined, 'picture')} of run {summary.run} that could not be archived",
+        [_flat(row) for row in shown],
+        key=f"quarantine-{name}",
+        description=f"{listed} quarantined in {summary.archive}, {summary.quarantined:,} by run {summary.run}",
     )
 
 
-def publish_problems(problems: Sequence[tuple[str, str]], stage: str, archive: str, what: str) -> None:
-    """Show what is wrong with pictures of an archive, each a key and a reason; also that nothing is, any more."""
+def publish_problems(stage: str, archive: str, description: str, problems: Sequence[tuple[str, str]]) -> None:
+    """Show what is, or was, wrong with pictures of an archive, each a key and a reason; also that nothing is."""
     with not_vital("the list of problems"):
         create_table_artifact(
             [{"key": key, "reason": reason} for key, reason in problems[:TABLE_ROWS]],
-            key=f"{stage}-{archive_slug(archive)}",
-            description=f"{number(len(problems), 'picture')} {what}",
+            key=f"{stage}-{address_slug(archive)}",
+            description=description,
         )
 
 
 def _flat(row: QuarantineRow) -> dict[str, Any]:
-    return {"key": row.key, "reason": row.reason, "detail": row.detail, "at": row.at.isoformat()}
+    return {"key": row.key, "reason": row.reason, "detail": row.detail, "run": row.run, "at": row.at.isoformat()}
 
 
 def summary_markdown(summary: RunSummary) -> str:
     """A run's figures, codecs and quality distribution as Markdown."""
+    run = summary.to_dict()
     lines = ["# Archive run", ""]
-    lines.append(markdown_table(("", ""), describe(summary.to_dict())))
+    if wrong := needing_a_look(run):
+        lines += ["**Needs a look:**", "", *(f"- {text}" for text in wrong), ""]
+    lines.append(markdown_table(("", ""), describe(run)))
     if summary.codecs:
-        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), summary.codecs.most_common())]
+        codecs = [(short(id), count) for id, count in summary.codecs.most_common()]
+        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), codecs)]
     if summary.measured:
         lines += ["", "## Quality", "", markdown_table(("PSNR, dB", "pictures"), summary.histogram())]
     if summary.worker_seconds:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from compressor.pages import data_uri, markdown_table
 from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_shards, prepare_shard, refused_of
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import by_reason
-from tasks.artifacts import not_vital, training_progress
+from compressor.wording import by_reason, duration, number
+from tasks.artifacts import not_vital, slug, training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
@@ -101,6 +100,7 @@ def train(
 
     held = held_out(sum(record.count for record in records), VALIDATION)
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
+    what = f"{family} on {card['source']}"
     key = training_key(family, records, config, weights, start)
     checkpoint = codec_folder() / f"{key}.ckpt"
     if TaskRunContext.get():
@@ -114,7 +114,7 @@ def train(
         start=origin,
         card=card,
         checkpoint=checkpoint,
-        on_progress=training_progress(family, on_progress),
+        on_progress=training_progress(what, on_progress),
         weights=weights,
     )
     data, state, refused = trained.data, trained.state, refused_of(records)
@@ -123,7 +123,9 @@ def train(
     if TaskRunContext.get():
         with not_vital("how training went"):
             create_markdown_artifact(
-                _history(family, state, refused), key=f"training-history-{family}", description="validation by step"
+                _history(what, state, refused),
+                key=f"training-history-{slug(what)}",
+                description=f"validation of {what}",
             )
     record = TrainingRecord(
         path=str(path),
@@ -177,11 +179,11 @@ def train_there(
     return trained, Path(trained["path"]).read_bytes()
 
 
-def _history(family: str, state: TrainingState, refused: dict[str, int]) -> str:
+def _history(what: str, state: TrainingState, refused: dict[str, int]) -> str:
     """The validation history as Markdown: curves, and a table; what could not be learned from."""
     rows = state.history
     names = list(rows[0]) if rows else []
-    lines = [f"# Training {family}", ""]
+    lines = [f"# Training {what}", "", f"{number(state.step, 'step')} in {duration(state.seconds)}", ""]
     if len(rows) > 1 and is_watched():  # one point is no curve
         from compressor import plots
 
@@ -189,4 +191,4 @@ def _history(family: str, state: TrainingState, refused: dict[str, int]) -> str:
     lines.append(markdown_table(names, [[f"{float(row[name]):.5g}" for name in names] for row in rows]))
     if refused:
         lines += ["", f"Left out: {by_reason(refused)}"]
-    return "\n".join([*lines, "", f"`{json.dumps({'steps': state.step, 'seconds': round(state.seconds, 1)})}`"])
+    return "\n".join(lines)

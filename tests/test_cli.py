@@ -379,7 +379,7 @@ def test_a_missing_file_stays_named_until_its_pictures_are_dropped(
     assert "0 pictures encoded again, 0 taken out, 1 left as they are\n" in err
     code, out, err = said(capsys, "repair", archive, "--drop")
     assert (code, out) == (1, "")
-    assert "0 pictures encoded again, 3 taken out (3 of files that name them no more; a run over their source" in err
+    assert "0 pictures encoded again, 3 taken out (3 of files that name them no more; a run archives again" in err
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 0
     assert said(capsys, "verify", archive)[0] == 0
 

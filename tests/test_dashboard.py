@@ -14,7 +14,7 @@ from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from compressor.growth import Growth, by_run, growth
 from flows.parameters import MaintainParameters
-from tasks.artifacts import archive_slug
+from tasks.artifacts import address_slug
 from tasks.dashboard import publish_state, state_markdown
 from tasks.home import UNWATCHED
 from tests.runs import archive_it, write_pictures
@@ -37,7 +37,7 @@ def published(url: str) -> list[Any]:
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     with get_client(sync_client=True) as client:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"archive-state-{archive_slug(url)}"]))
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"archive-state-{address_slug(url)}"]))
         return client.read_artifacts(artifact_filter=wanted)
 
 
@@ -66,7 +66,7 @@ def test_archives_of_other_addresses_have_states_of_their_own() -> None:
         "/" + "x" * 300,
         "/y" + "x" * 300,
     ]
-    slugs = {archive_slug(url) for url in urls}
+    slugs = {address_slug(url) for url in urls}
     assert len(slugs) == len(urls) and all(re.fullmatch(r"[a-z0-9][a-z0-9-]{3,100}[a-z0-9]", slug) for slug in slugs)
 
 

@@ -51,7 +51,7 @@ def test_damage_stops_it_before_anything_changes(tmp_path: Path) -> None:
     data = bytearray(parts[0].read_bytes())
     data[len(data) // 4] ^= 0xFF
     parts[0].write_bytes(data)
-    with pytest.raises(ArchiveError, match="latentpack repair"):
+    with pytest.raises(ArchiveError, match="run repair on it"):
         maintain(MaintainParameters(archive=str(archive)))
     assert sorted((archive / "images").glob("*.parquet")) == parts
     assert len(Archive.open(str(archive)).tables[0].parts) == 2

@@ -125,7 +125,7 @@ def test_a_run_that_its_limit_ends_says_that_there_is_more(tmp_path: Path) -> No
 def test_a_run_that_fails_too_often_lists_no_further_wave(tmp_path: Path) -> None:
     folder, archive = write_pictures(tmp_path / "in", 9), tmp_path / "archive"
     (folder / "001a.png").write_text("not a picture")
-    with pytest.raises(EndedUnwell, match="not tried: what was not listed yet") as given_up:
+    with pytest.raises(EndedUnwell, match="not archived: what was not listed yet") as given_up:
         archive_it(folder, archive, wave=3, max_failures="0", mirror=True)
     done = given_up.value.result
     assert done["stopped"] and done["listed"] == 4 and done["not_mirrored"] == "the run was stopped"
