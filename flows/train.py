@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from prefect import get_run_logger
 from compressor.artifact import is_artifact, parse
 from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes, naming, released
-from compressor.destinations import object_at
+from compressor.destinations import Folder, object_at
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
@@ -57,7 +56,7 @@ def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise CodecError(f"cannot write {out}: {reason}; the codec is trained, and lies at {record.path}") from error
     on = f"{number(record.pictures, 'picture')}, {number(record.steps, 'step')}"
-    place = out if "://" in out else f"{Path(out).resolve()} on {socket.gethostname()}"
+    place = out if "://" in out else Folder(Path(out).parent).told(Path(out).name)
     return {**vars(record), "path": out}, f"codec {short(record.id)}, trained on {on}: {place}"
 
 
