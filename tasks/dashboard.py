@@ -12,7 +12,7 @@ from compressor.defaults import PRICE_PER_TB
 from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
 from compressor.pages import data_uri, markdown_table
-from compressor.wording import describe_archive, size
+from compressor.wording import describe_archive, number, size
 from tasks.artifacts import address_slug, not_vital
 from tasks.home import is_watched
 from tasks.retries import NOT_KEPT
@@ -44,7 +44,8 @@ def publish_state(archive_url: str, price_per_tb: float = PRICE_PER_TB, most_rea
     with not_vital("the archive's state"):
         archive = Archive.open(archive_url)
         text = state_markdown(archive, archive.info() if len(archive) <= most_read else None, price_per_tb)
-        create_markdown_artifact(text, key=f"archive-state-{address_slug(archive_url)}", description=archive.url)
+        held = f"{number(len(archive), 'picture')} in {size(sum(part.size for part in archive.tables[0].parts))}"
+        create_markdown_artifact(text, key=f"archive-state-{address_slug(archive_url)}", description=held)
 
 
 def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: float) -> str:

@@ -11,7 +11,7 @@ from compressor.archive import Archive
 from compressor.pages import markdown_table
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
-from compressor.wording import describe, needing_a_look, number, short
+from compressor.wording import describe, needing_a_look, number, outcome, short
 from tasks.artifacts import address_slug, not_vital
 from tasks.retries import NOT_KEPT
 
@@ -22,7 +22,8 @@ TABLE_ROWS = 500  # an artifact stays under 2 MB; the archive's quarantine table
 def publish(summary: RunSummary, archive: Archive) -> None:
     """Publish a run's summary, and what is quarantined in the archive after it: first what the run put there."""
     name = address_slug(summary.archive)
-    create_markdown_artifact(summary_markdown(summary), key=f"run-summary-{name}", description=f"run {summary.run}")
+    told = outcome(summary.to_dict())
+    create_markdown_artifact(summary_markdown(summary), key=f"run-summary-{name}", description=told)
     shown = heapq.nsmallest(TABLE_ROWS, archive.quarantined(), key=lambda row: (row.run != summary.run, row.key))
     listed = number(archive.tables[1].rows, "picture")
     create_table_artifact(
