@@ -1,5 +1,6 @@
 """A codec from pictures: a network of a family trained and frozen into an artifact."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.artifact import Artifact
+from compressor.artifact import Artifact, parse
+from compressor.baselines import STANDARD
+from compressor.codec import artifact_bytes, naming, released
 from compressor.devices import pick_device
+from compressor.errors import CodecError
 from compressor.families import family as family_named
 from compressor.families import freeze
 from compressor.training import TrainingConfig, TrainingState, fit
@@ -35,7 +39,7 @@ def learn(
     validation_NHWC: np.ndarray,
     config: TrainingConfig,
     options: dict[str, Any] | None = None,
-    start: Artifact | None = None,
+    start: Artifact | bytes | str | os.PathLike[str] | None = None,
     card: dict[str, Any] | None = None,
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingState, float], None] | None = None,
@@ -47,11 +51,11 @@ def learn(
     Parameters
     ----------
     pictures_NHWC, validation_NHWC
-        uint8 pictures to learn from and to validate on.
+        uint8 pictures (N, H, W, 3) to learn from and to validate on, sides multiples of 32 (of v1 to v4 fewer).
     options
         Of a new network; the family's own where None. Not looked at with ``start``.
     start
-        Codec whose network is trained further.
+        Codec whose network is trained further: its name, path or ``s3://`` address, its bytes or artifact.
     card
         For the model card, beside what is known here.
     checkpoint, on_progress
@@ -64,7 +68,7 @@ def learn(
     Raises
     ------
     CodecError
-        There is no such family, or ``start`` does not fit it.
+        There is no such family, ``start`` does not fit it, or the pictures are of another shape or type of numbers.
     ValueError
         The checkpoint is of another network or configuration.
     LatentpackError
@@ -72,8 +76,11 @@ def learn(
     """
     torch.manual_seed(config.seed)
     chosen = family_named(family)
-    network = chosen.network(start).requires_grad_(True) if start else chosen.build(**(options or {}))
-    options = start.options if start else options or {}
+    origin = None if start is None else _artifact(start)
+    network = chosen.network(origin).requires_grad_(True) if origin else chosen.build(**(options or {}))
+    _check("pictures_NHWC", pictures_NHWC, network.multiple)
+    _check("validation_NHWC", validation_NHWC, network.multiple)
+    options = origin.options if origin else options or {}
     device = pick_device()
     trained: Any
     trained, state = fit(
@@ -84,7 +91,7 @@ def learn(
         checkpoint,
         on_progress,
         device,
-        trained=start is not None,
+        trained=origin is not None,
     )
     count = len(pictures_NHWC)
     full_card = {
@@ -96,10 +103,10 @@ def learn(
         "device": device.type,
         "validation": state.kept,
     }
-    if start:
-        before = dict(start.metadata.get("card", {}))
+    if origin:
+        before = dict(origin.metadata.get("card", {}))
         before.pop("start", None)  # it has its own in its own card
-        full_card["start"] = {"id": start.id, "name": start.name, "card": before}
+        full_card["start"] = {"id": origin.id, "name": origin.name, "card": before}
     network = (trained.network if loss else trained).cpu().eval()
     calibration_NHWC = pictures_NHWC[spread(count, min(CALIBRATION, count))]
     data = freeze(family, network, calibration_NHWC, options, card=full_card, weights=weights)
@@ -116,3 +123,38 @@ def held_out(total: int, most: int) -> np.ndarray:
 def spread(total: int, count: int) -> np.ndarray:
     """``count`` of ``total`` indices, evenly, in order."""
     return (np.arange(count) * total // count).astype(int)
+
+
+def _artifact(start: Artifact | bytes | str | os.PathLike[str]) -> Artifact:
+    if isinstance(start, Artifact):
+        return start
+    if isinstance(start, bytes):
+        return parse(start)
+    if not isinstance(start, (str, os.PathLike)):
+        kind = type(start).__name__
+        raise TypeError(f"start is a codec's name, path or bytes, or what compressor.artifact.parse gives, not {kind}")
+    name = os.fspath(start)
+    if name in STANDARD:
+        raise CodecError(
+            f"{name} is a standard format, it learns nothing: start from {', '.join(released())} or a file"
+        )
+    data = artifact_bytes(name)
+    with naming(name):
+        return parse(data)
+
+
+def _check(name: str, pictures: np.ndarray, multiple: int) -> None:
+    """CodecError, before hours are spent on it, where something is no set of pictures that a network can learn from.
+
+    Floats from 0 to 1 would train without a word, and on nearly nothing.
+    """
+    wanted = f"{name} is to be a NumPy array of uint8, (pictures, height, width, 3), of a picture or more"
+    if not isinstance(pictures, np.ndarray):
+        raise CodecError(f"{wanted}, not {type(pictures).__name__}; see numpy.stack")
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
+        raise CodecError(f"{wanted}, not of {pictures.dtype} and shape {pictures.shape}")
+    height, width = pictures.shape[1:3]
+    if height % multiple or width % multiple:
+        raise CodecError(
+            f"{name} has pictures of {width} x {height}; of this network sides are multiples of {multiple}"
+        )

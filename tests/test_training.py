@@ -400,3 +400,40 @@ def test_a_codec_that_lies_of_its_network_is_no_start(options: Any) -> None:
     pictures = np.stack(smooth_pictures(4))
     with pytest.raises(CodecError, match="codec"):
         learn("v5", pictures, pictures, TrainingConfig(steps=1), start=lying)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (np.zeros((4, 32, 32, 3), np.float32), "uint8.*, not of float32 and shape"),
+        (list(np.zeros((4, 32, 32, 3), np.uint8)), "not list; see numpy.stack"),
+        (torch.zeros((4, 32, 32, 3), dtype=torch.uint8), "not Tensor"),
+        (np.zeros((4, 3, 32, 32), np.uint8), r"shape \(4, 3, 32, 32\)"),
+        (np.zeros((32, 32, 3), np.uint8), r"shape \(32, 32, 3\)"),
+        (np.zeros((0, 32, 32, 3), np.uint8), r"shape \(0, 32, 32, 3\)"),
+        (np.zeros((4, 32, 40, 3), np.uint8), "pictures of 40 x 32; .* sides are multiples of 32"),
+    ],
+)
+def test_what_no_network_can_learn_from_is_refused_before_the_first_step(wrong: Any, told: str) -> None:
+    pictures = np.stack(smooth_pictures(4))
+    for name, given in (("pictures_NHWC", (wrong, pictures)), ("validation_NHWC", (pictures, wrong))):
+        with pytest.raises(CodecError, match=f"^{name} .*{told}"):
+            learn("v5", *given, TrainingConfig(steps=1), TINY_HYPERPRIOR, on_progress=pytest.fail)
+
+
+def test_a_start_is_given_by_path_by_its_bytes_or_parsed(tmp_path: Path) -> None:
+    data, pictures = tiny_artifact("v1"), np.stack(smooth_pictures(4, 36, 36))
+    (tmp_path / "start").write_bytes(data)
+    path = tmp_path / "start"
+    for start in (path, str(path), data, parse(data)):
+        learned = learn("v1", pictures, pictures, replace(CONFIG, steps=1), start=start)
+        assert parse(learned.data).metadata["card"]["start"]["id"] == parse(data).id
+    path.write_bytes(b"no codec")
+    for start, error, told in (
+        (7, TypeError, "not int"),
+        ("nope", CodecError, "there is no codec 'nope'"),
+        ("avif", CodecError, "avif is a standard format, it learns nothing: start from faces or a file"),
+        (path, CodecError, f"^{path}: not a latentpack codec"),
+    ):
+        with pytest.raises(error, match=told):
+            learn("v1", pictures, pictures, CONFIG, start=start)
