@@ -82,7 +82,7 @@ def append(
     target_psnr
         dB that every picture reaches, from 10 to 60. None, where a quality is given or the codec has just one: any.
     quality
-        Fixed quality step instead.
+        Fixed quality step instead, with which no other target than the usual one may be given.
     effort
         Rounds of refinement of each picture, 0 to 100: fewer bytes, more time.
     limits
@@ -96,7 +96,7 @@ def append(
         Some cannot be archived: damaged bytes, another shape or type of numbers, too many pixels. It is known before
         anything is encoded, of all of them, and the archive stays as it is.
     ArchiveError
-        A key is no relative path, or ``target_psnr`` or ``threads`` is out of range.
+        A key is no relative path, ``target_psnr`` or ``threads`` is out of range, or there is a target and a quality.
     CodecError
         There is no such codec, or it does not know this quality or effort.
     TypeError
@@ -113,6 +113,8 @@ def append(
         return Appended(0, 0, 0, {}, np.inf)
     if target_psnr is not None and not LEAST_TARGET <= target_psnr <= HIGHEST_TARGET:  # nor if it is not a number
         raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr}")
+    if quality is not None and target_psnr not in (None, TARGET_PSNR):  # as of a run, whose form sends the usual one
+        raise ArchiveError(f"quality does not go with a target PSNR: leave out quality={quality} or {target_psnr=}")
     if threads < 1:
         raise ArchiveError(f"threads are 1 or more, not {threads}")
     limits = limits or Limits()

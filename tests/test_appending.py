@@ -206,6 +206,10 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         ({"target_psnr": float("nan")}, "from 10 to 60 dB, not nan"),
         ({"target_psnr": 61}, "not 61"),
         ({"target_psnr": None}, "there is no target: give one, or a quality from 0 to 63"),
+        (
+            {"quality": 3, "target_psnr": 40},
+            "quality does not go with a target PSNR: leave out quality=3 or target_psnr=40",
+        ),
         ({"quality": 20.0}, "quality must be from 0 to 63 for faces .*, not 20.0"),
         ({"quality": 64}, "quality must be from 0 to 63 for faces .*, not 64"),
     ):
