@@ -54,7 +54,7 @@ class NotAppended(LatentpackError):
 
 def append(
     archive: Archive,
-    pictures: Mapping[str, np.ndarray | bytes],
+    pictures: Mapping[str, np.ndarray | bytes | bytearray | memoryview],
     codec: str | os.PathLike[str] = CODEC,
     target_psnr: float | None = TARGET_PSNR,
     quality: int | None = None,
@@ -104,12 +104,8 @@ def append(
     """
     if not isinstance(pictures, Mapping):
         raise TypeError(f"pictures come by key, as in {{'a.png': pixels}}, not as {type(pictures).__name__}")
-    for key, picture in pictures.items():
-        _check_key(key)
-        if not isinstance(picture, (np.ndarray, bytes)):
-            kind = type(picture).__name__
-            raise TypeError(f"{key}: a picture is a NumPy array or the bytes of a file, not {kind}; see numpy.asarray")
-    if not pictures:
+    contents = {_checked_key(key): _array_or_bytes(key, picture) for key, picture in pictures.items()}
+    if not contents:
         return Appended(0, 0, 0, {}, np.inf)
     if target_psnr is not None and not LEAST_TARGET <= target_psnr <= HIGHEST_TARGET:  # nor if it is not a number
         raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr}")
@@ -119,15 +115,15 @@ def append(
         raise ArchiveError(f"threads are 1 or more, not {threads}")
     limits = limits or Limits()
     with enough_memory(archive.url, "append to it"):
-        _raise_if_any({key: error for key in pictures if (error := _refusal(key, pictures[key], limits))}, pictures)
+        _raise_if_any({key: error for key in contents if (error := _refusal(key, contents[key], limits))}, contents)
         id, _ = put_codec(archive, os.fspath(codec))
         # A floor as well: of a codec that has one quality, too
         floor = target_psnr if quality is None else None
         options = EncodeOptions(id, target_psnr, quality, floor, effort=effort, limits=limits)
-        report = encode_contents(_files(pictures), archive, options, "append", threads=threads)
+        report = encode_contents(_files(contents), archive, options, "append", threads=threads)
     # What only its PNG shows: an array of noise may be too large as a file
-    _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, pictures)
-    commit_batch(archive, report, pictures.keys(), replaced=pictures.keys(), once_quarantined=pictures.keys())
+    _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, contents)
+    commit_batch(archive, report, contents.keys(), replaced=contents.keys(), once_quarantined=contents.keys())
     return Appended(report.archived, report.source_bytes, report.payload_bytes, report.codecs, report.psnr_min)
 
 
@@ -166,7 +162,7 @@ def commit_batch(
     return len(changed), dropped
 
 
-def _check_key(key: object) -> None:
+def _checked_key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
     problem = name_problem(key)
@@ -174,6 +170,25 @@ def _check_key(key: object) -> None:
         problem = "it is a relative path, without empty parts, '.' and '..'"
     if problem:
         raise ArchiveError(f"{key!r} cannot be a key: {problem}")
+    return key
+
+
+def _array_or_bytes(key: str, picture: object) -> np.ndarray | bytes:
+    if isinstance(picture, (np.ndarray, bytes)):
+        return picture
+    if isinstance(picture, (bytearray, memoryview)):
+        return bytes(picture)
+    packages = {base.__module__.partition(".")[0] for base in type(picture).__mro__}
+    if isinstance(picture, (str, os.PathLike)):
+        advice = "pathlib.Path(...).read_bytes()"
+    elif "PIL" in packages:  # an array of one with a palette would hold numbers of colours, and pass for grey
+        advice = 'numpy.asarray(picture.convert("RGB"))'
+    elif "torch" in packages:
+        advice = "picture.permute(1, 2, 0).cpu().numpy()"
+    else:
+        advice = "see numpy.asarray"
+    kind = type(picture).__name__
+    raise TypeError(f"{key}: a picture is a NumPy array or the bytes of a file, not {kind}; {advice}")
 
 
 def _refusal(key: str, picture: np.ndarray | bytes, limits: Limits) -> ImageError | None:

@@ -160,7 +160,7 @@ class Archive:
 
     def append(
         self,
-        pictures: Mapping[str, np.ndarray | bytes],
+        pictures: Mapping[str, np.ndarray | bytes | bytearray | memoryview],
         codec: str | os.PathLike[str] = CODEC,
         target_psnr: float | None = TARGET_PSNR,
         quality: int | None = None,

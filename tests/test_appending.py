@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -190,7 +191,10 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         ([picture], "come by key"),
         ({7: picture}, "a key is text, not int"),
         ({"a": picture.tolist()}, "a: a picture is a NumPy array or the bytes of a file, not list"),
-        ({"a": "a.png"}, "not str"),
+        ({"a": "a.png"}, r"not str; pathlib\.Path\(\.\.\.\)\.read_bytes\(\)$"),
+        ({"a": Path("a.png")}, r"Path; pathlib\.Path\(\.\.\.\)\.read_bytes\(\)$"),
+        ({"a": Image.new("P", (8, 8))}, r"not Image; numpy\.asarray\(picture\.convert\(\"RGB\"\)\)$"),
+        ({"a": torch.zeros(3, 8, 8)}, r"not Tensor; picture\.permute\(1, 2, 0\)\.cpu\(\)\.numpy\(\)$"),
     ):
         with pytest.raises(TypeError, match=told):
             archive.append(pictures)  # type: ignore[arg-type]
@@ -219,6 +223,13 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         with pytest.raises(ArchiveError, match=f"0 whole hours or more, not {hours}"):
             archive.vacuum(hours)  # type: ignore[arg-type]
     assert len(archive) == 0
+
+
+def test_bytes_may_lie_in_a_buffer(archive: Archive):
+    content = file_of(smooth_pictures(1, 16, 16)[0])
+    archive.append({"a": content, "b": bytearray(content), "c": memoryview(content)}, "jpegxl")
+    rows = [{**vars(row), "key": ""} for row in archive.read_rows(["a", "b", "c"])]
+    assert len(archive) == 3 and all(row == rows[0] for row in rows)
 
 
 def test_what_the_codec_does_not_take_is_no_worse_than_usual_where_a_quality_is_given(archive: Archive):
