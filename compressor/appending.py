@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.archive import Archive
+from compressor.archive import Archive, require_text
 from compressor.choosing import put_codec
 from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, TARGET_PSNR
 from compressor.encoding import BatchReport, EncodeOptions, encode_contents
@@ -162,9 +162,8 @@ def commit_batch(
     return len(changed), dropped
 
 
-def _checked_key(key: object) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
+def _checked_key(key: str) -> str:
+    require_text(key)
     problem = name_problem(key)
     if not {"", ".", ".."}.isdisjoint(key.split("/")):  # which no source lists
         problem = "it is a relative path, without empty parts, '.' and '..'"

@@ -207,7 +207,7 @@ class Archive:
         -------
         Rows of ``parts`` that were dropped.
         """
-        replaced = several(replaced)
+        replaced = several_keys(replaced)
         with self._store.errors("commit"):
             return self._images.upsert(parts, replaced, batch_id)
 
@@ -223,7 +223,7 @@ class Archive:
 
     def clear_quarantine(self, keys: Collection[str]) -> int:
         """Take pictures off the quarantine list. Returns how many were on it."""
-        keys = several(keys)
+        keys = several_keys(keys)
         with self._store.errors("write to its quarantine"):
             return self._quarantine.delete(keys)
 
@@ -235,7 +235,7 @@ class Archive:
         Number of pictures erased; keys that are not archived are no error, and what an earlier call that was killed
         left behind goes too.
         """
-        keys = several(keys)
+        keys = several_keys(keys)
         with self._store.errors("delete from it"):
             erased = self._images.delete(keys)
             self._quarantine.delete(keys)
@@ -252,7 +252,7 @@ class Archive:
         -------
         Number of pictures taken out; keys that are not archived are no error.
         """
-        keys = several(keys)
+        keys = several_keys(keys)
         with self._store.errors("delete from it"):
             return self._images.delete(keys)
 
@@ -314,6 +314,9 @@ class Archive:
     @_reopens
     def read_row(self, key: str) -> Row:
         """The row of one picture: reads the row group that holds it and no other. ArchiveError where there is none."""
+        if isinstance(key, Iterable) and not isinstance(key, (str, bytes)):
+            raise TypeError(f"read and read_row take one key, not a {type(key).__name__}: see read_rows")
+        require_text(key)
         for found in self._images.find([key], IMAGES.names):
             row: Row = from_table(found, IMAGES)[0]
             return row
@@ -324,7 +327,7 @@ class Archive:
 
         For many pictures: ``read_row`` reads a row group for each.
         """
-        return self._found(several(keys))
+        return self._found(several_keys(keys))
 
     def _found(self, keys: Collection[str]) -> Iterator[Row]:
         with to_the_end(self._images):
@@ -334,7 +337,7 @@ class Archive:
     @_reopens
     def missing(self, keys: Collection[str]) -> list[str]:
         """Those of ``keys`` that are neither archived nor quarantined, in their order."""
-        keys = several(keys)
+        keys = several_keys(keys)
         there: set[str] = set()
         for table in self.tables:
             for found in table.find(keys, ["key"]):
@@ -426,7 +429,7 @@ class Archive:
         """The pictures as a ``torch.utils.data.Dataset``; see :class:`compressor.dataset.ArchiveDataset`."""
         from compressor.dataset import ArchiveDataset
 
-        keys = None if keys is None else several(keys)
+        keys = None if keys is None else several_keys(keys)
         return ArchiveDataset(self, keys, transform, target, resize)
 
     def restore(
@@ -509,4 +512,20 @@ def several(names: Iterable[str]) -> list[str]:
     """All names, also of an iterator. TypeError where there is one instead, and would be taken for its letters."""
     if isinstance(names, str):
         raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"a list is needed, not {type(names).__name__}: {names!r}")
     return list(names)
+
+
+def several_keys(keys: Iterable[str]) -> list[str]:
+    """The same of keys. TypeError where one of them is no text."""
+    keys = several(keys)
+    for key in keys:
+        require_text(key)
+    return keys
+
+
+def require_text(key: object) -> None:
+    """TypeError where a key is no text."""
+    if not isinstance(key, str):
+        raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")

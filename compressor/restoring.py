@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressor.archive import Archive, several
+from compressor.archive import Archive, several_keys
 from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
@@ -238,7 +238,7 @@ def restore(
         There is no such format, ``destination`` cannot be created or written to, lies in the archive or is full,
         storage failed in a way that may pass, or another run has taken files away.
     """
-    keys = None if keys is None else several(keys)
+    keys = None if keys is None else several_keys(keys)
     place = destination_at(destination)
     if format not in EXTENSIONS:
         raise ArchiveError(f"cannot restore pictures as {format!r}: choose one of {', '.join(EXTENSIONS)}")

@@ -238,6 +238,26 @@ def test_one_key_is_not_taken_for_its_letters(archive):
     assert archive.remove(["12"]) == 1 and sorted(archive.keys()) == ["1", "2"]
 
 
+@pytest.mark.parametrize("key", [b"a", 7, Path("a"), None, ("a",)])
+def test_a_key_that_is_no_text_is_told(archive, tmp_path, key):
+    add(archive, [picture_row("a")])
+    told = f"a key is text, not {type(key).__name__}: "
+    one = "take one key, not a tuple: see read_rows" if key == ("a",) else told
+    for call in (archive.read, archive.read_row):
+        with pytest.raises(TypeError, match=one):
+            call(key)
+    calls = (archive.read_rows, archive.remove, archive.delete, archive.missing, archive.clear_quarantine)
+    for call in (*calls, archive.dataset, lambda keys: archive.restore(tmp_path / "out", keys)):
+        with pytest.raises(TypeError, match=told):
+            call(["a", key])
+    with pytest.raises(TypeError, match=told):
+        archive.commit([], replaced=[key])
+    assert key not in archive and len(archive) == 1
+    for call in calls if key != ("a",) else ():
+        with pytest.raises(TypeError, match=f"a list is needed, not {type(key).__name__}: "):
+            call(key)
+
+
 def test_an_archive_is_asked_as_a_collection_of_keys(archive):
     assert archive and not len(archive) and list(archive) == []
     keys = [face_key(number) for number in range(2000)]
