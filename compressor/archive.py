@@ -76,7 +76,7 @@ class Archive:
     # --- opening ---
 
     @classmethod
-    def open(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+    def open(cls, url: str | os.PathLike[str], storage_options: dict[str, str] | None = None) -> "Archive":
         """Open an archive.
 
         Parameters
@@ -99,7 +99,7 @@ class Archive:
         return archive
 
     @classmethod
-    def create(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+    def create(cls, url: str | os.PathLike[str], storage_options: dict[str, str] | None = None) -> "Archive":
         """Make an empty archive in a folder that is empty or does not exist. ArchiveError where it is neither."""
         store = Store(url, storage_options)
         with store.errors("create an archive here"):
@@ -113,7 +113,7 @@ class Archive:
         return archive
 
     @classmethod
-    def open_or_create(cls, url: str, storage_options: dict[str, str] | None = None) -> "Archive":
+    def open_or_create(cls, url: str | os.PathLike[str], storage_options: dict[str, str] | None = None) -> "Archive":
         """Open the archive at ``url``, or make it, unless another process does at this moment."""
         store = Store(url, storage_options)
 
@@ -188,7 +188,7 @@ class Archive:
         assert part is not None
         return part
 
-    def commit(self, parts: Sequence[Part], replaced: Sequence[str] = (), batch_id: str | None = None) -> int:
+    def commit(self, parts: Sequence[Part], replaced: Iterable[str] = (), batch_id: str | None = None) -> int:
         """Make all rows of ``parts`` visible in one transaction.
 
         Rows stay unique by key, whoever commits at the same time: a key that is archived already gets its new row if it
@@ -221,13 +221,13 @@ class Archive:
             assert part is not None
             self._quarantine.upsert([part], latest.keys(), None)
 
-    def clear_quarantine(self, keys: Collection[str]) -> int:
+    def clear_quarantine(self, keys: Iterable[str]) -> int:
         """Take pictures off the quarantine list. Returns how many were on it."""
         keys = several_keys(keys)
         with self._store.errors("write to its quarantine"):
             return self._quarantine.delete(keys)
 
-    def delete(self, keys: Collection[str]) -> int:
+    def delete(self, keys: Iterable[str]) -> int:
         """Erase pictures: rows and quarantine entries, then their bytes from all files and the log of their names.
 
         Returns
@@ -245,7 +245,7 @@ class Archive:
                 table.vacuum(ORPHAN_HOURS)
         return erased
 
-    def remove(self, keys: Collection[str]) -> int:
+    def remove(self, keys: Iterable[str]) -> int:
         """Take pictures out in one commit. Their bytes stay in replaced files until ``vacuum``, for whoever reads them.
 
         Returns
@@ -322,7 +322,7 @@ class Archive:
             return row
         raise ArchiveError(f"{self.url}: there is no picture {key!r}")
 
-    def read_rows(self, keys: Collection[str]) -> Iterator[Row]:
+    def read_rows(self, keys: Iterable[str]) -> Iterator[Row]:
         """The rows of those of ``keys`` that are archived, in the archive's order, each row group read once.
 
         For many pictures: ``read_row`` reads a row group for each.
@@ -335,7 +335,7 @@ class Archive:
                 yield from from_table(found, IMAGES)
 
     @_reopens
-    def missing(self, keys: Collection[str]) -> list[str]:
+    def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of ``keys`` that are neither archived nor quarantined, in their order."""
         keys = several_keys(keys)
         there: set[str] = set()
@@ -421,7 +421,7 @@ class Archive:
 
     def dataset(
         self,
-        keys: Collection[str] | None = None,
+        keys: Iterable[str] | None = None,
         transform: "Callable[[torch.Tensor], Any] | None" = None,
         target: Callable[[Row], Any] | None = None,
         resize: int | None = None,
@@ -435,7 +435,7 @@ class Archive:
     def restore(
         self,
         destination: "str | os.PathLike[str]",
-        keys: Collection[str] | None = None,
+        keys: Iterable[str] | None = None,
         format: str = "png",
         workers: int = 1,
         on_progress: Callable[[int, int], None] | None = None,

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class ArchiveDataset(Dataset[Any]):
     def __init__(
         self,
         archive: "Archive",
-        keys: Collection[str] | None = None,
+        keys: Iterable[str] | None = None,
         transform: Callable[[torch.Tensor], Any] | None = None,
         target: Callable[[Row], Any] | None = None,
         resize: int | None = None,

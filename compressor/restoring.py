@@ -206,7 +206,7 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
 def restore(
     archive: Archive,
     destination: str | os.PathLike[str],
-    keys: Collection[str] | None = None,
+    keys: Iterable[str] | None = None,
     format: str = "png",
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,

@@ -36,6 +36,7 @@ POOL = 64  # connections: s3fs's own 10 cap a scan at 200 ranges a second
 _ASTRAY = r"%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _ASTRAY_LOCALLY = re.compile(rf"{_ASTRAY}|\\")
 _ASTRAY_ON_S3 = re.compile(rf"{_ASTRAY}|[#?]|/\.{{0,2}}/|/\.{{1,2}}$")
+_ONE_SLASH = re.compile("s3a?:/(?!/)")
 
 
 class Store:
@@ -49,15 +50,18 @@ class Store:
         ``AWS_*`` names that take precedence over the environment's. Better none: they travel with pickles.
     """
 
-    def __init__(self, url: str, options: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str | os.PathLike[str], options: dict[str, str] | None = None) -> None:
+        url = os.fspath(url)
         self.options = dict(options or {})
         self._conditional_puts = False
         self._fs: tuple[int, Any] | None = None  # by the process that it was made in
-        if not str(url):  # a shell's variable that is not set, where the present folder was never meant
+        if not url:  # a shell's variable that is not set, where the present folder was never meant
             raise ArchiveError("the archive's address is empty: name its folder or its s3:// address")
-        if has_password(str(url)):
-            raise ArchiveError(f"{shown(str(url))}: {ADVICE}")
-        scheme, separator, rest = str(url).partition("://")
+        if has_password(url):
+            raise ArchiveError(f"{shown(url)}: {ADVICE}")
+        if _ONE_SLASH.match(url):
+            raise ArchiveError("an address in a bucket begins with s3://: give it as text, for a Path drops a slash")
+        scheme, separator, rest = url.partition("://")
         self.is_s3 = bool(separator) and scheme in ("s3", "s3a")
         if self.is_s3:
             self.root = rest.rstrip("/")
@@ -68,7 +72,7 @@ class Store:
             self.root = str(Path(os.path.expanduser(rest if separator else url)).absolute())
             self.url = self.root
         else:
-            raise ArchiveError(f"{shown(str(url))}: archives lie in a local folder or in s3://, not in {scheme}://")
+            raise ArchiveError(f"{shown(url)}: archives lie in a local folder or in s3://, not in {scheme}://")
         if self.is_s3:
             astray = _ASTRAY_ON_S3.search(self.root)
         else:  # delta-rs follows links first

@@ -6,6 +6,7 @@ import pickle
 import re
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
@@ -24,6 +25,15 @@ def test_an_empty_address_is_not_the_present_folder(tmp_path, monkeypatch):
     assert len(Archive.open(".")) == 1
     with pytest.raises(ArchiveError, match="address is empty"):
         Archive.open("")
+
+
+def test_a_path_is_an_address_but_not_one_of_a_bucket(tmp_path):
+    add(Archive.open_or_create(tmp_path / "archive"), face_rows(1))
+    assert len(Archive.open(tmp_path / "archive")) == 1 == len(Archive.open_or_create(tmp_path / "archive"))
+    assert Archive.create(tmp_path / "other").url == str(tmp_path / "other")
+    for call in (Archive.open, Archive.create, Archive.open_or_create):
+        with pytest.raises(ArchiveError, match="begins with s3://: give it as text"):
+            call(Path("s3://bucket/archive"))
 
 
 def test_a_folder_whose_name_begins_as_a_home_that_is_nobodys_is_a_folder(tmp_path, monkeypatch):
