@@ -84,7 +84,7 @@ class Archive:
         url
             Local folder or ``s3://bucket/prefix``.
         storage_options
-            ``AWS_*`` settings that take precedence over the environment's.
+            ``AWS_*`` settings, such as ``AWS_ENDPOINT_URL``, that take precedence over the environment's.
 
         Raises
         ------

@@ -26,6 +26,13 @@ S3FS_OPTIONS = {
     "AWS_SESSION_TOKEN": "token",
     "AWS_ENDPOINT_URL": "endpoint_url",
 }
+# More of delta-rs's names, which s3fs's half would not see: its files would lie elsewhere than the log.
+_SAME_OPTIONS = {
+    "AWS_ENDPOINT": "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3": "AWS_ENDPOINT_URL",
+    "AWS_TOKEN": "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION": "AWS_REGION",
+}
 TEMPORARY = "tmp-"  # how files that are being written begin
 _AFTER_TEMPORARY = "[a-z0-9_]+"  # earlier versions had names by tempfile
 TEMPORARY_NAME = TEMPORARY + _AFTER_TEMPORARY
@@ -47,12 +54,13 @@ class Store:
     url
         A local path, ``file://`` or ``s3://bucket/prefix``.
     options
-        ``AWS_*`` names that take precedence over the environment's. Better none: they travel with pickles.
+        ``AWS_*`` names, in lower case too, that take precedence over the environment's. Better none: they travel with
+        pickles.
     """
 
     def __init__(self, url: str | os.PathLike[str], options: dict[str, str] | None = None) -> None:
         url = os.fspath(url)
-        self.options = dict(options or {})
+        self.options = _checked(options or {})
         self._conditional_puts = False
         self._fs: tuple[int, Any] | None = None  # by the process that it was made in
         if not url:  # a shell's variable that is not set, where the present folder was never meant
@@ -252,6 +260,23 @@ def s3_filesystem(options: Mapping[str, str] = MappingProxyType({})) -> Any:
         config_kwargs={"max_pool_connections": POOL, "retries": {"mode": "adaptive", "max_attempts": 8}},
         **{S3FS_OPTIONS[name]: value for name, value in options.items() if name in S3FS_OPTIONS},
     )
+
+
+def _checked(options: Mapping[str, str]) -> dict[str, str]:
+    """Options by the names that both s3fs and delta-rs are told by. ArchiveError where one of them would not be."""
+    checked = {}
+    for given, value in options.items():
+        name = str(given).upper()
+        if not name.startswith("AWS_"):
+            raise ArchiveError(
+                f"there is no storage option {given!r}: they have the names of the environment's variables, as in "
+                "{'AWS_ENDPOINT_URL': 'https://...', 'AWS_ACCESS_KEY_ID': '...', 'AWS_SECRET_ACCESS_KEY': '...'}"
+            )
+        if not isinstance(value, str):  # which may be a secret, and is not shown
+            kind = type(value).__name__
+            raise ArchiveError(f"storage option {given} is text, not {kind}: give {{'{name}': '...'}}, or leave it out")
+        checked[_SAME_OPTIONS.get(name, name)] = value
+    return checked
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import os
 import pickle
 import re
 import threading
@@ -92,6 +93,37 @@ def test_the_same_on_s3(bucket):
     assert reader.read_row(face_key(1)) == face_rows(300)[1]
     assert len(pickle.loads(pickle.dumps(archive))) == 349
     assert archive.known().state([source_file(row) for row in face_rows(2)]) == ["new", "same"]
+
+
+def test_options_reach_both_who_write_files_and_the_log_whatever_their_case(bucket, monkeypatch):
+    names = {"AWS_ENDPOINT_URL": "aws_endpoint", "AWS_ACCESS_KEY_ID": "aws_access_key_id"}
+    names |= {"AWS_SECRET_ACCESS_KEY": "Aws_Secret_Access_Key"}
+    options = {given: os.environ[name] for name, given in names.items()}
+    for name in names:
+        monkeypatch.delenv(name)
+    archive = Archive.create(f"{bucket}/archive", options | {"aws_default_region": "us-east-1"})
+    add(archive, face_rows(1))
+    assert archive._store.table_options.keys() == {*names, "AWS_REGION"}
+    assert len(pickle.loads(pickle.dumps(archive))) == 1
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/archive", "archive"])
+def test_options_that_nobody_would_look_at_are_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options, told in (
+        (
+            {"key": "a", "secret": "b"},
+            "no storage option 'key': .*{'AWS_ENDPOINT_URL': 'https://...', 'AWS_ACCESS_KEY_ID'",
+        ),
+        ({"client_kwargs": {"endpoint_url": "http://localhost"}}, "no storage option 'client_kwargs'"),
+        ({7: "a"}, "no storage option 7"),
+        ({"AWS_ALLOW_HTTP": True}, "storage option AWS_ALLOW_HTTP is text, not bool: give {'AWS_ALLOW_HTTP': '...'}"),
+        ({"aws_session_token": None}, "aws_session_token is text, not NoneType: give {'AWS_SESSION_TOKEN': "),
+    ):
+        for call in (Archive.open, Archive.create, Archive.open_or_create):
+            with pytest.raises(ArchiveError, match=told):
+                call(place, options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bucket_of_somebody_elses_is_refused_at_the_first_page(bucket, monkeypatch):
