@@ -1,6 +1,7 @@
 """How far a decoded picture is from its source, and how far one rate-distortion curve is from another.
 
-Every function takes uint8 RGB pixels in memory. Not for choosing a quality: see ``quality.py``.
+Every function takes uint8 pixels in memory: (H, W, 3) in RGB or (H, W) in grey. Not for choosing a quality: see
+``quality.py``.
 """
 
 import io
@@ -22,12 +23,12 @@ _C2 = (0.03 * PEAK) ** 2
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over all samples of two uint8 pictures (H, W, 3); infinite when equal.
+    """Peak signal-to-noise ratio in dB over all samples of two uint8 pictures; infinite when they are equal.
 
     Raises
     ------
     ValueError
-        If the pictures are not uint8 of one shape.
+        If they are no pictures, or not of one shape.
     """
     _check(a, b)
     squared = cv2.norm(np.ascontiguousarray(a), np.ascontiguousarray(b), cv2.NORM_L2SQR)
@@ -35,7 +36,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al., 2004) of two uint8 pictures (H, W, 3): mean over positions and channels.
+    """Structural similarity (Wang et al., 2004) of two uint8 pictures: mean over positions and channels.
 
     The Gaussian window has 11 taps and sigma 1.5, so the figure is scikit-image's with ``gaussian_weights=True`` and
     ``use_sample_covariance=False``. A side shorter than the window is mirrored instead of left out at the border.
@@ -54,7 +55,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         return None
     a, b = a.astype(np.float32), b.astype(np.float32)
-    product = np.ones(3)
+    product = np.ones(a.shape[2:] or 1)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         similarity, contrast = _ssim_and_contrast(a, b)
         last = scale == len(MS_SSIM_WEIGHTS) - 1
@@ -154,8 +155,19 @@ class RateCurve:
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"two uint8 pictures of one shape are wanted, not {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    if not (_is_picture(a) and _is_picture(b) and a.shape == b.shape):
+        wanted = "two uint8 pictures of one shape, (H, W, 3) or (H, W), are wanted"
+        raise ValueError(f"{wanted}, not {_told(a)} and {_told(b)}")
+
+
+def _is_picture(pixels: object) -> bool:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or not pixels.size:
+        return False
+    return pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+
+
+def _told(pixels: object) -> str:
+    return f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
 
 
 def _blur(plane: np.ndarray) -> np.ndarray:
@@ -168,7 +180,7 @@ def _kernel() -> np.ndarray:
 
 
 def _ssim_and_contrast(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel means (3,) of SSIM and of its contrast-structure part, from float32 (H, W, 3)."""
+    """Per-channel means of SSIM and of its contrast-structure part, (3,) from float32 (H, W, 3), (1,) from (H, W)."""
     planes = [_plane_ssim_and_contrast(*pair) for pair in zip(cv2.split(a), cv2.split(b), strict=True)]
     similarity, contrast = np.array(planes, np.float64).T
     return similarity, contrast
@@ -208,10 +220,11 @@ def _plane_ssim_and_contrast(a: np.ndarray, b: np.ndarray) -> tuple[float, float
 def _halve(plane: np.ndarray) -> np.ndarray:
     """Mean of each 2 x 2 block; an odd side's last line counts twice."""
     height, width = plane.shape[:2]
-    padded = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    padded = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0))[: plane.ndim], mode="edge")
     return cv2.resize(padded, (padded.shape[1] // 2, padded.shape[0] // 2), interpolation=cv2.INTER_AREA)
 
 
 def _as_bmp(pixels: np.ndarray) -> io.BytesIO:
     """The package opens files; an uncompressed one in memory is the cheapest it takes."""
-    return io.BytesIO(cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes())
+    to_bgr = cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR
+    return io.BytesIO(cv2.imencode(".bmp", cv2.cvtColor(pixels, to_bgr))[1].tobytes())

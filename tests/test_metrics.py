@@ -68,11 +68,27 @@ def test_tiny_pictures_are_measured(shape: tuple[int, int, int]) -> None:
     assert (ssimulacra2(a, b) is None) == (min(shape[:2]) < 8)
 
 
-def test_pictures_of_two_shapes_or_types_are_refused(photograph: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="one shape"):
-        psnr(photograph, photograph[:-1])
-    with pytest.raises(ValueError, match="uint8"):
-        ssim(photograph, photograph.astype(np.float32))
+@pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, ssimulacra2])
+def test_a_grey_picture_measures_as_three_equal_planes(photograph: np.ndarray, metric) -> None:
+    grey = photograph[:175, :175, 1]
+    worse = grey // 2 * 2
+    planes = [np.repeat(picture[:, :, None], 3, axis=2) for picture in (grey, worse)]
+    assert metric(grey, worse) == pytest.approx(metric(*planes), rel=1e-6) and metric(grey, worse) > 0.9
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, ssimulacra2])
+def test_what_are_no_two_pictures_of_one_shape_is_refused(photograph: np.ndarray, metric) -> None:
+    for a, b, told in (
+        (photograph, photograph[:-1], r"one shape, .* not uint8 \(192, 176, 3\) and uint8 \(191, 176, 3\)"),
+        (photograph, photograph.astype(np.float32), "and float32"),
+        (photograph[:0], photograph[:0], r"not uint8 \(0, 176, 3\)"),
+        (photograph[None], photograph[None], r"not uint8 \(1, 192, 176, 3\)"),
+        (photograph[:, :, :2], photograph[:, :, :2], r"not uint8 \(192, 176, 2\)"),
+        (photograph[0, 0], photograph[0, 0], r"not uint8 \(3,\)"),
+        (photograph.tolist(), photograph, "not list and uint8"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            metric(a, b)
 
 
 def test_bd_rate_of_a_shifted_curve_is_the_shift() -> None:
