@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class NotAppended(LatentpackError):
 def append(
     archive: Archive,
     pictures: Mapping[str, np.ndarray | bytes | bytearray | memoryview],
-    codec: str | os.PathLike[str] = CODEC,
+    codec: str | bytes | os.PathLike[str] = CODEC,
     target_psnr: float | None = TARGET_PSNR,
     quality: int | None = None,
     effort: int = 0,
@@ -78,7 +79,7 @@ def append(
         bytes of files in a format that a run reads. All are in memory, and become visible together: append a large
         collection some thousands at a time.
     codec
-        Released name, standard format's name, path of an artifact, or id of one that the archive carries.
+        Released name, standard format's name, path or bytes of an artifact, or id of one that the archive carries.
     target_psnr
         dB that every picture reaches, from 10 to 60. None, where a quality is given or the codec has just one: any.
     quality
@@ -100,23 +101,27 @@ def append(
     CodecError
         There is no such codec, or it does not know this quality or effort.
     TypeError
-        Something is neither an array nor bytes, or a key is no text.
+        Something is neither an array nor bytes, a key is no text, or ``codec`` or ``limits`` are nothing of the kind.
     """
     if not isinstance(pictures, Mapping):
         raise TypeError(f"pictures come by key, as in {{'a.png': pixels}}, not as {type(pictures).__name__}")
     contents = {_checked_key(key): _array_or_bytes(key, picture) for key, picture in pictures.items()}
     if not contents:
         return Appended(0, 0, 0, {}, np.inf)
-    if target_psnr is not None and not LEAST_TARGET <= target_psnr <= HIGHEST_TARGET:  # nor if it is not a number
-        raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr}")
+    if target_psnr is not None and not (
+        isinstance(target_psnr, Real) and LEAST_TARGET <= target_psnr <= HIGHEST_TARGET
+    ):
+        raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr!r}")
     if quality is not None and target_psnr not in (None, TARGET_PSNR):  # as of a run, whose form sends the usual one
         raise ArchiveError(f"quality does not go with a target PSNR: leave out quality={quality} or {target_psnr=}")
-    if threads < 1:
-        raise ArchiveError(f"threads are 1 or more, not {threads}")
-    limits = limits or Limits()
+    if not isinstance(threads, Integral) or threads < 1:
+        raise ArchiveError(f"threads are 1 or more, not {threads!r}")
+    limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits are compressor.images.Limits(max_bytes, max_pixels), not {type(limits).__name__}")
     with enough_memory(archive.url, "append to it"):
         _raise_if_any({key: error for key in contents if (error := _refusal(key, contents[key], limits))}, contents)
-        id, _ = put_codec(archive, os.fspath(codec))
+        id, _ = put_codec(archive, codec)
         # A floor as well: of a codec that has one quality, too
         floor = target_psnr if quality is None else None
         options = EncodeOptions(id, target_psnr, quality, floor, effort=effort, limits=limits)

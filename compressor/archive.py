@@ -161,7 +161,7 @@ class Archive:
     def append(
         self,
         pictures: Mapping[str, np.ndarray | bytes | bytearray | memoryview],
-        codec: str | os.PathLike[str] = CODEC,
+        codec: str | bytes | os.PathLike[str] = CODEC,
         target_psnr: float | None = TARGET_PSNR,
         quality: int | None = None,
         effort: int = 0,

@@ -39,6 +39,8 @@ class CarriedCodecs:
 
     def put(self, data: bytes, replace: bool) -> str:
         """See :meth:`compressor.archive.Archive.put_codec`."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"a codec is stored from its artifact's bytes, not from {type(data).__name__}")
         id = parse(data).id
         with self._store.errors("store a codec"):
             if replace or not self._store.exists(codec_name(id)):

@@ -28,9 +28,19 @@ def find_codec(name: str, archive_url: str) -> Codec:
         return load_codec(found)
 
 
-def put_codec(archive: Archive, name: str) -> tuple[str, Codec]:
-    """The id of a codec that ``archive`` now carries, and the codec. CodecError where there is none of that name."""
-    name, found = _look_up(name, lambda: archive)
+def put_codec(archive: Archive, codec: str | bytes | os.PathLike[str]) -> tuple[str, Codec]:
+    """The id of a codec that ``archive`` now carries, and the codec: of a name, path or id, or an artifact's bytes.
+
+    CodecError where there is none.
+    """
+    if not isinstance(codec, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"a codec is given by name, path or id, or as an artifact's bytes, not as {type(codec).__name__}; the "
+            "archive's own codecs go by their .id"
+        )
+    if isinstance(codec, bytes):
+        return archive.put_codec(codec), load_codec(codec)
+    name, found = _look_up(os.fspath(codec), lambda: archive)
     if not isinstance(found, bytes):
         return name, found
     with naming(name):

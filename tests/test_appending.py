@@ -16,6 +16,7 @@ from PIL import Image
 
 from compressor.appending import NotAppended
 from compressor.archive import Archive
+from compressor.artifact import identify
 from compressor.baselines import STANDARD
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, ImageError, LatentpackError
@@ -207,6 +208,8 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         ({"effort": 101}, "not 101"),
         ({"effort": 1.5}, "not 1.5"),
         ({"threads": 0}, "threads are 1 or more, not 0"),
+        ({"threads": "2"}, "threads are 1 or more, not '2'"),
+        ({"target_psnr": "34"}, "from 10 to 60 dB, not '34'"),
         ({"target_psnr": float("nan")}, "from 10 to 60 dB, not nan"),
         ({"target_psnr": 61}, "not 61"),
         ({"target_psnr": None}, "there is no target: give one, or a quality from 0 to 63"),
@@ -219,10 +222,26 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
     ):
         with pytest.raises(LatentpackError, match=told):
             archive.append({"a": picture}, **options)  # type: ignore[arg-type]
+    for options, told in (
+        ({"limits": 100}, r"limits are compressor\.images\.Limits\(max_bytes, max_pixels\), not int"),
+        ({"codec": STANDARD["jpeg"]}, "by name, path or id, or as an artifact's bytes, not as StandardCodec; .* .id"),
+        ({"codec": None}, "not as NoneType"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            archive.append({"a": picture}, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="from its artifact's bytes, not from StandardCodec"):
+        archive.put_codec(STANDARD["jpeg"])  # type: ignore[arg-type]
     for hours in (0.5, -1):
         with pytest.raises(ArchiveError, match=f"0 whole hours or more, not {hours}"):
             archive.vacuum(hours)  # type: ignore[arg-type]
     assert len(archive) == 0
+
+
+def test_a_codec_may_come_as_its_bytes(archive: Archive):
+    done = archive.append({"a": smooth_pictures(1)[0]}, tiny_artifact("v5"), quality=30)
+    assert done.codecs == {identify(tiny_artifact("v5")): 1} and archive.verify() == []
+    with pytest.raises(CodecError, match="not a latentpack codec"):
+        archive.append({"b": smooth_pictures(1)[0]}, b"no artifact")
 
 
 def test_bytes_may_lie_in_a_buffer(archive: Archive):
