@@ -1,8 +1,10 @@
 """An archive's pictures for training with PyTorch. Decodes; does not batch, nor shuffle but by its sampler."""
 
+import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,8 @@ GROUPS_KEPT = 16  # row groups in memory, about 1 MB each, but never more than B
 
 class ArchiveDataset(Dataset[Any]):
     """Pictures by number, in the archive's order: uint8 tensors (3, H, W), or pairs of one and its target.
+
+    A negative number counts from the end.
 
     Reading one fetches its row group, so shuffle with ``sampler``, which takes row groups in turn, and leave batching
     to ``DataLoader``: it asks for all pictures of a batch at once, and they are decoded together.
@@ -53,6 +57,8 @@ class ArchiveDataset(Dataset[Any]):
         target: Callable[[Row], Any] | None = None,
         resize: int | None = None,
     ) -> None:
+        if resize is not None and not isinstance(resize, Integral):
+            raise TypeError(f"resize is the side of a square, one whole number, not {resize!r}")
         if resize is not None and resize < 1:
             raise ValueError(f"resize must be at least 1, not {resize}")
         self._archive, self._transform, self._target, self._resize = archive, transform, target, resize
@@ -105,8 +111,14 @@ class ArchiveDataset(Dataset[Any]):
 
     def row(self, index: int) -> Row:
         """Key, sizes, quality and payload of one picture."""
-        if not 0 <= index < len(self):
+        try:
+            index = operator.index(index)
+        except TypeError:
+            several = "__getitems__ takes several, torch.utils.data.Subset is a part"
+            raise TypeError(f"a picture is taken by its number, not by {type(index).__name__}: {several}") from None
+        if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
+        index %= len(self)
         number = bisect_right(self._starts, index) - 1
         if number not in self._kept:
             rows = from_table(self._archive.row_group(*self._groups[number][:2]), IMAGES)

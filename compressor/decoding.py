@@ -23,10 +23,14 @@ MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever l
 
 def decode(rows: Iterable[Row], codec_of: Callable[[str], Codec]) -> list[np.ndarray]:
     """See :meth:`compressor.archive.Archive.decode`; ``codec_of`` gives the codec of an id."""
+    if isinstance(rows, Row):
+        raise TypeError("several rows are decoded together: decode([row])[0]")
     rows = list(rows)
     pixels: dict[int, np.ndarray] = {}
     by_codec: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
+        if not isinstance(row, Row):
+            raise TypeError(f"rows are decoded, as read_rows and a batch of scan give them, not {type(row).__name__}")
         if unread := [name for name in DECODED if getattr(row, name) is None]:
             raise ArchiveError(f"{row.key}: to decode a row takes its {', '.join(unread)} too: scan those columns")
         check_crc(row)

@@ -287,6 +287,10 @@ def test_what_makes_no_sense_is_refused_in_words(archive):
     [[row]] = archive.scan([name for name in Row.__dataclass_fields__ if name != "crc32c"])
     with pytest.raises(ArchiveError, match="takes its crc32c too"):
         archive.decode([row])
+    with pytest.raises(TypeError, match=r"several rows are decoded together: decode\(\[row\]\)"):
+        archive.decode(row)
+    with pytest.raises(TypeError, match="rows are decoded, .*, not list"):
+        archive.decode(archive.scan())
     with pytest.raises(ArchiveError, match="at least 1 row, not 0"):
         archive.scan(batch_size=0)
     for call in (archive.scan, archive.batches):

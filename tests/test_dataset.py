@@ -40,6 +40,21 @@ def test_every_picture_is_there_once(archive: Archive) -> None:
     assert sorted(sampler) == list(range(40)) and list(sampler) != list(sampler)
 
 
+def test_a_picture_is_taken_by_a_number_that_may_count_from_the_end(archive: Archive) -> None:
+    dataset = archive.dataset()
+    assert torch.equal(dataset[-1], dataset[39]) and dataset.row(-40).key == "000"
+    assert dataset.row(np.int64(3)).key == dataset.row(torch.tensor(3)).key == "003"  # type: ignore[arg-type]
+    for index in (40, -41):
+        with pytest.raises(IndexError, match=f"picture {index} of 40"):
+            dataset[index]
+    with pytest.raises(IndexError, match="of 0"):
+        archive.dataset([])[-1]
+    with pytest.raises(TypeError, match="by its number, not by slice: .*Subset"):
+        dataset[:3]  # type: ignore[index]
+    with pytest.raises(TypeError, match=r"resize is the side of a square, one whole number, not \(64, 64\)"):
+        archive.dataset(resize=(64, 64))  # type: ignore[arg-type]
+
+
 def test_some_pictures_with_what_is_to_be_learned_of_them(archive: Archive) -> None:
     keys = {"039", "000", "017", "016"}
     dataset = archive.dataset(keys, transform=lambda picture: picture.shape, target=lambda row: int(row.key))
