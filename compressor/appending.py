@@ -108,17 +108,8 @@ def append(
     contents = {_checked_key(key): _array_or_bytes(key, picture) for key, picture in pictures.items()}
     if not contents:
         return Appended(0, 0, 0, {}, np.inf)
-    if target_psnr is not None and not (
-        isinstance(target_psnr, Real) and LEAST_TARGET <= target_psnr <= HIGHEST_TARGET
-    ):
-        raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr!r}")
-    if quality is not None and target_psnr not in (None, TARGET_PSNR):  # as of a run, whose form sends the usual one
-        raise ArchiveError(f"quality does not go with a target PSNR: leave out quality={quality} or {target_psnr=}")
-    if not isinstance(threads, Integral) or threads < 1:
-        raise ArchiveError(f"threads are 1 or more, not {threads!r}")
     limits = Limits() if limits is None else limits
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits are compressor.images.Limits(max_bytes, max_pixels), not {type(limits).__name__}")
+    _check_arguments(target_psnr, quality, limits, threads)
     with enough_memory(archive.url, "append to it"):
         _raise_if_any({key: error for key in contents if (error := _refusal(key, contents[key], limits))}, contents)
         id, _ = put_codec(archive, codec)
@@ -130,6 +121,18 @@ def append(
     _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, contents)
     commit_batch(archive, report, contents.keys(), replaced=contents.keys(), once_quarantined=contents.keys())
     return Appended(report.archived, report.source_bytes, report.payload_bytes, report.codecs, report.psnr_min)
+
+
+def _check_arguments(target_psnr: float | None, quality: int | None, limits: Limits, threads: int) -> None:
+    in_range = isinstance(target_psnr, Real) and LEAST_TARGET <= target_psnr <= HIGHEST_TARGET
+    if target_psnr is not None and not in_range:
+        raise ArchiveError(f"target_psnr is from {LEAST_TARGET:g} to {HIGHEST_TARGET:g} dB, not {target_psnr!r}")
+    if quality is not None and target_psnr not in (None, TARGET_PSNR):  # as of a run, whose form sends the usual one
+        raise ArchiveError(f"quality does not go with a target PSNR: leave out quality={quality} or {target_psnr=}")
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits are compressor.images.Limits(max_bytes, max_pixels), not {type(limits).__name__}")
+    if not isinstance(threads, Integral) or threads < 1:
+        raise ArchiveError(f"threads are 1 or more, not {threads!r}")
 
 
 def commit_batch(

@@ -14,7 +14,7 @@ import torch
 
 from compressor import packers
 from compressor.artifact import Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, check_pictures, padded_pixels
+from compressor.codec import NETWORK_PIXELS, Encoded, check_encoded, check_packer, check_pictures, padded_pixels
 from compressor.entropy import Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
@@ -96,6 +96,7 @@ class AutoencoderCodec:
     @full_precision()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
+        check_encoded(encoded)
 
         def decode_pass(chunk: list[int]) -> list[np.ndarray]:
             rows = [self._unpack(encoded[index]) for index in chunk]

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from compressor import picture_files
-from compressor.codec import ORIGINAL, Encoded, check_packer, check_pictures, per_picture
+from compressor.codec import ORIGINAL, Encoded, check_encoded, check_packer, check_pictures, per_picture
 from compressor.containers import av1_size, avif_container
 from compressor.errors import CodecError, is_shortage
 
@@ -122,6 +122,7 @@ class StandardCodec:
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
+        check_encoded(encoded)
         return [self._decode(one) for one in encoded]
 
     def _encode(self, picture: np.ndarray, quality: int) -> Encoded:

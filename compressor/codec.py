@@ -76,7 +76,7 @@ class Refinable(Protocol):
     """A codec that finds fewer bytes for a picture if it may take longer."""
 
     def with_effort(self, effort: int) -> Codec:
-        """The same codec, with ``effort`` rounds of refinement for each picture."""
+        """The same codec, with ``effort`` rounds of refinement for each picture. CodecError as :func:`check_effort`."""
 
 
 def padded_pixels(height: int, width: int) -> int:
@@ -86,13 +86,18 @@ def padded_pixels(height: int, width: int) -> int:
 
 def with_effort(codec: Codec, effort: int) -> Codec:
     """``codec`` taking ``effort`` rounds of refinement. CodecError where it cannot take so many."""
-    if not isinstance(effort, Integral) or not 0 <= effort <= MOST_EFFORT:
-        raise CodecError(f"effort is a whole number from 0 to {MOST_EFFORT}, not {effort!r}")
+    check_effort(effort)
     if not effort:
         return codec
     if not isinstance(codec, Refinable):
         raise CodecError(f"{codec.description} knows no effort but 0: ask for no other, or take a codec of v5 or v6")
     return codec.with_effort(effort)
+
+
+def check_effort(effort: int) -> None:
+    """CodecError unless so many rounds of refinement may be asked for."""
+    if not isinstance(effort, Integral) or not 0 <= effort <= MOST_EFFORT:
+        raise CodecError(f"effort is a whole number from 0 to {MOST_EFFORT}, not {effort!r}")
 
 
 def check_quality(codec: Codec, quality: int) -> None:
@@ -123,6 +128,13 @@ def check_pictures(pixels: Sequence[np.ndarray]) -> None:
                 f"a codec encodes a list of uint8 pictures (height, width, 3); number {index} is {picture.dtype} "
                 f"{picture.shape}"
             )
+
+
+def check_encoded(encoded: Sequence[Encoded]) -> None:
+    """CodecError unless all say that they are pictures of a pixel or more."""
+    for one in encoded:
+        if one.width < 1 or one.height < 1:
+            raise CodecError(f"the row is damaged: {one.width} x {one.height} pixels")
 
 
 def per_picture(quality: int | Sequence[int], count: int) -> list[int]:

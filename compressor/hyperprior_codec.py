@@ -15,7 +15,16 @@ import torch
 
 from compressor import packers, predicting
 from compressor.artifact import QUALITY_PARTS, Artifact
-from compressor.codec import NETWORK_PIXELS, Encoded, check_packer, check_pictures, padded_pixels, per_picture
+from compressor.codec import (
+    NETWORK_PIXELS,
+    Encoded,
+    check_effort,
+    check_encoded,
+    check_packer,
+    check_pictures,
+    padded_pixels,
+    per_picture,
+)
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import Decoder, Encoder, Tables
 from compressor.errors import CodecError
@@ -106,6 +115,7 @@ class HyperpriorCodec:
 
     def with_effort(self, effort: int) -> "HyperpriorCodec":
         """See :class:`compressor.codec.Refinable`."""
+        check_effort(effort)
         other = copy.copy(self)
         other.effort = effort
         return other
@@ -135,6 +145,7 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """See :class:`compressor.codec.Codec`."""
+        check_encoded(encoded)
 
         def decode_pass(chunk: list[int]) -> list[np.ndarray]:
             batch = [encoded[index] for index in chunk]

@@ -341,3 +341,12 @@ def test_what_is_no_quality_is_refused(codec: str, quality: Any) -> None:
 def test_a_standard_format_knows_no_packer() -> None:
     with pytest.raises(CodecError, match="no packer 'zip'"):
         STANDARD["jpeg"].encode([PICTURE], 40, "zip")
+
+
+@pytest.mark.parametrize("name", ["v1", "v5", "jpeg", "av1-444"])
+@pytest.mark.parametrize("size", [{"width": 0}, {"height": 0}, {"width": -32}])
+def test_what_says_that_it_has_no_pixels_is_refused(name: str, size: dict[str, int]) -> None:
+    codec = STANDARD[name] if name in STANDARD else tiny_codec(name)
+    encoded = codec.encode([PICTURE] * 2, 40)
+    with pytest.raises(CodecError, match=r"the row is damaged: -?\d+ x \d+ pixels"):
+        codec.decode([encoded[0], dataclasses.replace(encoded[1], **size)])

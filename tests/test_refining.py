@@ -96,3 +96,9 @@ def test_soft_rounding_hardens_and_always_has_a_gradient() -> None:
     assert torch.allclose(softly_rounded(value, 0.02).detach(), value.detach().round(), atol=1e-3)
     softly_rounded(value, 1.0).sum().backward()
     assert value.grad is not None and bool((value.grad > 0).all()) and math.isfinite(float(value.grad.sum()))
+
+
+@pytest.mark.parametrize("effort", [-1, 101, 1.5, None])
+def test_what_is_no_effort_is_refused_by_the_codec_too(effort: object) -> None:
+    with pytest.raises(CodecError, match=f"effort is a whole number from 0 to 100, not {effort}"):
+        tiny_codec("v5").with_effort(effort)  # type: ignore[attr-defined]
