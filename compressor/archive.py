@@ -18,7 +18,7 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec
 from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
-from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, enough_memory
+from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
 from compressor.keyed_table import KeyedTable
 from compressor.known import KnownKeys, hash_keys
 from compressor.marker import FORMAT, MARKER, check_marker, check_vacant, write_marker
@@ -301,6 +301,10 @@ class Archive:
         """See :meth:`keys`."""
         return self.keys()
 
+    def __getitem__(self, key: str) -> np.ndarray:
+        """See :meth:`read`."""
+        return self.read(key)
+
     @_reopens
     def known(self) -> KnownKeys:
         """What is archived or quarantined, to compare a source with."""
@@ -313,14 +317,17 @@ class Archive:
 
     @_reopens
     def read_row(self, key: str) -> Row:
-        """The row of one picture: reads the row group that holds it and no other. ArchiveError where there is none."""
+        """The row of one picture: reads the row group that holds it and no other.
+
+        ArchiveError where there is none, which is a KeyError too.
+        """
         if isinstance(key, Iterable) and not isinstance(key, (str, bytes)):
             raise TypeError(f"read and read_row take one key, not a {type(key).__name__}: see read_rows")
         require_text(key)
         for found in self._images.find([key], IMAGES.names):
             row: Row = from_table(found, IMAGES)[0]
             return row
-        raise ArchiveError(f"{self.url}: there is no picture {key!r}")
+        raise NoPictureError(f"{self.url}: there is no picture {key!r}")
 
     def read_rows(self, keys: Iterable[str]) -> Iterator[Row]:
         """The rows of those of ``keys`` that are archived, in the archive's order, each row group read once.

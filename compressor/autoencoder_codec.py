@@ -66,6 +66,9 @@ class AutoencoderCodec:
             if frequencies_CN.shape != (shape[0], LEVELS + 1):
                 raise CodecError(f"codec {artifact.id} is damaged: it has frequencies of {frequencies_CN.shape}")
 
+    def __repr__(self) -> str:
+        return f"AutoencoderCodec({self.description!r})"
+
     @cached_property
     def _tables(self) -> list[Tables]:
         return [Tables(frequency, 0) for frequency in self._frequencies]

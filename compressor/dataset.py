@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.decoding import decoded_together
-from compressor.errors import ArchiveError
+from compressor.errors import NoPictureError
 from compressor.images import resize_picture
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 
@@ -82,7 +82,7 @@ class ArchiveDataset(Dataset[Any]):
                 chosen.append((group, np.array(places)))
                 keys.difference_update(there)
         if keys:
-            raise ArchiveError(f"{self._archive.url}: there is no picture {min(keys)!r}")
+            raise NoPictureError(f"{self._archive.url}: there is no picture {min(keys)!r}")
         self._groups, self._places = [group for group, _ in chosen], [places for _, places in chosen]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,6 +23,12 @@ class ArchiveError(LatentpackError):
     """An archive cannot be opened, written or trusted."""
 
 
+class NoPictureError(ArchiveError, KeyError):
+    """An archive holds no picture of a key."""
+
+    __str__ = Exception.__str__  # KeyError's puts quotes around the whole message
+
+
 class CodecError(LatentpackError):
     """A codec cannot be loaded, or a payload is not one it wrote."""
 

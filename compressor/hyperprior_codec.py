@@ -109,6 +109,9 @@ class HyperpriorCodec:
         self._hyper_tables = Tables(artifact.tensors["frequencies.hyper"], -prior.symbol_max)
         self._predictor = predicting.load(artifact, network.analysis.enter.out_channels, self.device)
 
+    def __repr__(self) -> str:
+        return f"HyperpriorCodec({self.description!r}, effort={self.effort})"
+
     def suits(self, height: int, width: int) -> bool:
         """See :class:`compressor.codec.Codec`."""
         return padded_pixels(height, width) <= NETWORK_PIXELS

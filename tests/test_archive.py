@@ -36,9 +36,19 @@ def test_created_filled_and_opened_again(archive):
     assert len(again) == 3
     assert list(again.keys()) == ["a.png", "b.png", "c.png"]
     assert again.read_row("c.png") == rows[0]
-    assert again.read("c.png").shape == (24, 32, 3)
+    assert again.read("c.png").shape == (24, 32, 3) and np.array_equal(again["c.png"], again.read("c.png"))
     with pytest.raises(ArchiveError, match=r"no picture 'd\.png'"):
         again.read("d.png")
+
+
+def test_a_picture_that_is_not_there_is_a_key_error_in_plain_words(archive):
+    for read in (archive.read, archive.read_row, archive.__getitem__):
+        with pytest.raises(KeyError) as told:
+            read("a")
+        assert isinstance(told.value, ArchiveError)
+        assert (
+            str(told.value) == str(pickle.loads(pickle.dumps(told.value))) == f"{archive.url}: there is no picture 'a'"
+        )
 
 
 def test_open_or_create(tmp_path):

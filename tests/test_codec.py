@@ -48,6 +48,12 @@ def test_every_size_and_packer_comes_back_the_same(family: str, size: tuple[int,
         assert all(np.array_equal(pixels, same[0]) for pixels in same)
 
 
+@pytest.mark.parametrize("family", ["v1", "v5"])
+def test_a_codec_shows_what_it_is(family: str) -> None:
+    codec = tiny_codec(family)
+    assert codec.id[:12] in repr(codec) and f"{family} ({family})" in repr(codec)
+
+
 @families
 def test_a_batch_of_mixed_sizes_is_the_same_as_one_at_a_time(family: str) -> None:
     codec = tiny_codec(family)
