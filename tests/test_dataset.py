@@ -1,5 +1,6 @@
 """An archive as a data set: every picture once, in workers too, and clear words where others take files away."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from compressor import dataset as datasets
 from compressor.archive import Archive
 from compressor.errors import ArchiveError
 from compressor.picture_writing import encode_picture
-from tests.rows import original_row, picture_row
+from tests.rows import add, original_row, picture_row
 
 
 @pytest.fixture
@@ -81,6 +82,16 @@ def test_pictures_of_several_sizes_come_in_batches(tmp_path: Path) -> None:
     assert not dataset[1].any(), "the square in the middle"
     with pytest.raises(ValueError, match="resize must be at least 1, not 0"):
         archive.dataset(resize=0)
+
+
+def test_the_example_takes_batches_of_any_sizes(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    archive, together, decode = Archive.create(str(tmp_path / "archive")), [], Archive.decode
+    add(archive, [picture_row(key, height=height) for key, height in (("a", 8), ("b", 9), ("c", 10))])
+    monkeypatch.setattr(Archive, "decode", lambda self, rows: (together.append(len(rows)), decode(self, rows))[1])
+    example = Path(__file__).parent.parent / "examples" / "read_from_pytorch.py"
+    runpy.run_path(str(example))["main"](archive.url)
+    assert capsys.readouterr().out.splitlines() == [f"(3, {height}, 32) torch.uint8" for height in (8, 9, 10)]
+    assert together == [3]
 
 
 def test_ranks_share_an_order_and_have_as_many_each(archive: Archive) -> None:
