@@ -4,8 +4,9 @@ What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixel
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -334,12 +335,26 @@ class Archive:
 
         For many pictures: ``read_row`` reads a row group for each.
         """
-        return self._found(several_keys(keys))
+        keys = several_keys(keys)
+        return self._to_the_end(
+            lambda: (row for found in self._images.find(keys, IMAGES.names) for row in from_table(found, IMAGES))
+        )
 
-    def _found(self, keys: Collection[str]) -> Iterator[Row]:
+    def _to_the_end(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What ``read`` yields; from the newest version, as in ``_reopens``, where files are gone before the first.
+
+        Later than that some rows would come twice, or never.
+        """
         with to_the_end(self._images):
-            for found in self._images.find(keys, IMAGES.names):
-                yield from from_table(found, IMAGES)
+            items = read()
+            try:
+                first = list(islice(items, 1))
+            except FileNotFoundError:
+                self.refresh()
+                first, items = [], read()
+            if first:
+                yield first.pop()  # held no longer than the others
+            yield from items
 
     @_reopens
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -390,7 +405,10 @@ class Archive:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
         names = self._column_names(columns)  # refused here, and not at the first row
-        return (self.row_group(part, group, names) for part, group, *_ in self.row_groups())
+        images = self._images
+        return self._to_the_end(
+            lambda: (images.read(part, [group], names, salvage=True) for part, group in images.groups())
+        )
 
     def keys(self) -> Iterator[str]:
         """All keys, one row group of them in memory at a time."""
@@ -465,10 +483,13 @@ class Archive:
 
         Every one, or those that may hold keys of ``spans``.
         """
-        with to_the_end(self._images):
+
+        def read() -> Iterator[tuple[Part, int, int, int]]:
             for part, group in self._images.groups(spans):
                 metadata = self._images.footer(part).row_group(group)
                 yield part, group, metadata.num_rows, metadata.total_byte_size
+
+        return self._to_the_end(read)
 
     def row_group(self, part: Part, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns, or all, of one row group, whose damaged payloads are left to whoever decodes them."""

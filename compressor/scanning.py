@@ -10,8 +10,8 @@ from compressor.verifying import DAMAGE, is_refusal
 READING = "read it to the end"
 SEE_REPAIR = "see 'latentpack verify' and 'latentpack repair'"
 TAKEN_AWAY = (
-    f"{READING}, for another run has compacted or vacuumed it; open it again, and if that does not help, see "
-    "'latentpack verify'"
+    f"{READING}, for another run has compacted or vacuumed it, or deleted from it; open it again (in Python: refresh() "
+    "it), and if that does not help, see 'latentpack verify'"
 )
 
 

@@ -1,6 +1,7 @@
 """Rows read: few bytes for one, bounded batches for all, and a plain word where a scan ends early."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,12 +69,20 @@ def test_a_batch_and_what_is_decoded_together_are_bounded(archive, monkeypatch):
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_a_scan_says_whether_it_ended_for_another_run_or_for_damage(tmp_path, request, where):
     archive = Archive.create(str(tmp_path / "archive") if where == "disk" else f"{request.getfixturevalue('bucket')}/a")
-    add(archive, [picture_row("a"), picture_row("b")])
-    scans = [Archive.open(archive.url).scan, Archive.open(archive.url).keys]
-    archive.delete(["a"])
+    for key in "xa":
+        add(archive, [picture_row(key), picture_row(key + "b")])
+    readers = [Archive.open(archive.url) for _ in range(3)]
+    scans = [iter(readers[0].scan(batch_size=1)), readers[1].keys(), readers[2].read_rows(["a", "ab", "x", "xb"])]
     for scan in scans:
-        with pytest.raises(ArchiveError, match="another run has compacted or vacuumed it; open it again"):
-            list(scan())
+        next(scan)
+    archive.delete(["a", "x", "xb"])
+    for reader, scan in zip(readers, scans, strict=True):
+        with pytest.raises(
+            ArchiveError, match=r"another run .* deleted from it; open it again \(in Python: refresh\(\) it\)"
+        ):
+            list(scan)
+        reader.refresh()
+        assert list(reader.keys()) == ["ab"]
     store, (part,) = archive._store, archive._images.parts
     chunk = archive._images.footer(part).row_group(0).column(0)
     data = bytearray(store.get(f"images/{part.path}"))
@@ -83,6 +92,35 @@ def test_a_scan_says_whether_it_ended_for_another_run_or_for_damage(tmp_path, re
     for scan in (opened.scan, opened.keys):
         with pytest.raises(ArchiveError, match="it is damaged; see 'latentpack verify' and 'latentpack repair'"):
             list(scan())
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        Archive.keys,
+        lambda reader: (row.key for batch in reader.scan() for row in batch),
+        lambda reader: (row.key for row in reader.read_rows(["a", "b"])),
+    ],
+)
+def test_what_has_given_no_row_yet_begins_anew_where_another_run_has_taken_files_away(archive, keys, used):
+    add(archive, [picture_row("a"), picture_row("b")])
+    reader = Archive.open(archive.url)
+    if used:
+        assert "a" in reader  # has read the footer
+    archive.delete(["a"])
+    assert list(keys(reader)) == ["b"] and reader.version == archive.version
+    Path(archive.files()[0]).unlink()
+    with pytest.raises(ArchiveError, match="a file that its log names is missing"):
+        list(keys(Archive.open(archive.url)))
+
+
+def test_a_data_set_begins_with_the_newest_row_groups_where_those_that_were_open_are_gone(archive):
+    add(archive, [picture_row("a"), picture_row("b")])
+    reader = Archive.open(archive.url)
+    archive.delete(["a"])
+    dataset = reader.dataset()
+    assert len(dataset) == 1 and dataset.row(0).key == "b"
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), TimeoutError(110, "timed out")])
