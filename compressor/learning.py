@@ -76,11 +76,11 @@ def learn(
     """
     torch.manual_seed(config.seed)
     chosen = family_named(family)
-    origin = None if start is None else _artifact(start)
-    network = chosen.network(origin).requires_grad_(True) if origin else chosen.build(**(options or {}))
+    before = None if start is None else _artifact(start)
+    network = chosen.network(before).requires_grad_(True) if before else chosen.build(**(options or {}))
     _check("pictures_NHWC", pictures_NHWC, network.multiple)
     _check("validation_NHWC", validation_NHWC, network.multiple)
-    options = origin.options if origin else options or {}
+    options = before.options if before else options or {}
     device = pick_device()
     trained: Any
     trained, state = fit(
@@ -91,7 +91,7 @@ def learn(
         checkpoint,
         on_progress,
         device,
-        trained=origin is not None,
+        trained=before is not None,
     )
     count = len(pictures_NHWC)
     full_card = {
@@ -103,10 +103,10 @@ def learn(
         "device": device.type,
         "validation": state.kept,
     }
-    if origin:
-        before = dict(origin.metadata.get("card", {}))
-        before.pop("start", None)  # it has its own in its own card
-        full_card["start"] = {"id": origin.id, "name": origin.name, "card": before}
+    if before:
+        its_card = dict(before.metadata.get("card", {}))
+        its_card.pop("start", None)  # it has its own in its own card
+        full_card["start"] = {"id": before.id, "name": before.name, "card": its_card}
     network = (trained.network if loss else trained).cpu().eval()
     calibration_NHWC = pictures_NHWC[spread(count, min(CALIBRATION, count))]
     data = freeze(family, network, calibration_NHWC, options, card=full_card, weights=weights)
@@ -125,6 +125,15 @@ def spread(total: int, count: int) -> np.ndarray:
     return (np.arange(count) * total // count).astype(int)
 
 
+def origin(name: str) -> bytes:
+    """The artifact of a codec to go on from, by name, path or ``s3://`` address. CodecError where there is none."""
+    if name in STANDARD:
+        raise CodecError(
+            f"{name} is a standard format, it learns nothing: start from {', '.join(released())} or a file"
+        )
+    return artifact_bytes(name)
+
+
 def _artifact(start: Artifact | bytes | str | os.PathLike[str]) -> Artifact:
     if isinstance(start, Artifact):
         return start
@@ -134,11 +143,7 @@ def _artifact(start: Artifact | bytes | str | os.PathLike[str]) -> Artifact:
         kind = type(start).__name__
         raise TypeError(f"start is a codec's name, path or bytes, or what compressor.artifact.parse gives, not {kind}")
     name = os.fspath(start)
-    if name in STANDARD:
-        raise CodecError(
-            f"{name} is a standard format, it learns nothing: start from {', '.join(released())} or a file"
-        )
-    data = artifact_bytes(name)
+    data = origin(name)
     with naming(name):
         return parse(data)
 

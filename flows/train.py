@@ -10,13 +10,13 @@ from typing import Any
 from prefect import get_run_logger
 
 from compressor.artifact import is_artifact, parse
-from compressor.baselines import STANDARD
-from compressor.codec import artifact_bytes, naming, released
+from compressor.codec import naming
 from compressor.destinations import Folder, object_at
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
 from compressor.images import Limits
+from compressor.learning import origin
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
@@ -47,7 +47,7 @@ def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
     out = parameters.out
     _check_out(out)
     source = Source.open(parameters.source)
-    start = _origin(parameters.start) if parameters.start else None
+    start = origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)
     record = train_codec(source, family, parameters, parameters, start)
     try:
@@ -98,15 +98,6 @@ def _write_out(out: str, data: bytes) -> None:
         bucket.write(name, data, overwrite=True)
     else:
         write_whole(Path(out), data)
-
-
-def _origin(name: str) -> bytes:
-    """The artifact to go on from."""
-    if name in STANDARD:
-        raise CodecError(
-            f"{name} is a standard format, it learns nothing: start from {', '.join(released())} or a file"
-        )
-    return artifact_bytes(name)
 
 
 def _family(parameters: TrainParameters, start: bytes | None) -> str:

@@ -11,6 +11,7 @@ import torch
 import tasks.experiments
 from compressor.artifact import identify
 from compressor.codec import load_codec
+from compressor.destinations import Folder
 from compressor.errors import LatentpackError, SourceError
 from compressor.experiments.cells import Cell, split, train_cell
 from compressor.experiments.figures import CAPTIONS
@@ -233,7 +234,7 @@ def test_a_report_is_written_though_the_server_does_not_show_it(
     monkeypatch.setattr(tasks.experiments, "create_markdown_artifact", refuse)
     monkeypatch.setattr(tasks.experiments, "create_table_artifact", refuse)
     found = results(trial("v1", 9000, 35), trial("v3", 900, 27))
-    assert Path(tasks.experiments.report(found, {}, [], tmp_path / "report")["report"]).exists()
+    assert Path(tasks.experiments.report(found, {}, [], Folder(tmp_path / "report"))["report"]).exists()
     assert tries == ["experiments", "experiments-ladder"]
 
 
