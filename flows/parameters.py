@@ -5,7 +5,7 @@ Not the meaning of the options to an encoder (see compressor.encoding): here are
 
 import os
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -156,10 +156,18 @@ Price = Annotated[
 ]
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Number a form's fields: PostgreSQL, where Prefect keeps the schema, sorts names by their length."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
 class Parameters(BaseModel):
     """Base of all parameter models: unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False, json_schema_extra=_in_order
+    )
 
     @property
     def subject(self) -> str:

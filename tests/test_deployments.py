@@ -155,6 +155,13 @@ def test_what_a_flow_would_refuse_at_night_the_form_refuses_at_once(
         model(**needed | {field: refused})
 
 
+def test_a_form_asks_in_order_whatever_the_database_does_with_names() -> None:
+    for model in (models.PipelineParameters, models.TrainParameters, models.RestoreParameters):
+        properties = model.model_json_schema()["properties"]
+        assert sorted(properties, key=lambda name: properties[name]["position"]) == list(model.model_fields)
+    assert list(models.TrainParameters.model_fields)[:2] == ["source", "family"]
+
+
 def test_a_quality_and_a_target_do_not_go_together_on_a_server_either() -> None:
     given = {"source": "in", "archive": "out", "quality": 5}
     assert models.PipelineParameters(**given, target_psnr=34.0).quality == 5, "a form sends defaults"
