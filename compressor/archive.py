@@ -302,6 +302,8 @@ class Archive:
         """See :meth:`keys`."""
         return self.keys()
 
+    __reversed__ = None  # which Python would make of numbers
+
     def __getitem__(self, key: str) -> np.ndarray:
         """See :meth:`read`."""
         return self.read(key)

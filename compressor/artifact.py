@@ -18,6 +18,7 @@ QUANTIZED = 2  # some as integers with scales, which a reader of format 1 would 
 PARTED = 3  # payloads name a part of their quality step, which an earlier reader would take for something else
 QUALITY_PARTS = "frequencies.part"  # the array that says so
 _HEADER_LIMIT = 2**19  # nine times that of the release
+ARTIFACT_BEGINS = 8 + _HEADER_LIMIT  # bytes, at most, that :func:`is_artifact` reads
 _KEY = "latentpack"
 
 

@@ -38,13 +38,16 @@ def put_codec(archive: Archive, codec: str | bytes | os.PathLike[str]) -> tuple[
             f"a codec is given by name, path or id, or as an artifact's bytes, not as {type(codec).__name__}; the "
             "archive's own codecs go by their .id"
         )
+    found: bytes | Codec
     if isinstance(codec, bytes):
-        return archive.put_codec(codec), load_codec(codec)
-    name, found = _look_up(os.fspath(codec), lambda: archive)
+        name, found = "the codec given", codec
+    else:
+        name, found = _look_up(os.fspath(codec), lambda: archive)
     if not isinstance(found, bytes):
         return name, found
     with naming(name):
-        return archive.put_codec(found), load_codec(found)
+        loaded = load_codec(found)  # before it is stored: what cannot be used would stay
+        return archive.put_codec(found), loaded
 
 
 def _look_up(name: str, archive: Callable[[], Archive]) -> tuple[str, bytes | Codec]:

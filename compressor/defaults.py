@@ -9,5 +9,4 @@ LEAST_TARGET, HIGHEST_TARGET = 10.0, 60.0  # dB
 MOST_EFFORT = 100  # rounds
 MAX_BYTES = 256 * 2**20  # of a file that is read
 MAX_PIXELS = 100_000_000  # of a picture that is decoded
-PRICE_PER_TB = 23.0  # USD for a month of storage
 ORPHAN_HOURS = 1  # that a file which no row needs is kept: a run commits a part within minutes of writing it

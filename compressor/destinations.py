@@ -4,6 +4,7 @@ import errno
 import itertools
 import mimetypes
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator
@@ -19,11 +20,12 @@ from compressor.errors import ArchiveError, ImageError, s3_status
 from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
 from compressor.images import decode_picture
 from compressor.metrics import psnr
-from compressor.store import s3_filesystem, storage_errors
+from compressor.store import require_two_slashes, s3_filesystem, storage_errors
 
 ALIKE = 45.0  # dB between two restored files of one picture; rounding leaves 55 or more, JPEG makes 45 of it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _KEY_BYTES = 1024  # of an object, by S3's rules
+_ASTRAY = re.compile(r"[?#\x00-\x1f\x7f]|//|/\.{1,2}(?=/|$)")  # what some clients take for something else in a path
 
 
 class Folder:
@@ -41,9 +43,9 @@ class Folder:
         """Where a file is, for whoever is not at this machine."""
         return f"{(self.path / name).resolve()} on {socket.gethostname()}"
 
-    def lies_in(self, archive: str) -> bool:
-        """Whether files would be written among those of the archive at this address."""
-        return self.path.resolve().is_relative_to(Path(archive).resolve())  # a URL is no folder of this machine
+    def lies_in(self, archive: str, name: str = "") -> bool:
+        """Whether this file, or all of them, would be among those of the archive at this address."""
+        return (self.path.resolve() / name).is_relative_to(Path(archive).resolve())  # a URL is no folder here
 
     def create(self) -> None:
         """Make it, with those above it. ArchiveError where that cannot be."""
@@ -134,6 +136,8 @@ class Bucket:
         self._bucket, _, prefix = root.partition("/")
         if not self._bucket:
             raise ArchiveError(f"{url}: a bucket is missing; use s3://bucket/prefix")
+        if astray := _ASTRAY.search(root):
+            raise ArchiveError(f"{shown(url)}: a prefix holds no {astray[0]!r}, which not all programs take as it is")
         self._prefix = f"{prefix}/" if prefix else ""
         self._url = f"s3://{root}"
 
@@ -148,13 +152,13 @@ class Bucket:
         """Where an object is."""
         return f"{self._url}/{name}" if name else self._url
 
-    def lies_in(self, archive: str) -> bool:
-        """Whether files would be written among those of the archive at this address."""
-        return f"{self._url}/".startswith(f"{archive}/")
+    def lies_in(self, archive: str, name: str = "") -> bool:
+        """Whether this object, or all of them, would be among those of the archive at this address."""
+        return f"{self._url}/{name}".startswith(f"{archive}/")
 
     def create(self) -> None:
         """Make sure that there is such a bucket, which its owner makes. ArchiveError where there is none."""
-        with storage_errors(self._url, "write to it"):
+        with storage_errors(self._url, "use it"):
             self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def delete_leftovers(self, folders: Iterable[str]) -> None:
@@ -175,11 +179,28 @@ class Bucket:
         if found is None or not _is_same(found, data, rounded):
             raise _taken()
 
-    def read(self, name: str) -> bytes | None:
-        """A whole object, None where there is none. ArchiveError where the store refuses it, or fails."""
+    def reserve(self, name: str) -> None:
+        """Write an empty object where there is none of this name.
+
+        Before work that takes hours: that it cannot be written would else be known behind it.
+        """
+        self.create()
+        if self.read(name, 1) is None:
+            self.write(name, b"", overwrite=True)
+
+    def read(self, name: str, most: int | None = None) -> bytes | None:
+        """An object, or its first ``most`` bytes; None where there is none.
+
+        ArchiveError where there is no such bucket, or where the store refuses the object, or fails.
+        """
         key = self._prefix + name
         with storage_errors(self._url, f"read {name}"):
-            return None if self._size(key) is None else self._fs.cat_file(f"{self._bucket}/{key}")
+            size = self._size(key)
+            if size:
+                return self._fs.cat_file(f"{self._bucket}/{key}", start=0, end=min(size, most or size))
+        if size is None:
+            self.create()
+        return None if size is None else b""
 
     def _size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
@@ -196,7 +217,10 @@ Destination = Folder | Bucket
 
 def destination_at(address: str | os.PathLike[str]) -> Destination:
     """What is at a local path, a ``file://`` or an ``s3://`` address. ArchiveError where it is none of these."""
+    require_two_slashes(os.fspath(address))
     scheme, separator, rest = os.fspath(address).partition("://")
+    if not rest and scheme in ("", "file"):  # a shell's variable that is not set: the present folder was never meant
+        raise ArchiveError("the address to write to is empty: name a folder, or an s3:// address")
     if not separator:
         return Folder(address)
     if scheme == "file":
@@ -215,12 +239,15 @@ def object_at(url: str) -> tuple[Bucket, str]:
 
 
 @contextmanager
-def filled(place: Destination) -> Iterator[Path]:
-    """A folder for files that lie at ``place`` in the end, in place of those of their names that are there."""
+def filled(place: Destination, first: str) -> Iterator[Path]:
+    """A folder for files that lie at ``place`` in the end, in place of those of their names that are there.
+
+    ``first`` is one of them: in a bucket it is written at once, empty, so that one that cannot be written is told now.
+    """
     if isinstance(place, Folder):
         yield place.path
         return
-    place.create()
+    place.reserve(first)
     with TemporaryDirectory(prefix="latentpack-") as folder:
         yield Path(folder)
         for path in sorted(Path(folder).rglob("*")):

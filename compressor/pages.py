@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.comparison import Headline, Table, count
 from compressor.errors import LatentpackError
+from compressor.wording import legible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,14 @@ def markdown_report_table(table: Table) -> str:
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], rule: str = "---") -> str:
     """A Markdown table; ``rule`` stands under all columns but the first, ``---:`` to set them to the right."""
     lines = [columns, ["---"] + [rule] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(markdown_text(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def markdown_text(text: str) -> str:
+    """Text, which may hold a file's name, within a line of Markdown: on one line, and without HTML of its own."""
+    return legible(text).replace("<", "&lt;")
 
 
 def html(

@@ -156,6 +156,8 @@ def restore_rows(
         if isinstance(data, Exception):
             return told(data) + (MORE_MEMORY if is_shortage(data) else "")
         name = file_name(row.key, None if row.codec == ORIGINAL else format, clashes)
+        if destination.lies_in(archive.url, name):
+            return f"cannot write {name}: it would be in the archive itself; restore to another place"
         try:
             destination.write(name, data, overwrite, rounded=is_carried(row.codec))
         except UnicodeEncodeError:
@@ -263,7 +265,7 @@ def _restore(
     done = Restored()
     chosen = _Chosen(archive, keys, format, done)
     clashes, folders = find_clashes(chosen.keys(), format)
-    destination.delete_leftovers(map(safe_path, folders))
+    destination.delete_leftovers(safe_path(folder) if folder else "" for folder in folders)
     total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
     batches = bounded_chunks(rows, lambda row: len(row.payload), BYTES_AT_ONCE, BATCH)

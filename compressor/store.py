@@ -26,10 +26,10 @@ S3FS_OPTIONS = {
     "AWS_SESSION_TOKEN": "token",
     "AWS_ENDPOINT_URL": "endpoint_url",
 }
+_OF_S3_ALONE = "AWS_ENDPOINT_URL_S3"  # and before the one of all services
 # More of delta-rs's names, which s3fs's half would not see: its files would lie elsewhere than the log.
 _SAME_OPTIONS = {
     "AWS_ENDPOINT": "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3": "AWS_ENDPOINT_URL",
     "AWS_TOKEN": "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION": "AWS_REGION",
 }
@@ -67,8 +67,7 @@ class Store:
             raise ArchiveError("the archive's address is empty: name its folder or its s3:// address")
         if has_password(url):
             raise ArchiveError(f"{shown(url)}: {ADVICE}")
-        if _ONE_SLASH.match(url):
-            raise ArchiveError("an address in a bucket begins with s3://: give it as text, for a Path drops a slash")
+        require_two_slashes(url)
         scheme, separator, rest = url.partition("://")
         self.is_s3 = bool(separator) and scheme in ("s3", "s3a")
         if self.is_s3:
@@ -249,6 +248,12 @@ class Store:
         return storage_errors(self.url, doing)
 
 
+def require_two_slashes(url: str) -> None:
+    """ArchiveError where an address in a bucket would be taken for a folder named ``s3:``."""
+    if _ONE_SLASH.match(url):
+        raise ArchiveError("an address in a bucket begins with s3://: give it as text, for a Path drops a slash")
+
+
 def s3_filesystem(options: Mapping[str, str] = MappingProxyType({})) -> Any:
     """A filesystem of S3 that shares nothing with others; ``options`` are as those of :class:`Store`."""
     region = options.get("AWS_REGION")
@@ -275,7 +280,11 @@ def _checked(options: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(value, str):  # which may be a secret, and is not shown
             kind = type(value).__name__
             raise ArchiveError(f"storage option {given} is text, not {kind}: give {{'{name}': '...'}}, or leave it out")
-        checked[_SAME_OPTIONS.get(name, name)] = value
+        checked[name] = value
+    if _OF_S3_ALONE in checked:
+        checked["AWS_ENDPOINT_URL"] = checked.pop(_OF_S3_ALONE)
+    for other in _SAME_OPTIONS.keys() & checked.keys():
+        checked.setdefault(_SAME_OPTIONS[other], checked.pop(other))
     return checked
 
 

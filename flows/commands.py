@@ -326,7 +326,8 @@ def codecs(options: argparse.Namespace) -> int:
     from compressor.codec import load_codec, released
 
     asked = options.archive
-    if asked and (os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
+    in_a_bucket = asked and asked.startswith(("s3://", "s3a://")) and asked.endswith(".safetensors")
+    if asked and (in_a_bucket or os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
         return _card(options, asked)
     rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]
     found = Archive.open(asked).info() if asked else None

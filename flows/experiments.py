@@ -68,7 +68,7 @@ def experiments(parameters: ExperimentsParameters) -> tuple[dict[str, Any], str]
     for url in parameters.other:
         Source.open(url)
     place = destination_at(parameters.report)
-    with filled(place) as folder:
+    with filled(place, "report.html") as folder:
         make_folder(folder)  # what cannot be written is said before anything is trained
     work = _prepare(parameters)
     standards = _standards("held-out", work.measured, ("jpeg", "avif"))

@@ -17,7 +17,6 @@ from compressor.defaults import (
     MAX_BYTES,
     MAX_PIXELS,
     MOST_EFFORT,
-    PRICE_PER_TB,
     TARGET_PSNR,
 )
 from flows.keys import STANDARD_INPUT
@@ -52,8 +51,10 @@ def _is_local(path: str) -> str:
 
 def _is_destination(address: str) -> str:
     if not re.match(_PLACE, address):
-        raise ValueError("it must be a local folder or an s3:// address")
-    return os.path.expanduser(address.removeprefix("file://"))
+        raise ValueError("it must be a local path or an s3:// address")
+    if not (path := address.removeprefix("file://")):
+        raise ValueError("it is empty")
+    return os.path.expanduser(path)
 
 
 def _is_file(path: str) -> str:
@@ -64,7 +65,7 @@ def _is_file(path: str) -> str:
 
 # Prefect's server holds new runs and deployments against patterns, before it stores a parameter or runs it at night.
 _LOCAL, _UNPADDED = "^(?!.*://)", r"^(?!\s)(?!.*\s$)"
-_PLACE = "^(?!(?!(file|s3a?)://).*://)"
+_PLACE = "^(?!s3a?:/(?!/))(?!(?!(file|s3a?)://).*://)"
 Address = Annotated[str, AfterValidator(_without_password), Field(json_schema_extra={"pattern": f"^(?!.*{PASSWORD})"})]
 SourceUrl = Annotated[
     Address,
@@ -274,7 +275,7 @@ class PipelineParameters(Parameters):
     )
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
-    price_per_tb: Price = PRICE_PER_TB
+    price_per_tb: Price = 23.0
     training: CodecTrainingParameters = Field(
         default=CodecTrainingParameters(), description="of the codec trained first"
     )
@@ -402,7 +403,7 @@ class MaintainParameters(Parameters):
         le=8760,
         description="hours that a file which no row needs is kept, for readers that have it open",
     )
-    price_per_tb: Price = PRICE_PER_TB
+    price_per_tb: Price = 23.0
 
 
 class RepairParameters(Parameters):

@@ -69,7 +69,7 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
     LatentpackError
         The source or the archive cannot be used, or workers keep being lost. What was committed before stays.
     EndedUnwell
-        More pictures failed than ``max_failures`` allows. Those after them were not tried.
+        More pictures failed than ``max_failures`` allows. Those after them are not archived.
     """
     run = uuid.uuid4().hex[:12]
     source = Source.open(parameters.source)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from compressor.artifact import is_artifact, parse
+from compressor.artifact import ARTIFACT_BEGINS, is_artifact, parse
 from compressor.codec import naming
 from compressor.destinations import Folder, object_at
 from compressor.errors import ArchiveError, CodecError, LatentpackError
@@ -64,9 +64,9 @@ def _check_out(out: str) -> None:
     """CodecError where a codec cannot be written there, or what is no codec would be lost."""
     if "://" in out:
         bucket, name = object_at(out)
-        bucket.create()
-        found = bucket.read(name)
-        lost = found is not None and not is_artifact(io.BytesIO(found))
+        bucket.reserve(name)
+        found = bucket.read(name, ARTIFACT_BEGINS)
+        lost = bool(found) and not is_artifact(io.BytesIO(found or b""))
     else:
         path = Path(out)
         if not path.parent.is_dir():

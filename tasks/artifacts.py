@@ -26,7 +26,7 @@ def slug(name: str) -> str:
 
 
 def address_slug(url: str) -> str:
-    """The same for an archive's or a source's address, with a digest: others may differ in what a key cannot hold."""
+    """The same for what holds an address, with a digest: others may differ in what a key cannot hold."""
     return f"{slug(url)}-{hashlib.blake2b(url.encode(), digest_size=3).hexdigest()}".strip("-")
 
 
@@ -63,7 +63,7 @@ def training_progress(
     """Shows how far a training is as an artifact, and tells ``also``; no artifact where Prefect does not watch."""
     if not TaskRunContext.get():
         return also
-    tell = progress_artifact(f"training-{slug(name)}", f"training {name}")
+    tell = progress_artifact(f"training-{address_slug(name)}", f"training {name}")
     started = time.monotonic()
 
     def show(state: "TrainingState", done: float) -> None:

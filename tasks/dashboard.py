@@ -8,7 +8,6 @@ from prefect.events import emit_event
 
 from compressor import plots
 from compressor.archive import Archive
-from compressor.defaults import PRICE_PER_TB
 from compressor.growth import by_run, growth
 from compressor.maintenance import ArchiveInfo
 from compressor.pages import data_uri, markdown_table
@@ -33,7 +32,7 @@ def announce(event: str, archive_url: str, payload: dict[str, Any]) -> None:
 
 
 @task(name="dashboard", **NOT_KEPT)
-def publish_state(archive_url: str, price_per_tb: float = PRICE_PER_TB, most_read: int = MOST_READ) -> None:
+def publish_state(archive_url: str, price_per_tb: float, most_read: int = MOST_READ) -> None:
     """Publish what an archive holds, how it grew and what it saves, under the key ``archive-state-...``.
 
     Quality and savings take a look at each row, without its payload: not where there are more than ``most_read``. What

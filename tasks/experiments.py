@@ -203,7 +203,7 @@ def report(
 
     pictures = list(load_shards(own_pictures)[:STRIPS]) if own_pictures else None
     shown = sample_strips({name: load_codec(path) for name, path in strips.items()}, pictures)
-    with filled(place) as directory:
+    with filled(place, "report.html") as directory:
         written = write(results, shown, directory)
     with not_vital("the report"):
         create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")

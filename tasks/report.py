@@ -8,7 +8,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from compressor.archive import Archive
-from compressor.pages import markdown_table
+from compressor.pages import markdown_table, markdown_text
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
 from compressor.wording import describe, needing_a_look, number, outcome, short
@@ -52,7 +52,7 @@ def summary_markdown(summary: RunSummary) -> str:
     run = summary.to_dict()
     lines = ["# Archive run", ""]
     if wrong := needing_a_look(run):
-        lines += ["**Needs a look:**", "", *(f"- {text}" for text in wrong), ""]
+        lines += ["**Needs a look:**", "", *(f"- {markdown_text(text)}" for text in wrong), ""]
     lines.append(markdown_table(("", ""), describe(run)))
     if summary.codecs:
         codecs = [(short(id), count) for id, count in summary.codecs.most_common()]

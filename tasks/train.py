@@ -18,7 +18,7 @@ from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, duration, number
-from tasks.artifacts import not_vital, slug, training_progress
+from tasks.artifacts import address_slug, not_vital, training_progress
 from tasks.caching import is_artifact, stage_key
 from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
@@ -124,7 +124,7 @@ def train(
         with not_vital("how training went"):
             create_markdown_artifact(
                 _history(what, state, refused),
-                key=f"training-history-{slug(what)}",
+                key=f"training-history-{address_slug(what)}",
                 description=f"validation of {what}",
             )
     record = TrainingRecord(

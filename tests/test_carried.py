@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from compressor.archive import Archive
+from compressor.artifact import dump, parse
 from compressor.choosing import check_codec, find_codec, put_codec
+from compressor.errors import CodecError
 from compressor.repairing import Repaired, repair
 from tests.codecs import tiny_artifact
 from tests.rows import add, picture_row
@@ -21,3 +25,11 @@ def test_other_files_beside_the_codecs_change_nothing(archive: Archive, tmp_path
     assert repair(archive, at_hand=[str(copy)]) == Repaired()
     check_codec(id[:8], archive.url)
     assert find_codec(id[:8], archive.url).id == put_codec(archive, id[:8])[0] == id
+
+
+def test_a_codec_that_cannot_be_used_is_not_stored(archive: Archive) -> None:
+    sound = parse(tiny_artifact("v5"))
+    broken = {name: values for name, values in sound.tensors.items() if name != "frequencies.hyper"}
+    with pytest.raises(CodecError):
+        put_codec(archive, dump({**sound.metadata}, broken))
+    assert not Path(archive.url, "codecs").exists()

@@ -58,7 +58,7 @@ def test_too_many_failures_end_with_1_and_are_told(
         (["run", "{in}", "{new}", "--codec", "avif", "--train", "v3"], "does not go with --codec"),
         (["run", "{in}", "{new}", "--codec", "faces", "--train", "v3"], "--train does not go with --codec"),
         (["train", "{in}", "--start", "{in}/a.png"], "a.png: not a latentpack codec"),
-        (["restore", "{in}", "gs://bucket/restored"], "must be a local folder or an s3:// address"),
+        (["restore", "{in}", "gs://bucket/restored"], "must be a local path or an s3:// address"),
         (["run", "{in}", "{new}", "--steps", "10"], "--steps is for --train alone"),
         (["run", "{in}", "{new}", "--train", "v3", "--steps", "-1"], "latentpack: --steps: "),
         (["run", "{in}", "{new}", "--mirror-limit", "5%"], "is for --mirror alone"),

@@ -136,6 +136,7 @@ def test_every_deployment_fits_its_flow_and_has_no_unset_placeholder():
         (models.PipelineParameters, "archive", "/srv/a", "/srv/a\n"),
         (models.PipelineParameters, "archive", "s3://bucket:9000/a", "s3://me:secret@bucket/a"),
         (models.RestoreParameters, "destination", "/srv/out", "gs://bucket/out"),
+        (models.RestoreParameters, "destination", "/srv/s3:/out", "s3:/bucket/out"),
         (models.RestoreParameters, "destination", "s3://bucket/out", "s3://me:secret@bucket/out"),
         (models.BenchmarkParameters, "report", "s3://bucket/report", "gs://bucket/report"),
         (models.TrainParameters, "out", "codec.safetensors", "https://host/codec.safetensors"),

@@ -280,6 +280,20 @@ def test_pictures_whose_names_are_lost_are_counted_by_a_repair_on_a_server(tmp_p
     assert artifact and "3 taken out" in str(artifact.description) and "3 pictures" in str(artifact.data)
 
 
+def test_a_flow_that_is_to_be_retried_is_and_each_has_a_version_of_its_own(tmp_path: Path) -> None:
+    from flows.archive import restore
+    from flows.parameters import RestoreParameters
+    from flows.pipeline import pipeline
+
+    archive = Archive.create(str(tmp_path / "archive"))
+    missing = RestoreParameters(archive=archive.url, destination=str(tmp_path / "out"), key=["missing.png"])
+    with pytest.raises(EndedUnwell, match="1 picture not restored"):
+        restore.with_options(retries=1, retry_delay_seconds=0)(missing)
+    state = restore.with_options(retries=1, retry_delay_seconds=0)(missing, return_state=True)
+    assert state.is_failed() and "1 picture not restored" in str(state.message)
+    assert pipeline.version and restore.version and pipeline.version != restore.version
+
+
 def test_what_is_quarantined_is_shown_as_long_as_it_is_and_a_run_says_what_needs_a_look(tmp_path: Path) -> None:
     from prefect.artifacts import Artifact
 

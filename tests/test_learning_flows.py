@@ -15,7 +15,8 @@ from PIL import Image
 import tasks.benchmark
 import tasks.train
 from compressor.artifact import Artifact, dump, parse
-from compressor.errors import CodecError, LatentpackError, SourceError
+from compressor.destinations import Bucket
+from compressor.errors import ArchiveError, CodecError, LatentpackError, SourceError
 from compressor.picture_writing import encode_picture
 from compressor.shards import ShardRecord
 from compressor.sources import Source, SourceFile
@@ -45,8 +46,15 @@ def test_a_codec_trained_in_the_run_is_used_and_remembered(tmp_path: Path) -> No
     assert out.stat().st_size > 100_000
 
 
-def test_codec_and_report_may_lie_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+def refused(*_: Any, **__: Any) -> None:
+    raise ArchiveError("no right")
+
+
+def test_codec_and_report_may_lie_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.train
+    from compressor import report
     from flows.benchmark import benchmark
+    from flows.cli import run
     from flows.train import train_flow
 
     folder, out = write_pictures(tmp_path / "in", 6), f"{bucket}/codecs/mine.safetensors"
@@ -64,12 +72,25 @@ def test_codec_and_report_may_lie_in_a_bucket(tmp_path: Path, bucket: str) -> No
     fs.pipe_file(f"{bucket}/other", b"no codec")
     for place, why in [
         (f"{bucket}/other", "a file of that name is there, and is no codec"),
-        ("s3://no-such-bucket-at-all/c.safetensors", "cannot write to it"),
+        ("s3://no-such-bucket-at-all/c.safetensors", "cannot use it"),
         (bucket, "an object's name is missing"),
     ]:
         with pytest.raises(LatentpackError, match=why):
             train_flow(TrainParameters(**given, out=place))
-    for place, why in [(f"{bucket}/none", "there is no codec at s3://"), (f"{bucket}/other", "not a latentpack codec")]:
+    train_flow(TrainParameters(**given, out=f"{bucket}/new.safetensors"))
+    assert run(["codecs", f"{bucket}/new.safetensors"]) == 0
+    monkeypatch.setattr(Bucket, "write", refused)
+    monkeypatch.setattr(flows.train, "train_codec", lambda *_: pytest.fail("it was trained first"))
+    monkeypatch.setattr(report, "measure", lambda *_, **__: pytest.fail("it was measured first"))
+    with pytest.raises(ArchiveError, match="no right"):
+        train_flow(TrainParameters(**given, out=f"{bucket}/unwritable.safetensors"))
+    with pytest.raises(ArchiveError, match="no right"):
+        benchmark(BenchmarkParameters(source=str(folder), report=f"{bucket}/unwritable", limit=2))
+    for place, why in [
+        (f"{bucket}/none", "there is no codec at s3://"),
+        (f"{bucket}/other", "not a latentpack codec"),
+        ("s3://no-such-bucket-at-all/none", "cannot use it"),
+    ]:
         with pytest.raises(CodecError, match=why):
             archive_it(folder, tmp_path / "archive", codec=place)
 

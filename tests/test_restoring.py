@@ -18,7 +18,7 @@ from skimage import data
 from compressor import restoring
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
-from compressor.destinations import Folder
+from compressor.destinations import Bucket, Folder
 from compressor.errors import ArchiveError
 from compressor.images import decode_picture
 from compressor.keyed_table import KeyedTable
@@ -325,7 +325,9 @@ def test_a_killed_restore_stands_in_no_other_ones_way(tmp_path: Path, monkeypatc
     assert {path.parent for path in left} == {out, out / "sub"} and not list(Source.open(str(out)).files())
     assert restore(archive, out).written == 2
     assert all(path.exists() for path in left), "another restore might be at work"
+    left.append(left[0].with_name(f".latentpack-{'a' * 32}"))
     for path in left:
+        path.touch()
         os.utime(path, (0, 0))
     (out / "other").mkdir()
     kept = left[0].rename(out / "other" / left[0].name)
@@ -432,6 +434,36 @@ def test_another_object_of_the_name_is_left_alone_until_it_is_to_be_replaced(tmp
     assert restore(archive, bucket, overwrite=True) == whole and objects(bucket) == pictures
 
 
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_no_restored_file_gets_among_those_of_the_archive(tmp_path: Path, bucket: str, where: str) -> None:
+    parent = str(tmp_path / "all") if where == "folder" else f"{bucket}/all"
+    archive = Archive.create(f"{parent}/archive")
+    rows = [original_row(f"archive{name}", b"{}", 9, 9) for name in ("/images/_delta_log/9.json", "/a.png", "s/b.png")]
+    archive.commit([archive.write_part(rows)])
+    done = restore(archive, parent, overwrite=True)
+    assert done.written == 1 and {key for key, _ in done.problems} == {row.key for row in rows[:2]}
+    assert all("in the archive itself" in reason for _, reason in done.problems)
+    assert len(Archive.open(archive.url)) == 3
+
+
+@pytest.mark.parametrize("where", ["", "file://", Path("s3://bucket/a"), "s3:/bucket/a"])
+def test_an_address_that_is_half_written_is_no_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str | Path
+) -> None:
+    archive = archive_of(tmp_path, "a.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ArchiveError, match="is empty: name a folder|begins with s3://"):
+        restore(archive, where)
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["x/../archive", "a/./b", "a//b", "a?versionId=1", "a#b", "a/.."])
+def test_a_prefix_that_others_take_for_another_is_refused(prefix: str) -> None:
+    with pytest.raises(ArchiveError, match="a prefix holds no"):
+        Bucket(f"s3://bucket/{prefix}")
+
+
 def test_a_key_that_is_too_long_for_a_bucket_keeps_nothing_else_back(tmp_path: Path, bucket: str) -> None:
     archive = archive_of(tmp_path, "a.png", "/".join(["x" * 210] * 5) + "/b.png")
     [(_, reason)] = restore(archive, f"{bucket}/in/a/prefix").problems
@@ -440,7 +472,7 @@ def test_a_key_that_is_too_long_for_a_bucket_keeps_nothing_else_back(tmp_path: P
 
 def test_what_a_bucket_refuses_ends_a_restore_with_one_message(tmp_path: Path, bucket: str) -> None:
     archive = archive_of(tmp_path, "a.png", "b.png")
-    with pytest.raises(ArchiveError, match=r"s3://no-such-bucket-at-all: cannot write to it: .*bucket does not"):
+    with pytest.raises(ArchiveError, match=r"s3://no-such-bucket-at-all: cannot use it: .*bucket does not"):
         restore(archive, "s3://no-such-bucket-at-all")
     inside = Archive.create(f"{bucket}/archive")
     inside.commit([inside.write_part([picture_row("a.png")])])

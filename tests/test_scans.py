@@ -76,6 +76,8 @@ def test_a_scan_says_whether_it_ended_for_another_run_or_for_damage(tmp_path, re
     for scan in scans:
         next(scan)
     archive.delete(["a", "x", "xb"])
+    again = list(readers[1].keys())  # which refreshes what the scan under way had open
+    assert again == ["ab"]
     for reader, scan in zip(readers, scans, strict=True):
         with pytest.raises(
             ArchiveError, match=r"another run .* deleted from it; open it again \(in Python: refresh\(\) it\)"

@@ -254,3 +254,14 @@ def test_a_store_that_tells_codes_alone_as_ceph_does_is_written_to_and_understoo
         settings = {"endpoint_url": options["AWS_ENDPOINT_URL"]}
         with pytest.raises(SourceError, match="NoSuchBucket"):
             list(Source.open("s3://there-is-no-such-bucket/pictures", settings).files())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_options_other_name_counts_where_its_own_is_not_given(turned):
+    def kept(**options):
+        return Store("s3://bucket/a", dict(reversed(options.items())) if turned else options).options
+
+    assert kept(AWS_REGION="eu-west-1", AWS_DEFAULT_REGION="us-east-1") == {"AWS_REGION": "eu-west-1"}
+    endpoints = {"AWS_ENDPOINT": "http://c", "AWS_ENDPOINT_URL": "http://b"}
+    assert kept(**endpoints) == {"AWS_ENDPOINT_URL": "http://b"}
+    assert kept(**endpoints, AWS_ENDPOINT_URL_S3="http://a") == {"AWS_ENDPOINT_URL": "http://a"}
