@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from compressor.archive import Archive, require_text
+from compressor.archive import Archive
 from compressor.choosing import put_codec
 from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, TARGET_PSNR
 from compressor.encoding import BatchReport, EncodeOptions, encode_contents
 from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
 from compressor.images import Limits, check_size, decode_picture
+from compressor.keys import require_text
 from compressor.known import FINGERPRINT_BYTES
 from compressor.picture_writing import encode_picture
 from compressor.reading import refusal

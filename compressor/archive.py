@@ -21,6 +21,7 @@ from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
 from compressor.keyed_table import KeyedTable
+from compressor.keys import require_text, several, several_keys
 from compressor.known import KnownKeys, hash_keys
 from compressor.marker import FORMAT, MARKER, check_marker, check_vacant, write_marker
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
@@ -543,26 +544,3 @@ class Archive:
 
 def _closed(url: str, storage_options: dict[str, str]) -> Archive:
     return Archive(Store(url, storage_options))
-
-
-def several(names: Iterable[str]) -> list[str]:
-    """All names, also of an iterator. TypeError where there is one instead, and would be taken for its letters."""
-    if isinstance(names, str):
-        raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
-    if isinstance(names, bytes) or not isinstance(names, Iterable):
-        raise TypeError(f"a list is needed, not {type(names).__name__}: {names!r}")
-    return list(names)
-
-
-def several_keys(keys: Iterable[str]) -> list[str]:
-    """The same of keys. TypeError where one of them is no text."""
-    keys = several(keys)
-    for key in keys:
-        require_text(key)
-    return keys
-
-
-def require_text(key: object) -> None:
-    """TypeError where a key is no text."""
-    if not isinstance(key, str):
-        raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")

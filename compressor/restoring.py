@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressor.archive import Archive, several_keys
+from compressor.archive import Archive
 from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.destinations import Destination, destination_at
 from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
+from compressor.keys import several_keys
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture

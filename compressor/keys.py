@@ -1,0 +1,26 @@
+"""Names that a caller gives, of pictures or columns: text, and several of it where several are meant."""
+
+from collections.abc import Iterable
+
+
+def several(names: Iterable[str]) -> list[str]:
+    """All names, also of an iterator. TypeError where there is one instead, and would be taken for its letters."""
+    if isinstance(names, str):
+        raise TypeError(f"a list is needed, not {names!r} alone: [{names!r}]")
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"a list is needed, not {type(names).__name__}: {names!r}")
+    return list(names)
+
+
+def several_keys(keys: Iterable[str]) -> list[str]:
+    """The same of keys. TypeError where one of them is no text."""
+    keys = several(keys)
+    for key in keys:
+        require_text(key)
+    return keys
+
+
+def require_text(key: object) -> None:
+    """TypeError where a key is no text."""
+    if not isinstance(key, str):
+        raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
