@@ -13,6 +13,11 @@ ADVICE = (
 )
 
 
+def is_s3(address: str) -> bool:
+    """Whether an address is in an S3 bucket."""
+    return address.startswith(("s3://", "s3a://"))
+
+
 def shown(text: str) -> str:
     """``text`` with users, passwords and queries of the addresses in it left out."""
     return _USER.sub("", without_secrets(text))

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from compressor.addresses import is_s3
 from compressor.artifact import identify, parse
 from compressor.defaults import MOST_EFFORT
 from compressor.errors import ArchiveError, CodecError
@@ -177,7 +178,7 @@ def artifact_bytes(name: str) -> bytes:
 
     CodecError where there is none, or it cannot be read.
     """
-    if name.startswith(("s3://", "s3a://")):
+    if is_s3(name):
         return _from_bucket(name)
     path = RELEASED / f"{name}.safetensors" if name in released() else Path(os.path.expanduser(name))
     if not os.path.isfile(path):  # nor where the name is longer than any file's, which Path.is_file raises of

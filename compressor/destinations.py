@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.addresses import ADVICE, has_password, shown
+from compressor.addresses import ADVICE, has_password, is_s3, shown
 from compressor.errors import ArchiveError, ImageError, s3_status
 from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
 from compressor.images import decode_picture
@@ -225,7 +225,7 @@ def destination_at(address: str | os.PathLike[str]) -> Destination:
         return Folder(address)
     if scheme == "file":
         return Folder(rest)
-    if scheme in ("s3", "s3a"):
+    if is_s3(os.fspath(address)):
         return Bucket(os.fspath(address))
     raise ArchiveError(f"{shown(str(address))}: files are written to a local folder or to s3://, not to {scheme}://")
 

@@ -167,7 +167,7 @@ def restore_rows(
             return f"cannot write {name}: {error.strerror or error}"
         return len(data)
 
-    with threads(destination.threads) as in_order:
+    with _threads(destination.threads) as in_order:
         for together in decoded_together(rows):
             files = _files(archive, together, format)
             for row, outcome in zip(together, in_order(write, together, files), strict=True):
@@ -181,7 +181,7 @@ def restore_rows(
 
 
 @contextmanager
-def threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def _threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """A ``map`` that has so many calls under way at once."""
     if count == 1:
         yield map

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from compressor.addresses import ADVICE, has_password, shown, without_secrets
+from compressor.addresses import ADVICE, has_password, is_s3, shown, without_secrets
 from compressor.errors import SourceError, told
 from compressor.listing import (
     HIDDEN,
@@ -236,14 +236,14 @@ class Source:
         import fsspec
 
         options = dict(self.storage_options)
-        is_s3 = self.url.startswith(("s3://", "s3a://"))
-        if is_s3 and has_password(self.url):  # s3fs would take it for a part of the bucket's name
+        in_a_bucket = is_s3(self.url)
+        if in_a_bucket and has_password(self.url):  # s3fs would take it for a part of the bucket's name
             raise SourceError(f"{self.shown}: {ADVICE}")
         try:
-            filesystem, path = fsspec.core.url_to_fs(self.url, **(_s3_options(options) if is_s3 else options))
+            filesystem, path = fsspec.core.url_to_fs(self.url, **(_s3_options(options) if in_a_bucket else options))
         except Exception as error:  # the back end may be unknown, not installed or misconfigured
             raise self._error(f"cannot open {self.shown}", error) from error
-        if is_s3:
+        if in_a_bucket:
             filesystem.retries = 1  # ours would multiply with these
         return filesystem, path.rstrip("/") or path[:1]
 

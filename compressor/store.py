@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from compressor.addresses import ADVICE, has_password, shown
+from compressor.addresses import ADVICE, has_password, is_s3, shown
 from compressor.errors import ArchiveError, LatentpackError, s3_status, told
 from compressor.files import delete_unfinished, in_place_of
 from compressor.listing import s3_pages
@@ -69,7 +69,7 @@ class Store:
             raise ArchiveError(f"{shown(url)}: {ADVICE}")
         require_two_slashes(url)
         scheme, separator, rest = url.partition("://")
-        self.is_s3 = bool(separator) and scheme in ("s3", "s3a")
+        self.is_s3 = is_s3(url)
         if self.is_s3:
             self.root = rest.rstrip("/")
             self.url = f"s3://{self.root}"

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compressor.addresses import shown
+from compressor.addresses import is_s3, shown
 from compressor.errors import LatentpackError, told
 from compressor.wording import NOT_USED, TAKEN_OUT, damage, encoded_again, legible, number, taken_out
 from flows.environment import PrivateServer, api_is_configured, set_defaults
@@ -326,7 +326,7 @@ def codecs(options: argparse.Namespace) -> int:
     from compressor.codec import load_codec, released
 
     asked = options.archive
-    in_a_bucket = asked and asked.startswith(("s3://", "s3a://")) and asked.endswith(".safetensors")
+    in_a_bucket = asked and is_s3(asked) and asked.endswith(".safetensors")
     if asked and (in_a_bucket or os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
         return _card(options, asked)
     rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]

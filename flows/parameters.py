@@ -10,15 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
-from compressor.defaults import (
-    CODEC,
-    HIGHEST_TARGET,
-    LEAST_TARGET,
-    MAX_BYTES,
-    MAX_PIXELS,
-    MOST_EFFORT,
-    TARGET_PSNR,
-)
+from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, MAX_BYTES, MAX_PIXELS, MOST_EFFORT, TARGET_PSNR
 from flows.keys import STANDARD_INPUT
 
 Family = Literal["v1", "v2", "v3", "v4", "v5", "v6"]

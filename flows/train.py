@@ -45,10 +45,10 @@ PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
 def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
     """Train a codec on a source and write its file. Returns a :class:`tasks.train.TrainingRecord` as JSON."""
     out = parameters.out
-    _check_out(out)
     source = Source.open(parameters.source)
     start = origin(parameters.start) if parameters.start else None
     family = _family(parameters, start)
+    _check_out(out)  # last: it leaves an empty object in a bucket
     record = train_codec(source, family, parameters, parameters, start)
     try:
         _write_out(out, Path(record.path).read_bytes())
