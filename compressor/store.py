@@ -306,6 +306,8 @@ def storage_errors(url: str, doing: str) -> Iterator[None]:
             reason = "the endpoint has no TLS; use https://, or set AWS_ALLOW_HTTP=true where you trust the network"
         elif 'failed to parse ""' in reason:
             reason += "; a variable of the environment that begins with AWS_ is empty: unset it"
+        elif "Unable to locate credentials" in reason:
+            reason += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         elif url.startswith("s3://") and isinstance(error, PermissionError):
             reason += "; check the credentials in the environment and the permissions"
         raise ArchiveError(f"{url}: cannot {doing}: {reason}") from error

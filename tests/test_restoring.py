@@ -487,3 +487,13 @@ def test_what_a_bucket_refuses_ends_a_restore_with_one_message(tmp_path: Path, b
             restore(inside, address)
         assert "secret" not in str(told.value)
     assert restore(inside, f"{inside.url}s").written == 1, "its neighbour is not inside"
+
+
+def test_who_has_no_credentials_is_told_which_to_set(
+    tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ArchiveError, match="credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        restore(archive_of(tmp_path, "a.png"), "s3://bucket/a")
