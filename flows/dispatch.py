@@ -212,7 +212,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
     from prefect_dask import DaskTaskRunner
 
     settings = {
-        "distributed.scheduler.allowed-failures": 1,  # the flow looks for the culprit itself
+        "distributed.scheduler.allowed-failures": 0,  # the flow looks for the culprit itself
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.worker.daemon": True,
         # A worker that is missing 15 seconds after a loss, for it was lost once more, would never be started again.

@@ -284,16 +284,17 @@ class _Encoding:
                 yield batch, result
                 continue
             self._lost_in_a_row += 1
-            self._lose(result)
             if len(batch.files) > 1:
+                self._lose(batch, result, "is tried again in halves")
                 again.extend(batch.halves())
             else:
+                self._lose(batch, result, "is tried again at the end, with nothing beside it")
                 suspects.append(batch)
         for batch in suspects:
             again.append(batch)
             [(_, result)] = self._run(take, progress)
             if isinstance(result, Exception):
-                self._lose(result)
+                self._lose(batch, result, "goes to the quarantine")
                 result = _crashed(batch, result, self._summary.run)
             else:
                 self._lost_in_a_row = 0
@@ -320,10 +321,12 @@ class _Encoding:
             progress.ended(batch)
             yield batch, result
 
-    def _lose(self, error: Exception) -> None:
-        """Count a batch that was lost, or raise what ends the run."""
+    def _lose(self, batch: Batch, error: Exception, then: str) -> None:
+        """Count a batch that was lost, and tell it, or raise what ends the run."""
         _raise_unless_lost(error, self._lost_in_a_row)
         self._summary.lost_batches += 1
+        what = f"a batch of {len(batch.files):,} pictures" if len(batch.files) > 1 else repr(batch.files[0].key)
+        get_run_logger().warning("%s was lost and %s: %s", what, then, _why(error))
 
 
 def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
@@ -338,19 +341,26 @@ def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
             f"Prefect's server is gone, or does not let a batch start ({told(error)}): see to it, and to its "
             "concurrency limits, then repeat the command; what is archived stays"
         ) from error
-    get_run_logger().warning("a batch was lost and is tried again in halves: %s: %s", type(error).__name__, error)
     if lost_in_a_row >= MOST_LOST:
         raise LatentpackError(
-            f"{lost_in_a_row} batches were lost one after another, the last to {type(error).__name__}: {error}; "
+            f"{lost_in_a_row} batches were lost one after another, of the last {_why(error)}; "
             "see the workers' logs. What is archived stays, and the same command goes on from there"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Why a batch was lost."""
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return f"its process was killed, perhaps for memory ({error.last_worker.address})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _crashed(batch: Batch, error: Exception, run: str) -> BatchReport:
     """The report of a batch of one picture that ended its worker, or that failed as nothing foresaw."""
     (file,) = batch.files
-    detail = f"{type(error).__name__}: {error}"
-    row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, detail, run)
+    row = QuarantineRow.now(file.key, file.fingerprint, CRASHED, _why(error), run)
     return BatchReport(quarantined=[row])
 
 

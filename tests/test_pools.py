@@ -206,6 +206,7 @@ def test_a_picture_that_kills_its_process_stops_one_run_and_no_more(tmp_path: Pa
     assert len(list((tmp_path / "tmp").glob("latentpack-*"))) == 1
     code, err = run()
     assert code == 1, err
+    assert "'000.png' was lost and goes to the quarantine: its process was killed, perhaps for memory" in err
     assert not list((tmp_path / "tmp").glob("latentpack-*"))
     opened = Archive.open(str(archive))
     assert list(opened.keys()) == ["001.png"]
