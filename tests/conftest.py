@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.prefect_api import own_server as own_server
 from tests.prefect_api import prefect_api as prefect_api
 
 if TYPE_CHECKING:

@@ -74,20 +74,18 @@ def test_a_library_that_is_missing_is_told(library: str, command: str, tmp_path:
     assert ended.returncode == 2 and re.fullmatch(told, ended.stderr), ended.stderr
 
 
-def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path) -> None:
+def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path, own_server: dict[str, str]) -> None:
     """The command as a user has it: its own server, Ctrl-C in the middle, the same command again."""
     folder, archive = tmp_path / "in", tmp_path / "archive"
     folder.mkdir()
     for number, pixels in enumerate(smooth_pictures(24, 96, 96)):
         (folder / f"{number:03d}.png").write_bytes(encode_picture(pixels, 3))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment |= {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
     # A codec and batches that take seconds in all: enough for Ctrl-C to come in the middle on a busy machine.
     command = [*LATENTPACK, "run", str(folder), str(archive), "--codec", "avif", "--batch-size", "1", "--workers", "1"]
     # A shell has the jobs that it starts in the background, and all that these start, ignore Ctrl-C.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     first = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+        command, env=own_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     )
     end = time.monotonic() + 60
     while len(list(archive.glob("images/_delta_log/*.json"))) < 3 and first.poll() is None and time.monotonic() < end:
@@ -96,7 +94,7 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130, err
     assert "\ninterrupted; what is done is kept: repeat the command" in err and "Traceback" not in err
-    again = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=120)
+    again = subprocess.run([*command, "--json"], env=own_server, capture_output=True, text=True, timeout=120)
     summary = json.loads(again.stdout)
     assert again.returncode == 0, again.stderr
     assert summary["listed"] == summary["archived"] + summary["already_there"] == 24
@@ -104,10 +102,11 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path)
     assert len(Archive.open(str(archive))) == 24
 
 
-def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
+def test_a_killed_command_leaves_no_server_behind(own_server: dict[str, str]) -> None:
     code = "import sys, time; from pathlib import Path; from flows.environment import PrivateServer;"
     code += "s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait(); print(s.url, flush=True); time.sleep(60)"
-    command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-c", code, f"{own_server['LATENTPACK_HOME']}/prefect"]
+    command = subprocess.Popen(arguments, env=own_server, stdout=subprocess.PIPE, text=True)
     assert command.stdout
     url = command.stdout.readline().strip()
     command.kill()
@@ -177,16 +176,16 @@ def test_what_is_not_behind_a_proxy_stays_so(
     assert after == (given if expected is None else {"no_proxy": expected, "NO_PROXY": expected})
 
 
-def test_the_private_server_is_not_looked_for_behind_a_proxy(tmp_path: Path) -> None:
+def test_the_private_server_is_not_looked_for_behind_a_proxy(own_server: dict[str, str]) -> None:
     """A proxy that answers nobody: whatever goes to it fails."""
     code = "import sys; from pathlib import Path; from flows.environment import PrivateServer, set_defaults;"
     code += "set_defaults(); s = PrivateServer(Path(sys.argv[1])); s.start(); s.wait();"
     code += "from prefect.client.orchestration import get_client;"
     code += "print(get_client(sync_client=True).api_healthcheck()); s.stop()"
-    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "internal"}
-    for name in ("PREFECT_API_URL", "no_proxy"):
-        environment.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment)
+    environment = {**own_server, "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "internal"}
+    environment.pop("no_proxy", None)
+    arguments = [sys.executable, "-c", code, f"{own_server['LATENTPACK_HOME']}/prefect"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "None", done.stderr
 
 

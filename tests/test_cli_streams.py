@@ -117,10 +117,10 @@ def test_an_internal_error_is_told_in_a_line(
         run(["info", "anything", "--debug"])
 
 
-def test_an_error_in_a_flow_is_one_line_from_start_to_end_of_the_process(pictures: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_flow_is_one_line_from_start_to_end_of_the_process(
+    pictures: Path, own_server: dict[str, str]
+) -> None:
     command = [sys.executable, "-m", "flows.cli", "run", str(pictures), str(pictures)]
-    environment = os.environ | {"LATENTPACK_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
-    environment.pop("PREFECT_API_URL", None)
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=own_server, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and ended.stdout == ""
     assert re.fullmatch("latentpack: .* not an archive, and not empty .*\n", ended.stderr), ended.stderr

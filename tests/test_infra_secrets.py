@@ -61,8 +61,7 @@ class _Database:
                     self.seen[path.name] = path.read_bytes() or self.seen.get(path.name, b"")
 
 
-@pytest.mark.server
-def test_a_run_leaves_no_credential_anywhere(s3_server: str, tmp_path: Path):
+def test_a_run_leaves_no_credential_anywhere(s3_server: str, own_server: dict[str, str], tmp_path: Path):
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="no-secrets")
     for number in range(3):
@@ -77,8 +76,8 @@ def test_a_run_leaves_no_credential_anywhere(s3_server: str, tmp_path: Path):
             AWS_SESSION_TOKEN=TOKEN,
             PREFECT_API_KEY=API,
             PREFECT_LOGGING_LEVEL="DEBUG",
-            LATENTPACK_HOME=str(tmp_path / "home"),
-            PREFECT_HOME=str(tmp_path / "prefect"),
+            LATENTPACK_HOME=own_server["LATENTPACK_HOME"],
+            PREFECT_HOME=own_server["PREFECT_HOME"],
             TMPDIR=str(live.folder),
         )  # fmt: skip
     assert ran.returncode == 1, ran.stderr.decode()[-2000:]  # one picture is quarantined
