@@ -14,5 +14,7 @@ random() {
 }
 make postgres_password "$(random)"
 make prefect_auth "admin:$(random)"
-make s3_user "latentpack$(random | cut -c1-12)"
+make s3_root_user "root$(random | cut -c1-12)"
+make s3_root_password "$(random)"
+make s3_user "latentpack$(random | cut -c1-10)"
 make s3_password "$(random)"

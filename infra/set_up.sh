@@ -1,15 +1,8 @@
 #!/bin/sh
-# Make what a new server needs: bucket (where LATENTPACK_BUCKET names one), work pool, queue of writers, deployments,
-# automations.
+# Make what a new server needs: work pool, queue of writers, deployments, automations.
 # Run again after each upgrade: what is there already is kept or replaced.
 set -eu
 POOL_TYPE=${LATENTPACK_POOL_TYPE:-process}
-if [ -n "${LATENTPACK_BUCKET:-}" ]; then
-    python -c "
-import os, s3fs
-store, bucket = s3fs.S3FileSystem(), os.environ['LATENTPACK_BUCKET']
-store.exists(bucket) or store.mkdir(bucket)"
-fi
 if [ -n "${LATENTPACK_JOB_TEMPLATE:-}" ]; then
     prefect --no-prompt work-pool create latentpack --type "$POOL_TYPE" --overwrite \
         --base-job-template "$LATENTPACK_JOB_TEMPLATE"

@@ -137,7 +137,9 @@ def test_compose_takes_the_file_as_valid(tmp_path: Path):
 def test_compose_listens_on_loopback_holds_no_credential_and_limits_everything():
     compose = _compose()
     services = compose["services"]
-    assert set(services) == {"postgres", "prefect", "scheduler", "dask", "dask-gpu", "s3", "init", "worker"}
+    assert set(services) == {
+        "postgres", "prefect", "scheduler", "dask", "dask-gpu", "s3", "s3-init", "init", "worker",
+    }  # fmt: skip
     for name, one in services.items():
         assert ":" in one["image"] and not one["image"].endswith(":latest"), name
         assert all(port.startswith("127.0.0.1:") for port in one.get("ports", [])), name
@@ -152,10 +154,62 @@ def test_compose_listens_on_loopback_holds_no_credential_and_limits_everything()
         assert {value.rsplit("/", 1)[1] for value in files} == set(one.get("secrets", [])), name
     # What runs for long says whether it is well: by its own check, or by the image's, which asks HEALTH_URL
     for name, one in services.items():
-        assert name == "init" or "healthcheck" in one or "HEALTH_URL" in one["environment"], name
+        assert name in ("init", "s3-init") or "healthcheck" in one or "HEALTH_URL" in one["environment"], name
     assert all(set(one) == {"file"} for one in compose["secrets"].values())
     assert "postgresql" in services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_DRIVER"]
-    assert services["worker"]["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+    done = {"condition": "service_completed_successfully"}
+    assert services["worker"]["depends_on"] == {"init": done, "s3-init": done}
+    assert services["dask"]["depends_on"]["s3-init"] == services["dask-gpu"]["depends_on"]["s3-init"] == done
+
+
+MC = """#!/bin/sh
+echo "$@" >> "$TOLD"
+case "$*" in
+    "admin user add store") cat > "$TOLD.user" ;;
+    "admin user info store "*) cat "$TOLD.has" ;;
+    "admin policy create store "*) cp "$6" "$TOLD.$5.json" ;;
+esac
+"""
+
+
+def test_only_one_step_is_root_of_the_s3_server_and_jobs_are_its_user(tmp_path: Path):
+    services = _compose()["services"]
+    root = {name for name, one in services.items() if any("s3_root" in secret for secret in one.get("secrets", []))}
+    assert root == {"s3", "s3-init"}
+    step = services["s3-init"]
+    mounts = {one["source"]: one["target"] for one in step["configs"]}
+    files = {name: one["file"] for name, one in _compose()["configs"].items()}
+    assert {target: INFRA / files[name] for name, target in mounts.items()} == {
+        target: INFRA / Path(target).relative_to("/infra") for target in mounts.values()
+    }, "files lie as they do here"
+    assert step["entrypoint"][1] in mounts.values() and step["image"] == services["s3"]["image"]
+
+    # The step itself, with a client that writes down what it is told
+    client = tmp_path / "bin" / "mc"
+    client.parent.mkdir()
+    client.write_text(MC)
+    client.chmod(0o755)
+    environment = {"PATH": f"{client.parent}:/usr/bin:/bin", "TOLD": str(tmp_path / "told"), "TMPDIR": str(tmp_path)}
+    for name, value in step["environment"].items():
+        secret = tmp_path / value.rsplit("/", 1)[1]
+        secret.write_text(f"value-of-{secret.name}")
+        environment[name] = str(secret)
+    attached = []
+    for has in ("", "PolicyName: source_reader,archive_maintainer"):
+        (tmp_path / "told").unlink(missing_ok=True)
+        (tmp_path / "told.has").write_text(has)
+        subprocess.run([INFRA / "set_up_s3.sh"], env=environment, check=True, cwd="/")
+        told = (tmp_path / "told").read_text()
+        assert "password" not in told, "what is on a command line, others see"
+        assert "mb --ignore-existing store/pictures store/latentpack\n" in told
+        attached.append(re.findall(r"policy attach store (\w+) --user value-of-s3_user\n", told))
+    assert attached == [["source_reader", "archive_maintainer"], []], "twice would be an error"
+    assert (tmp_path / "told.user").read_text() == "value-of-s3_user\nvalue-of-s3_password\n"
+    for policy, bucket in (("source_reader", "pictures"), ("archive_maintainer", "latentpack")):
+        template = (INFRA / "terraform" / "policies" / f"{policy}.json").read_text()
+        made = (tmp_path / f"told.{policy}.json").read_text()
+        arn = f"arn:aws:s3:::{bucket}"
+        assert json.loads(made) == json.loads(re.sub(r"\$\{\w+\}", arn, template))
 
 
 # ---- Kubernetes

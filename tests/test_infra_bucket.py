@@ -235,6 +235,17 @@ def test_nobody_can_do_more(server: Server):
             act(Bucket="source", Key="a/one.png")
 
 
+def test_the_compose_files_user_may_do_what_writer_and_maintainer_may():
+    """Its jobs are all one user, of the two policies that set_up_s3.sh names."""
+    script = (ROOT / "infra" / "set_up_s3.sh").read_text()
+    [names] = re.findall(r"^for policy in (.+); do$", script, re.M)
+    may = [one for name in names.split() for one in _granted(_policy(name))]
+    needed = [one for role in ("writer", "maintainer") for name in ROLES[role] for one in _granted(_policy(name))]
+    for action, resource in needed:
+        assert any(action == allowed and _matches(where, resource) for allowed, where in may), (action, resource)
+    assert set(may) <= set(needed)
+
+
 def test_no_policy_is_wider_than_s3_objects_of_its_bucket():
     for name in {policy for policies in ROLES.values() for policy in policies}:
         for action, resource in _granted(_policy(name)):
