@@ -448,12 +448,18 @@ def test_only_maintenance_takes_the_keys_that_delete():
         (container,) = job["spec"]["template"]["spec"]["containers"]
         return [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
 
-    given = {}
+    given, accounts = {}, {}
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
-        variables = {**deployment["work_pool"]["job_variables"]}
-        given[deployment["name"]] = keys_of(_job(_template(), **variables))
+        job = _job(_template(), **deployment["work_pool"]["job_variables"])
+        given[deployment["name"]] = keys_of(job)
+        accounts[deployment["name"]] = job["spec"]["template"]["spec"]["serviceAccountName"]
     assert given.pop("maintain-weekly") == ["latentpack-s3-maintenance"]
     assert set(map(tuple, given.values())) == {("latentpack-s3",)}
+    # The accounts are those that Terraform lets take the roles: who restores, trains or reports is the writer.
+    text = (INFRA / "terraform" / "main.tf").read_text()
+    roles = dict(re.findall(r'^ +(\w+) += \{ account = "([\w-]+)"', text, re.M))
+    assert accounts.pop("maintain-weekly") == roles["maintainer"]
+    assert set(accounts.values()) == {roles["writer"]}
 
 
 def test_the_server_reaches_whom_it_notifies_and_no_instances_credentials(manifests: dict[str, list[dict[str, Any]]]):

@@ -163,6 +163,19 @@ def test_plan_makes_a_bucket_its_policies_and_roles_for_service_accounts(terrafo
 
 
 @needs_terraform
+def test_runs_and_nobody_else_may_write_to_a_destination_that_is_named(terraform: Terraform):
+    plan = terraform.plan(
+        archive_bucket="faces", source_bucket="pictures", destination_bucket="restored", oidc_provider_arn=CLUSTER
+    )
+    made = {one["address"]: one["change"]["after"] for one in plan["resource_changes"]}
+    policy = made['aws_iam_policy.grant["destination_writer"]']["policy"]
+    assert set(re.findall(r"arn:[^\"]+", policy)) == {"arn:aws:s3:::restored", "arn:aws:s3:::restored/*"}
+    attached = [name for name in made if name.startswith("aws_iam_role_policy_attachment") and "destination" in name]
+    assert attached == ['aws_iam_role_policy_attachment.grant["writer-destination_writer"]']
+    assert not [name for name in made if name.startswith("aws_s3") and "restored" in json.dumps(made[name])]
+
+
+@needs_terraform
 def test_roles_of_a_bucket_of_the_longest_name_have_names_that_aws_takes(terraform: Terraform):
     plan = terraform.plan(archive_bucket="a" * 63, source_bucket="pictures", oidc_provider_arn=CLUSTER)
     names = [one["change"]["after"]["name"] for one in plan["resource_changes"] if one["type"] == "aws_iam_role"]
@@ -178,7 +191,10 @@ def test_plan_without_a_cluster_makes_no_roles(terraform: Terraform):
 
 
 @needs_terraform
-@pytest.mark.parametrize(("variable", "value"), [("erasure_days", "0"), ("archive_bucket", "Not_A_Bucket")])
+@pytest.mark.parametrize(("variable", "value"), [
+    ("erasure_days", "0"), ("archive_bucket", "Not_A_Bucket"),
+    ("source_bucket", "s3://pictures"), ("destination_bucket", "restored/pictures"),
+])  # fmt: skip
 def test_a_bad_variable_is_refused_before_anything_is_made(terraform: Terraform, variable: str, value: str):
     given = {"archive_bucket": "faces", "source_bucket": "pictures", variable: value}
     with pytest.raises(ValueError, match="Invalid value for variable"):

@@ -4,17 +4,19 @@
 data "aws_partition" "current" {}
 
 locals {
-  archive = aws_s3_bucket.archive.arn
-  source  = "arn:${data.aws_partition.current.partition}:s3:::${var.source_bucket}"
+  archive     = aws_s3_bucket.archive.arn
+  source      = "arn:${data.aws_partition.current.partition}:s3:::${var.source_bucket}"
+  destination = "arn:${data.aws_partition.current.partition}:s3:::${var.destination_bucket}"
 
   # By role: the policies it has, and the service account that takes it.
   roles = {
     reader     = { account = "latentpack-reader", policies = ["archive_reader"] }
-    writer     = { account = "latentpack-runs", policies = ["archive_writer", "source_reader"] }
+    writer     = { account = "latentpack-runs", policies = ["archive_writer", "source_reader", "destination_writer"] }
     maintainer = { account = "latentpack-maintenance", policies = ["archive_maintainer"] }
   }
+  left_out = toset(var.destination_bucket == "" ? ["destination_writer"] : [])
   grants = { for pair in flatten([
-    for role, one in local.roles : [for policy in one.policies : { role = role, policy = policy }]
+    for role, one in local.roles : [for policy in setsubtract(one.policies, local.left_out) : { role = role, policy = policy }]
   ]) : "${pair.role}-${pair.policy}" => pair }
 
   # arn:aws:iam::ACCOUNT:oidc-provider/HOST/PATH -> HOST/PATH
@@ -104,12 +106,16 @@ resource "aws_s3_bucket_policy" "archive" {
 }
 
 resource "aws_iam_policy" "grant" {
-  for_each = toset(flatten([for one in local.roles : one.policies]))
+  for_each = toset([for grant in local.grants : grant.policy])
 
   name        = "${var.archive_bucket}-${replace(each.key, "_", "-")}"
   description = "latentpack: ${replace(each.key, "_", " ")}"
-  policy      = templatefile("${path.module}/policies/${each.key}.json", { archive = local.archive, source = local.source })
-  tags        = var.tags
+  policy = templatefile("${path.module}/policies/${each.key}.json", {
+    archive     = local.archive
+    source      = local.source
+    destination = local.destination
+  })
+  tags = var.tags
 }
 
 # A role's name has 64 characters at most, a bucket's 63.

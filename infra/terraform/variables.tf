@@ -11,6 +11,22 @@ variable "archive_bucket" {
 variable "source_bucket" {
   description = "Name of the bucket that pictures are read from. It exists already and is not changed."
   type        = string
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._-]{3,255}$", var.source_bucket))
+    error_message = "A bucket's name, without s3:// and prefix."
+  }
+}
+
+variable "destination_bucket" {
+  description = "Name of the bucket that restored pictures, reports and trained codecs go to, where that is not the archive's. It exists already and is not changed. Empty: none."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^([A-Za-z0-9._-]{3,255})?$", var.destination_bucket))
+    error_message = "A bucket's name, without s3:// and prefix."
+  }
 }
 
 variable "erasure_days" {
