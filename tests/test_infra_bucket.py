@@ -37,12 +37,16 @@ ROLES = {
     "writer": ["archive_writer", "source_reader", "destination_writer"],
     "maintainer": ["archive_maintainer"],
 }
+KEYS = {"reader": ["key_reader"], "writer": ["key_user"], "maintainer": ["key_user"]}  # where a KMS key is named
 ARNS = {name: f"arn:aws:s3:::{name}" for name in ("archive", "source", "destination")}
+KEY = "arn:aws:kms:us-east-1:123456789012:key/1"
 
 
 def _policy(name: str) -> dict[str, Any]:
     text = (TERRAFORM / "policies" / f"{name}.json").read_text()
-    return json.loads(Template(text).substitute(ARNS, provider_arn="arn", provider="host", namespace="n", account="a"))
+    return json.loads(
+        Template(text).substitute(ARNS, key=KEY, provider_arn="arn", provider="host", namespace="n", account="a")
+    )
 
 
 @dataclass
@@ -261,6 +265,15 @@ def test_no_policy_is_wider_than_s3_objects_of_its_bucket():
     assert set(trust["Condition"]) == {"StringEquals"}, "one service account, not any of the cluster"
 
 
+def test_who_has_a_keys_use_has_it_by_way_of_s3_and_who_writes_may_encrypt():
+    for role, (name,) in KEYS.items():
+        [statement] = _policy(name)["Statement"]
+        assert statement["Resource"] == KEY and statement["Condition"] == {"StringLike": {"kms:ViaService": "s3.*"}}
+        puts = any(action == "s3:PutObject" for policy in ROLES[role] for action, _ in _granted(_policy(policy)))
+        actions = {action for action, _ in _granted(_policy(name))}
+        assert actions == {"kms:Decrypt"} | ({"kms:GenerateDataKey"} if puts else set()), role
+
+
 def test_operations_guide_lists_the_actions_of_the_policies():
     guide = (ROOT / "docs" / "operations.md").read_text()
     for role, policies in ROLES.items():
@@ -313,8 +326,9 @@ def test_terraform_uses_every_policy_and_declares_every_variable():
     assert set(re.findall(r"\bvar\.(\w+)", text)) == declared
     roles = re.search(r"roles = \{(.*?)\n  \}", text, re.S)
     assert roles
-    for role, policies in ROLES.items():
+    roles_policies = {role: ROLES[role] + KEYS[role] for role in ROLES}
+    for role, policies in roles_policies.items():
         line = next(line for line in roles[1].splitlines() if line.strip().startswith(role))
         assert re.findall(r'"(\w+)"', line)[1:] == policies or re.findall(r'"(\w+_\w+)"', line) == policies, role
     written = {path.stem for path in (TERRAFORM / "policies").glob("*.json")}
-    assert written == {policy for policies in ROLES.values() for policy in policies} | {"bucket", "trust"}
+    assert written == {policy for policies in roles_policies.values() for policy in policies} | {"bucket", "trust"}

@@ -26,6 +26,7 @@ SCHEMAS = Path(__file__).parent / "fixtures" / "terraform" / "aws-6.25.0.json"
 META = {"__is_block__", "count", "depends_on", "for_each", "lifecycle", "provider"}  # of every resource
 QUOTE = '"'
 POLICIES = ("archive_maintainer", "archive_reader", "archive_writer", "source_reader")
+KEY = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 CLUSTER = "arn:aws:iam::123456789012:oidc-provider/oidc.example.com/id/ABC"
 
 needs_terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="needs terraform")
@@ -62,7 +63,7 @@ def test_every_argument_is_one_that_the_provider_knows():
 
 WRONG = [
     ("restrict_public_buckets = true", "restrict_public_bucket = true", "aws_s3_bucket_public_access_block"),
-    ("sse_algorithm =", "algorithm =", "aws_s3_bucket_server_side_encryption_configuration"),
+    ("sse_algorithm     =", "algorithm =", "aws_s3_bucket_server_side_encryption_configuration"),
     ("policy_arn =", "arn =", "aws_iam_role_policy_attachment"),
     ("versioning_configuration {", "versioning {", "aws_s3_bucket_versioning"),
     ("tags   = var.tags", "arn = var.tags", "aws_s3_bucket"),
@@ -157,6 +158,11 @@ def test_plan_makes_a_bucket_its_policies_and_roles_for_service_accounts(terrafo
         accounts[role] = statement["Condition"]["StringEquals"]["oidc.example.com/id/ABC:sub"]
     assert accounts["writer"] == "system:serviceaccount:latentpack:latentpack-runs"
     assert len(set(accounts.values())) == len(accounts)
+    [[encrypted]] = [
+        one["apply_server_side_encryption_by_default"]
+        for one in made["aws_s3_bucket_server_side_encryption_configuration.archive"]["rule"]
+    ]
+    assert encrypted == {"sse_algorithm": "AES256", "kms_master_key_id": None}
     rules = {one["id"]: one for one in made["aws_s3_bucket_lifecycle_configuration.archive"]["rule"]}
     assert rules["forget-what-was-deleted"]["noncurrent_version_expiration"][0]["noncurrent_days"] == 7
     assert plan["planned_values"]["outputs"]["archive"]["value"] == "s3://faces"
@@ -173,6 +179,21 @@ def test_runs_and_nobody_else_may_write_to_a_destination_that_is_named(terraform
     attached = [name for name in made if name.startswith("aws_iam_role_policy_attachment") and "destination" in name]
     assert attached == ['aws_iam_role_policy_attachment.grant["writer-destination_writer"]']
     assert not [name for name in made if name.startswith("aws_s3") and "restored" in json.dumps(made[name])]
+
+
+@needs_terraform
+def test_a_key_that_is_named_encrypts_the_bucket_and_every_role_may_use_it(terraform: Terraform):
+    plan = terraform.plan(archive_bucket="faces", source_bucket="pictures", kms_key_arn=KEY, oidc_provider_arn=CLUSTER)
+    made = {one["address"]: one["change"]["after"] for one in plan["resource_changes"]}
+    [rule] = made["aws_s3_bucket_server_side_encryption_configuration.archive"]["rule"]
+    assert rule["apply_server_side_encryption_by_default"] == [{"sse_algorithm": "aws:kms", "kms_master_key_id": KEY}]
+    assert rule["bucket_key_enabled"] is True
+    for policy in ("key_reader", "key_user"):
+        assert set(re.findall(r"arn:[^\"]+", made[f'aws_iam_policy.grant["{policy}"]']["policy"])) == {KEY}
+    attached = {
+        name.split('"')[1] for name in made if name.startswith("aws_iam_role_policy_attachment") and "key" in name
+    }
+    assert attached == {"reader-key_reader", "writer-key_user", "maintainer-key_user"}
 
 
 @needs_terraform
@@ -194,6 +215,7 @@ def test_plan_without_a_cluster_makes_no_roles(terraform: Terraform):
 @pytest.mark.parametrize(("variable", "value"), [
     ("erasure_days", "0"), ("archive_bucket", "Not_A_Bucket"),
     ("source_bucket", "s3://pictures"), ("destination_bucket", "restored/pictures"),
+    ("kms_key_arn", "arn:aws:kms:eu-west-1:123456789012:alias/archive"),
 ])  # fmt: skip
 def test_a_bad_variable_is_refused_before_anything_is_made(terraform: Terraform, variable: str, value: str):
     given = {"archive_bucket": "faces", "source_bucket": "pictures", variable: value}

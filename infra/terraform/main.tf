@@ -10,11 +10,14 @@ locals {
 
   # By role: the policies it has, and the service account that takes it.
   roles = {
-    reader     = { account = "latentpack-reader", policies = ["archive_reader"] }
-    writer     = { account = "latentpack-runs", policies = ["archive_writer", "source_reader", "destination_writer"] }
-    maintainer = { account = "latentpack-maintenance", policies = ["archive_maintainer"] }
+    reader     = { account = "latentpack-reader", policies = ["archive_reader", "key_reader"] }
+    writer     = { account = "latentpack-runs", policies = ["archive_writer", "source_reader", "destination_writer", "key_user"] }
+    maintainer = { account = "latentpack-maintenance", policies = ["archive_maintainer", "key_user"] }
   }
-  left_out = toset(var.destination_bucket == "" ? ["destination_writer"] : [])
+  left_out = concat(
+    var.destination_bucket == "" ? ["destination_writer"] : [],
+    var.kms_key_arn == "" ? ["key_reader", "key_user"] : [],
+  )
   grants = { for pair in flatten([
     for role, one in local.roles : [for policy in setsubtract(one.policies, local.left_out) : { role = role, policy = policy }]
   ]) : "${pair.role}-${pair.policy}" => pair }
@@ -49,13 +52,16 @@ resource "aws_s3_bucket_ownership_controls" "archive" {
   }
 }
 
+# With a bucket key, KMS is asked once for many objects.
 resource "aws_s3_bucket_server_side_encryption_configuration" "archive" {
   bucket = aws_s3_bucket.archive.id
 
   rule {
     apply_server_side_encryption_by_default {
-      sse_algorithm = "AES256"
+      sse_algorithm     = var.kms_key_arn == "" ? "AES256" : "aws:kms"
+      kms_master_key_id = var.kms_key_arn == "" ? null : var.kms_key_arn
     }
+    bucket_key_enabled = var.kms_key_arn != ""
   }
 }
 
@@ -114,6 +120,7 @@ resource "aws_iam_policy" "grant" {
     archive     = local.archive
     source      = local.source
     destination = local.destination
+    key         = var.kms_key_arn
   })
   tags = var.tags
 }

@@ -40,6 +40,17 @@ variable "erasure_days" {
   }
 }
 
+variable "kms_key_arn" {
+  description = "ARN of a KMS key of yours that encrypts the archive's bucket; its policy must let this account's IAM grant its use. Empty: S3's own keys."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?$", var.kms_key_arn))
+    error_message = "A key's ARN, which holds :key/; no policy takes an alias."
+  }
+}
+
 variable "oidc_provider_arn" {
   description = "ARN of the cluster's OIDC provider, whose service accounts take the roles. Empty: no roles, only policies."
   type        = string
