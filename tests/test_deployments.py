@@ -346,7 +346,12 @@ def test_notifications_arrive_in_words(deployment_server: dict[str, str], tmp_pa
         told = {"pictures.quarantined": {"pictures": 3}, "mirror.refused": {"reason": "the source is empty"}}
         for event, payload in told.items():
             _tell(deployment_server, f"latentpack.{event}", "latentpack.archive.a", payload=payload)
-        assert _becomes(lambda: len(heard) >= 2)
+        # A worker that was there, and says no more: the server finds out by itself
+        _ask(deployment_server, "/work_pools/", {"name": "left", "type": "process"})
+        alive = {"name": "worker", "heartbeat_interval_seconds": 1}
+        _ask(deployment_server, "/work_pools/left/workers/heartbeat", alive)
+        gone = "no worker is left in the pool left"
+        assert _becomes(lambda: len(heard) >= 3 and any(one["subject"] == gone for one in heard))
         server.shutdown()
     subjects = {one["subject"]: one["body"] for one in heard}
     assert subjects["3 pictures could not be archived"].startswith("s3://bucket/archive: ")
