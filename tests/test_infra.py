@@ -393,6 +393,7 @@ def test_gpu_workers_are_counted_by_themselves_and_declare_their_gpu(manifests: 
     (container,) = gpu["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"] == "latentpack:0.1.0-gpu"
     assert "GPU=1" in container["args"]
+    assert gpu["strategy"] == {"type": "Recreate"}, "an upgrade must not wait for a GPU that the old pod has"
 
 
 def test_the_worker_may_make_jobs_and_nothing_else(manifests: dict[str, list[dict[str, Any]]]):
