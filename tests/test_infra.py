@@ -45,9 +45,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path: Path):
     linted = _run(BIN / "hadolint", INFRA / "Dockerfile")
     assert linted.returncode == 0, linted.stdout + linted.stderr
     bad = tmp_path / "Dockerfile"
-    bad.write_text(
-        (INFRA / "Dockerfile").read_text().replace("python:3.11.14-slim-bookworm AS wheel", "python AS wheel")
-    )
+    bad.write_text(re.sub(r"python:\S+ AS wheel", "python AS wheel", (INFRA / "Dockerfile").read_text()))
     assert _run(BIN / "hadolint", bad).returncode == 1, "the check itself works"
 
 
