@@ -164,7 +164,7 @@ def test_plan_makes_a_bucket_its_policies_and_roles_for_service_accounts(terrafo
     ]
     assert encrypted == {"sse_algorithm": "AES256", "kms_master_key_id": None}
     rules = {one["id"]: one for one in made["aws_s3_bucket_lifecycle_configuration.archive"]["rule"]}
-    assert rules["forget-what-was-deleted"]["noncurrent_version_expiration"][0]["noncurrent_days"] == 7
+    assert rules["forget-what-was-deleted"]["noncurrent_version_expiration"][0]["noncurrent_days"] == 14
     assert plan["planned_values"]["outputs"]["archive"]["value"] == "s3://faces"
 
 

@@ -30,9 +30,9 @@ variable "destination_bucket" {
 }
 
 variable "erasure_days" {
-  description = "Days until S3 forgets what was deleted or overwritten: time to undo a mistake, and what an erasure takes."
+  description = "Days until S3 forgets what was deleted or overwritten: time to undo what the weekly verification finds, and what an erasure takes."
   type        = number
-  default     = 7
+  default     = 14
 
   validation {
     condition     = var.erasure_days >= 1 && var.erasure_days <= 30
