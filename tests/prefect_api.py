@@ -33,7 +33,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def own_server(tmp_path: Path, prefect_api: str) -> dict[str, str]:
     """The environment of a command that starts a server of its own, with a home in which its tables are made."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LATENTPACK_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LATENTPACK_"))}
     home = tmp_path / "home"
     shutil.copytree(Path(os.environ["LATENTPACK_HOME"]) / "prefect", home / "prefect")
-    return environment | {"LATENTPACK_HOME": str(home), "PREFECT_HOME": str(tmp_path / "prefect")}
+    return kept | {"LATENTPACK_HOME": str(home), "PREFECT_HOME": str(tmp_path / "prefect")}
