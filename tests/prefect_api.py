@@ -13,11 +13,13 @@ set_defaults()
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[str]:
     """Its URL; Prefect in this process uses it, and what is kept between runs lies in a folder of its own."""
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     folder: Path = tmp_path_factory.mktemp("home")
+    if cache := getattr(pytestconfig, "cache", None):  # an empty database takes seconds to make
+        (folder / "prefect").symlink_to(cache.mkdir("prefect"))
     server = PrivateServer(folder / "prefect")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTPACK_HOME", str(folder))
