@@ -72,7 +72,7 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
             axes.plot(
                 x, y, color=palette[name], linewidth=3.2 if mine else 1.6, linestyle=_DASHES.get(name, "solid"),
                 marker="D" if len(x) == 1 else "o", markersize=8 if len(x) == 1 else (4.5 if mine else 2.5),
-                zorder=3 if mine else 2,
+                zorder=3 if mine else 2, label=name,
             )  # fmt: skip
         axes.set_xscale("log")
         everything = np.concatenate([x for x, _ in shown.values()])
@@ -82,7 +82,7 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel(f"{'payload ' if rate == 'payload_bytes' else ''}bytes per picture (logarithmic)")
         axes.set_title(title + (" by payload" if rate == "payload_bytes" else ""), loc="left", fontweight="bold")
-        _name_lines(axes, shown, palette, ours)
+        name_lines(axes, ours)
     return figure
 
 
@@ -195,18 +195,27 @@ def _points(curve: Curve, metric: str, rate: str, low: float, high: float) -> tu
     return x[keep], y[keep]
 
 
-def _name_lines(
-    axes: "Axes", shown: dict[str, tuple[np.ndarray, np.ndarray]], palette: dict[str, str], ours: Sequence[str]
-) -> None:
-    """Each codec's name in the right margin, in the order of the lines' ends and led to them, none over another."""
+def name_lines(axes: "Axes", strong: Sequence[str] = ()) -> None:
+    """Each line's label in the right margin, in the order of the lines' ends and led to them, none over another."""
+    to_fraction = axes.transData + axes.transAxes.inverted()
     low, high = axes.get_ylim()
-    right = axes.get_xlim()[1]
-    ends = sorted((float(y[np.argmax(x)]), float(x.max()), name) for name, (x, y) in shown.items())
-    for position, (y, x, name) in zip(_apart([end[0] for end in ends], (high - low) * 0.06, high), ends, strict=True):
+    ends = []
+    for line in axes.get_lines():
+        points = np.asarray(line.get_xydata(), float)
+        points = points[(points[:, 1] >= low) & (points[:, 1] <= high)]
+        name = str(line.get_label())
+        if len(points) and not name.startswith("_"):
+            end = points[np.argmax(points[:, 0])]
+            ends.append((float(to_fraction.transform(end)[1]), tuple(end), name, str(line.get_color())))
+    ends.sort()
+    for position, (_, end, name, colour) in zip(_apart([end[0] for end in ends], 0.06, 1.0), ends, strict=True):
         axes.annotate(
-            name, (x, y), xytext=(right, position), va="center", color=palette[name], annotation_clip=False,
-            fontweight="bold" if name in ours else "normal",
-            arrowprops={"arrowstyle": "-", "color": palette[name], "linewidth": 0.7, "alpha": 0.5, "shrinkB": 4},
+            name, end, xytext=(1.03, position), textcoords="axes fraction", va="center", color=_legible(colour),
+            annotation_clip=False, fontweight="bold" if name in strong else "normal",
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.7, "shrinkA": 1, "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
         )  # fmt: skip
 
 
@@ -220,3 +229,10 @@ def _apart(values: Sequence[float], gap: float, top: float) -> list[float]:
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+def _legible(colour: str) -> tuple[float, ...]:
+    """A line's colour dark enough for letters on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6 * part for part in to_rgb(colour))
+
+

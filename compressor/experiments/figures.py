@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.experiments.results import Results, Trial
-from compressor.plots import STYLE, colours
+from compressor.plots import STYLE, colours, name_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "rate": "PSNR by bytes. A version's line: its INT8 latents ever more coarsely quantised, under an ideal coder.",
     "error": "Mean squared error by bits: straight lines where a bit more divides it by a constant.",
-    "length": "Bytes a picture of weights and latents together, by the number of pictures that share the weights.",
+    "length": "Bytes a picture of weights and latents together, by the number of pictures that share the weights; "
+    "dotted: JPEG at that PSNR.",
     "training": "Squared error on pictures not trained on, by time; the most pictures.",
     "ladder": "What more pictures gain: squared error on pictures not trained on; the settings say how long each was "
     "trained.",
@@ -35,7 +36,7 @@ def draw(results: Results) -> "dict[str, Figure]":
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _axes(title: str, x: str, y: str) -> "tuple[Figure, Axes]":
+def _axes(title: str, x: str, y: str, log_y: bool = True) -> "tuple[Figure, Axes]":
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -44,7 +45,9 @@ def _axes(title: str, x: str, y: str) -> "tuple[Figure, Axes]":
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.set_yscale("log" if log_y else "linear")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -64,7 +67,7 @@ def _standards(results: Results, axes: "Axes", palette: dict[str, str]) -> None:
 
 
 def _rate(results: Results) -> "Figure":
-    figure, axes = _axes("Rate and distortion", "bytes a picture (logarithmic)", "PSNR, dB")
+    figure, axes = _axes("Rate and distortion", "bytes a picture (logarithmic)", "PSNR, dB", log_y=False)
     palette = _palette(results)
     _standards(results, axes, palette)
     for trial in results.tops:
@@ -82,13 +85,12 @@ def _rate(results: Results) -> "Figure":
             linestyle=(0, (4, 1.5)), label=f"{trial.name}, given",
         )  # fmt: skip
     axes.set_ylim(14, 44)
-    axes.legend(frameon=False, fontsize=8)
+    name_lines(axes)
     return figure
 
 
 def _error(results: Results) -> "Figure":
     figure, axes = _axes("Squared error by bits", "bits a pixel (logarithmic)", "mean squared error (logarithmic)")
-    axes.set_yscale("log")
     palette = _palette(results)
     pixels = int(results.context["side"].split()[0]) ** 2
     for name, title in _STANDARD.items():
@@ -99,13 +101,12 @@ def _error(results: Results) -> "Figure":
         curve = trial.information.curve if trial.information else []
         bits = [8 * point.ideal_bytes / pixels for point in curve]
         axes.plot(bits, [point.mse for point in curve], color=palette[trial.name], linewidth=2.4, label=trial.name)
-    axes.legend(frameon=False, fontsize=8)
+    name_lines(axes)
     return figure
 
 
 def _length(results: Results) -> "Figure | None":
     figure, axes = _axes("Description length", "pictures (logarithmic)", "bytes a picture (logarithmic)")
-    axes.set_yscale("log")
     palette = _palette(results)
     pictures = np.geomspace(10, 1e6, 60)
     shown = False
@@ -124,13 +125,13 @@ def _length(results: Results) -> "Figure | None":
         jpeg = results.rates("jpeg").rate_at(row.mean_psnr)
         if jpeg is not None:
             axes.axhline(jpeg, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.legend(frameon=False, fontsize=8, title="dotted: JPEG at that PSNR", title_fontsize=8)
+    axes.set_xticks([10, 1_000, 100_000])  # more do not fit beside each other
+    name_lines(axes)
     return figure if shown else None
 
 
 def _training(results: Results) -> "Figure | None":
     figure, axes = _axes("Training", "seconds (logarithmic)", "mean squared error (logarithmic)")
-    axes.set_yscale("log")
     palette = _palette(results)
     shown = False
     for trial in results.tops:
@@ -140,13 +141,12 @@ def _training(results: Results) -> "Figure | None":
             axes.plot(x, y, color=palette[trial.name], linewidth=2.4, marker="o", markersize=3, label=trial.name)
             shown = True
     if shown:
-        axes.legend(frameon=False, fontsize=8)
+        name_lines(axes)
     return figure if shown else None
 
 
 def _ladder(results: Results) -> "Figure | None":
     figure, axes = _axes("Number of pictures", "pictures trained on (logarithmic)", "mean squared error (logarithmic)")
-    axes.set_yscale("log")
     palette = colours(results.families, results.families)
     for family in results.families:
         points = [
@@ -156,5 +156,5 @@ def _ladder(results: Results) -> "Figure | None":
         ]
         x, y = zip(*sorted(points), strict=True) if points else ((), ())
         axes.plot(x, y, color=palette[family], linewidth=2.4, marker="o", markersize=4, label=family.upper())
-    axes.legend(frameon=False, fontsize=8)
+    name_lines(axes)
     return figure if len({t.training.pictures for t in results.ladder if t.training}) > 1 else None

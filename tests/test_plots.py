@@ -1,0 +1,24 @@
+"""Plots as a person sees them: names that can be read."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from compressor import plots
+
+
+def test_names_at_lines_can_be_read_on_white_and_apart() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_yscale("log")
+    names = [*plots.OTHERS, "mine", "mine too"]
+    palette = plots.colours(names, ["mine", "mine too"])
+    for n, name in enumerate(names):
+        axes.plot([1, 2 + n], [1, 1000 + n], color=palette[name], label=name)
+    plots.name_lines(axes)
+    shown = {text.get_text(): text for text in axes.texts}
+    assert set(shown) == set(names)
+    for text in shown.values():
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in text.get_color()]
+        assert 1.05 / (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) >= 4.5, text.get_text()  # WCAG's AA
+    heights = sorted(text.get_position()[1] for text in shown.values())
+    assert min(np.diff(heights)) > 0.059 and heights[-1] <= 1
