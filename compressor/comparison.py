@@ -4,7 +4,7 @@ Nothing is measured, drawn or written here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,10 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     strong: frozenset[int] = frozenset()
+
+    def in_words(self, column: int) -> bool:
+        """Whether a column is read, not compared: no cell of it is a figure, or stands for one."""
+        return all(row[column][:1].isalpha() for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -193,15 +197,15 @@ def speed_table(found: dict[str, Curve], ours: Sequence[str]) -> Table:
             ]
         )
     strong = frozenset(i for i, name in enumerate(found) if name in ours)
-    columns = [*_POINT_COLUMNS, "encoded/s", "decoded/s", "decoded as PNG"]
+    columns = [*_POINT_COLUMNS, "encoded/s", "decoded/s", "decoded as PNG, bytes"]
     note = f"Each codec at the measured quality nearest to {TARGET_PSNR:.0f} dB. Speeds are pictures per second."
-    return Table("Speed, and the size of what is decoded", note, columns, rows, strong)
+    return _without_empty(Table("Speed, and the size of what is decoded", note, columns, rows, strong))
 
 
 def points_table(found: dict[str, Curve]) -> Table:
     """Every measured point."""
     rows = [[name, *_point(curve, i)] for name, curve in found.items() for i in range(len(curve.quality))]
-    return Table("All measured points", _MEANS, list(_POINT_COLUMNS), rows)
+    return _without_empty(Table("All measured points", _MEANS, list(_POINT_COLUMNS), rows))
 
 
 def headline(
@@ -241,19 +245,30 @@ def headline(
         )
     subject = subject or ranked[0][0]
     against = [
-        f"{abs(1 - bars[subject] / bars[name]):.0%} {'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
+        f"{percent(abs(1 - bars[subject] / bars[name]))} "
+        f"{'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
         for name in sorted((name for name in anchors if name in bars and name != subject), key=lambda name: bars[name])
     ]
     exact = not np.isfinite(level)
     detail = f"Mean over {number(pictures, 'picture')}" + ("" if exact else f" at a mean PSNR of {level:.4g} dB")
     detail += (f": {', '.join(against)}." if against else ".") + others
     said = "stored exactly" if exact else f"at {level:.4g} dB"
-    return Headline(subject, f"{subject}: {count(bars[subject])} bytes a picture {said}", detail, level, ranked)
+    text = ", ".join([f"{subject}: {count(bars[subject])} bytes a picture {said}", *against[:1]])
+    return Headline(subject, text, detail, level, ranked)
 
 
 def count(value: float | None) -> str:
     """A whole number with thousands separated; a dash where there is none."""
     return "–" if value is None or not np.isfinite(value) else f"{value:,.0f}"
+
+
+def percent(share: float, form: str = ".0f") -> str:
+    """A share in percent.
+
+    >>> percent(0.31), percent(-0.364, "+.1f")
+    ('31 %', '−36.4 %')
+    """
+    return f"{100 * share:{form}} %".replace("-", "−")  # as wide as a plus, so that columns stand
 
 
 def rate(seconds: float) -> str:
@@ -265,7 +280,14 @@ def rate(seconds: float) -> str:
 
 
 _MEANS = "Means over all pictures; of MS-SSIM and SSIMULACRA2 over those that they were measured on."
-_POINT_COLUMNS = ("codec", "quality", "file", "payload", "PSNR", "SSIM", "MS-SSIM", "SSIMULACRA2")
+_POINT_COLUMNS = ("codec", "quality", "file, bytes", "payload, bytes", "PSNR, dB", "SSIM", "MS-SSIM", "SSIMULACRA2")
+
+
+def _without_empty(table: Table) -> Table:
+    """Without columns that hold nothing but dashes: MS-SSIM of small pictures, SSIMULACRA2 of none."""
+    kept = [n for n in range(len(table.columns)) if any(row[n] != "–" for row in table.rows)]
+    columns = [table.columns[n] for n in kept]
+    return replace(table, columns=columns, rows=[[row[n] for n in kept] for row in table.rows])
 
 
 def _point(curve: Curve, i: int) -> list[str]:
@@ -286,14 +308,14 @@ def _curved(found: dict[str, Curve]) -> list[tuple[str, Curve]]:
 
 
 def _share(size: float | None, anchor: float | None) -> str:
-    return "–" if size is None or anchor is None else f"{size / anchor:.0%}"
+    return "–" if size is None or anchor is None else percent(size / anchor)
 
 
 def _bd(anchor: Curve, test: Curve, metric: str, rate_name: str) -> str:
     try:
-        percent = bd_rate(
+        change = bd_rate(
             getattr(anchor, rate_name), getattr(anchor, metric), getattr(test, rate_name), getattr(test, metric)
         )
     except ValueError:
         return "–"
-    return f"{percent:+.1f} %"
+    return percent(change / 100, "+.1f")

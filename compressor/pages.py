@@ -1,13 +1,16 @@
 """A report's pages: Markdown, and one HTML file that holds everything it shows. Words and layout only."""
 
 import base64
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from compressor.comparison import Headline, Table, count
 from compressor.errors import LatentpackError
+from compressor.picture_writing import encode_picture
+from compressor.strips import Strip
 from compressor.wording import legible
 
 if TYPE_CHECKING:
@@ -18,19 +21,27 @@ CAPTIONS = {
     "psnr_payload": "PSNR over coded data alone, without what every file repeats.",
     "ssim": "SSIM over whole files.",
     "ssimulacra2": "SSIMULACRA2 over whole files.",
-    "equal_bytes": "Equal bytes: every codec at the highest quality whose payload is no larger than the first codec's.",
-    "equal_quality": "Equal quality: every codec at the lowest quality that reaches the first codec's PSNR.",
+    "equal_bytes": "Equal bytes: every codec at the highest quality whose payload is no larger than the first codec's, "
+    "or at its lowest.",
+    "equal_quality": "Equal quality: every codec at the lowest quality that reaches the first codec's PSNR, or at its "
+    "highest.",
 }
 
 
 def template(name: str) -> Any:
     """One of the package's Jinja templates: what is put in is escaped, and a name that is missing is an error."""
     import jinja2
+    import markupsafe
+
+    def emphasised(text: str) -> markupsafe.Markup:
+        """Text with what Markdown has between asterisks emphasised."""
+        return markupsafe.Markup(re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", str(markupsafe.escape(text))))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("compressor"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["emphasised"] = emphasised
     return environment.get_template(name)
 
 
@@ -60,12 +71,13 @@ def markdown(
 def markdown_report_table(table: Table) -> str:
     """A report's table as Markdown: figures to the right, strong rows in bold."""
     rows = [[f"**{cell}**" if n in table.strong else cell for cell in row] for n, row in enumerate(table.rows)]
-    return markdown_table(table.columns, rows, "---:")
+    words = {0, *filter(table.in_words, range(len(table.columns)))}
+    return markdown_table(table.columns, rows, set(range(len(table.columns))) - words)
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], rule: str = "---") -> str:
-    """A Markdown table; ``rule`` stands under all columns but the first, ``---:`` to set them to the right."""
-    lines = [columns, ["---"] + [rule] * (len(columns) - 1), *rows]
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], figures: Collection[int] = ()) -> str:
+    """A Markdown table; columns of ``figures`` are set to the right."""
+    lines = [columns, ["---:" if n in figures else "---" for n in range(len(columns))], *rows]
     return "\n".join(
         "| " + " | ".join(markdown_text(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
@@ -83,17 +95,15 @@ def html(
     points: Table,
     settings: Table,
     figures: "dict[str, Figure]",
-    images: dict[str, bytes],
+    strips: Mapping[str, Sequence[Strip]],
     palette: dict[str, str],
+    ours: Sequence[str],
 ) -> str:
-    """A report as one HTML file; ``images`` are the figures as PNG, ``palette`` the codecs' colours."""
+    """A report as one HTML file; ``figures`` and ``strips`` by the names of ``CAPTIONS``, ``palette`` the codecs'
+    colours.
+    """
     from compressor import plots
 
-    pictures = {}
-    for name, figure in figures.items():
-        # Lines are sharp as SVG; pictures stay pictures.
-        vector = not name.startswith("equal")
-        pictures[name] = data_uri(plots.svg(figure) if vector else images[name], "svg+xml" if vector else "png")
     widest = max((size for _, size in head.bars), default=1.0)
     bars = [
         {
@@ -106,9 +116,25 @@ def html(
         for name, size in head.bars
     ]
     return template("report.html.j2").render(
-        title=title, head=head, bars=bars, tables=tables, points=points, settings=settings, pictures=pictures,
+        title=title, head=head, bars=bars, tables=tables, points=points, settings=settings,
+        plots={name: data_uri(plots.svg(figure), "svg+xml") for name, figure in figures.items()},
+        strips={name: [cells(strip, ours) for strip in several] for name, several in strips.items()},
         captions=CAPTIONS,
     )  # fmt: skip
+
+
+def cells(strip: Strip, ours: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A strip's pictures for ``strips.j2``, each a PNG of its own: a browser enlarges them by a whole number."""
+    return [
+        {
+            "codec": cell.codec,
+            "caption": cell.caption,
+            "strong": cell.codec in ours,
+            "width": cell.pixels.shape[1],
+            "source": data_uri(encode_picture(cell.pixels, 3), "png"),
+        }
+        for cell in strip.cells
+    ]
 
 
 def data_uri(data: bytes, kind: str) -> str:

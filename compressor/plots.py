@@ -27,6 +27,8 @@ _DASHES = {
     "JPEG XL": (0, (5, 1, 1, 1)),
 }  # fmt: skip
 _INK = "#1F2933"
+_DPI = 144
+_CELL, _GAP, _CAPTION = 288, 12, 84  # pixels of a strip's PNG: a picture at most, between two, under one
 _BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
 STYLE: dict[Any, Any] = {
     "font.size": 10, "font.family": "DejaVu Sans", "text.color": _INK, "axes.labelcolor": _INK,
@@ -149,21 +151,29 @@ def training(history: "Sequence[Mapping[str, float]]") -> "Figure":
     return figure
 
 
-def strips(strips: "Sequence[Strip]", title: str, ours: Sequence[str]) -> "Figure":
-    """Pictures side by side, a row a strip, enlarged without smoothing, with bytes and dB under each."""
+def strips(strips: "Sequence[Strip]", ours: Sequence[str] = ()) -> "Figure":
+    """Pictures side by side, a row a strip, with bytes and dB under each.
+
+    Each pixel is a square of whole pixels in :func:`png`, as many as fit a cell.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     columns = max(len(strip.cells) for strip in strips)
+    longest = max(max(cell.pixels.shape[:2]) for strip in strips for cell in strip.cells)
+    side = longest * max(1, _CELL // longest)
+    width, height = columns * (side + _GAP) + _GAP, len(strips) * (side + _CAPTION) + _GAP
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.0 * columns, 2.55 * len(strips) + 0.4), layout="constrained")
-        figure.suptitle(title, fontweight="bold", fontsize=12)
-        grid = figure.subplots(len(strips), columns, squeeze=False)
-        for row, strip in zip(grid, strips, strict=True):
-            for axes in row:
+        # Half a pixel more, or rounding may take one off.
+        figure = Figure(figsize=((width + 0.5) / _DPI, (height + 0.5) / _DPI), dpi=_DPI)
+        for row, strip in enumerate(strips):
+            for column, cell in enumerate(strip.cells):
+                left, bottom = _GAP + column * (side + _GAP), height - (row + 1) * side - row * _CAPTION - _GAP
+                axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
                 axes.set_axis_off()
-            for axes, cell in zip(row, strip.cells, strict=False):
-                axes.imshow(cell.pixels, interpolation="nearest")
+                high, wide = cell.pixels.shape[:2]
+                axes.imshow(cell.pixels, interpolation="nearest", extent=(0, wide, high, 0))
+                axes.set(xlim=(0, longest), ylim=(longest, 0))
                 weight = "bold" if cell.codec in ours else "normal"
                 axes.text(
                     0.5, -0.04, f"{cell.codec}\n{cell.caption}", fontsize=9, fontweight=weight, ha="center", va="top",
@@ -174,7 +184,7 @@ def strips(strips: "Sequence[Strip]", title: str, ours: Sequence[str]) -> "Figur
 
 def png(figure: "Figure") -> bytes:
     """The figure as a PNG file."""
-    return _saved(figure, "png", dpi=144)
+    return _saved(figure, "png", dpi=_DPI)
 
 
 def svg(figure: "Figure") -> bytes:
@@ -219,6 +229,13 @@ def name_lines(axes: "Axes", strong: Sequence[str] = ()) -> None:
         )  # fmt: skip
 
 
+def _legible(colour: str) -> tuple[float, ...]:
+    """A line's colour dark enough for letters on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6 * part for part in to_rgb(colour))
+
+
 def _apart(values: Sequence[float], gap: float, top: float) -> list[float]:
     """Rising ``values`` moved as little as leaves ``gap`` between neighbours and none above ``top``."""
     placed = list(values)
@@ -229,10 +246,3 @@ def _apart(values: Sequence[float], gap: float, top: float) -> list[float]:
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
-def _legible(colour: str) -> tuple[float, ...]:
-    """A line's colour dark enough for letters on white."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.6 * part for part in to_rgb(colour))
-
-

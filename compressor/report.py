@@ -35,7 +35,7 @@ from compressor.comparison import (
     without_exact,
 )
 from compressor.defaults import TARGET_PSNR
-from compressor.strips import stored_bytes
+from compressor.strips import Strip, side_by_side, stored_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -255,9 +255,11 @@ def write_report(
 
     shown = [*ours[:1], *(name for name in anchors if codecs[name].id != "avif-444")]  # as many as fit a page
     shown_pictures = {key: pixels for key, pixels in pictures.items() if key not in left_out}
-    figures = _figures(found, shown_pictures, {name: codecs[name] for name in shown}, ours)
+    figures = _figures(found, ours)
+    strips = _strips(found, shown_pictures, {name: codecs[name] for name in shown})
     images = {name: plots.png(figure) for name, figure in figures.items()}
-    paths = {name: directory / f"{name}.png" for name in figures}
+    images |= {name: plots.png(plots.strips(several, ours)) for name, several in strips.items()}
+    paths = {name: directory / f"{name}.png" for name in images}
     for name, image in images.items():
         paths[name].write_bytes(image)
     links = {name: path.name for name, path in paths.items()}
@@ -272,18 +274,16 @@ def write_report(
         artifact=pages.markdown(title, head, tables, None, settings, first),
     )
     report.html.write_text(
-        pages.html(title, head, tables, points, settings, figures, images, palette), encoding="utf-8"
+        pages.html(title, head, tables, points, settings, figures, strips, palette, ours), encoding="utf-8"
     )
     report.markdown.write_text(pages.markdown(title, head, tables, points, settings, links), encoding="utf-8")
     pq.write_table(table, report.parquet, compression="zstd")
     return report
 
 
-def _figures(
-    found: dict[str, Curve], pictures: Mapping[str, np.ndarray], compared: Mapping[str, Codec], ours: Sequence[str]
-) -> "dict[str, Figure]":
-    """Plots by name, then strips of ``compared``, whose first is what the others are matched to."""
-    from compressor import plots, strips
+def _figures(found: dict[str, Curve], ours: Sequence[str]) -> "dict[str, Figure]":
+    """Plots by name; those that there is nothing for are left out."""
+    from compressor import plots
 
     drawn = {
         "psnr": plots.rate_distortion(found, "psnr", "bytes", ours),
@@ -291,17 +291,23 @@ def _figures(
         "ssim": plots.rate_distortion(found, "ssim", "bytes", ours),
         "ssimulacra2": plots.rate_distortion(found, "ssimulacra2", "ssimulacra2_bytes", ours),
     }
-    if len(compared) > 1:
-        reference = next(iter(compared))
-        curve = found[reference]
-        quality = int(curve.quality[curve.nearest(STRIP_LEVEL)])
-        keys = list(pictures)
-        chosen = dict.fromkeys(keys[int(i)] for i in np.linspace(0, len(keys) - 1, STRIP_PICTURES).round())
-        shown = {key: pictures[key] for key in chosen}
-        equal_bytes, equal_quality = strips.side_by_side(shown, compared, reference, quality)
-        drawn["equal_bytes"] = plots.strips(equal_bytes, "Equal bytes", ours)
-        drawn["equal_quality"] = plots.strips(equal_quality, "Equal quality", ours)
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _strips(
+    found: dict[str, Curve], pictures: Mapping[str, np.ndarray], compared: Mapping[str, Codec]
+) -> dict[str, list[Strip]]:
+    """Pictures side by side, by name; the first of ``compared`` is what the others are matched to."""
+    if len(compared) < 2:
+        return {}
+    reference = next(iter(compared))
+    curve = found[reference]
+    quality = int(curve.quality[curve.nearest(STRIP_LEVEL)])
+    keys = list(pictures)
+    chosen = dict.fromkeys(keys[int(i)] for i in np.linspace(0, len(keys) - 1, STRIP_PICTURES).round())
+    shown = {key: pictures[key] for key in chosen}
+    equal_bytes, equal_quality = side_by_side(shown, compared, reference, quality)
+    return {"equal_bytes": equal_bytes, "equal_quality": equal_quality}
 
 
 def _settings(table: pa.Table) -> Table:

@@ -1,6 +1,7 @@
 """Experiments: entropies that are known, verdicts that follow the figures, cells that are split and resumed as said."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +218,8 @@ def test_a_report_holds_what_it_shows(tmp_path: Path) -> None:
         and 'src="/' not in page
         and "http://" not in page.replace("http://www.w3", "")
     )
+    assert re.search(r"<h1>Of 11 claims: \d+ confirmed, .*\d+ unclear</h1>", page)
+    assert "headed <em>reported</em> are" in page and "*reported*" not in page
     text = written.markdown.read_text()
     assert "| V1's files are far too large | confirmed |" in text
     assert len(json.loads(written.json.read_text())["findings"]) == len(written.findings)

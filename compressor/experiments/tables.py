@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from compressor.comparison import Table, count
+from compressor.comparison import Table, count, percent
 from compressor.experiments.findings import Finding
 from compressor.experiments.measuring import Row, rate_curve
 from compressor.experiments.reported import FINAL_MSE, MANY, PACKED, reported
@@ -124,7 +124,7 @@ def entropy_table(results: Results) -> Table:
                 f"{found.symbols:,}",
                 *(count(found.entropy[name]) for name in ("none", "left", "top", "channel")),
                 *(_over(sizes.get(name), zero) for name in ("gzip", "lzma", "entropy")),
-                f"{1 - best / zero:.1%}" if zero else "–",
+                percent(1 - best / zero, ".1f") if zero else "–",
             ]
         )
     note = (
@@ -148,7 +148,7 @@ def _int8(trial: Trial, quality: int) -> list[Row]:
 def _over(size: float | None, ideal: float) -> str:
     if size is None:
         return "–"
-    return f"{size:,.0f} ({size / ideal - 1:+.1%})" if ideal else f"{size:,.0f}"
+    return f"{size:,.0f} ({percent(size / ideal - 1, '+.1f')})" if ideal else f"{size:,.0f}"
 
 
 def description_table(results: Results) -> Table:
@@ -196,7 +196,7 @@ def quantized_table(results: Results) -> Table:
                 one.of.name,
                 f"{one.kind.upper()}, {one.method}",
                 f"{one.trial.weight_bytes:,}",
-                f"{one.trial.weight_bytes / one.trial.full_bytes:.1%}",
+                percent(one.trial.weight_bytes / one.trial.full_bytes, ".1f"),
                 f"{one.trial.artifact_bytes:,}",
                 count(row.mean_bytes),
                 f"{row.mean_psnr:.2f}",

@@ -92,12 +92,11 @@ def write(results: Results, strips: Sequence[Strip], directory: Path) -> Written
     found = findings(results)
     parts = _tables(results)
     drawn = figures.draw(results)
-    strip = plots.strips(strips, "Side by side", []) if strips else None
     html, markdown, values = (directory / f"experiments.{kind}" for kind in ("html", "md", "json"))
-    html.write_text(_html(results, found, parts, drawn, strip), encoding="utf-8")
+    html.write_text(_html(results, found, parts, drawn, strips), encoding="utf-8")
     images = {name: plots.png(figure) for name, figure in drawn.items()}
-    if strip is not None:
-        images["strips"] = plots.png(strip)
+    if strips:
+        images["strips"] = plots.png(plots.strips(strips))
     for name, image in images.items():
         (directory / f"{name}.png").write_bytes(image)
     links = {name: f"{name}.png" for name in images}
@@ -122,12 +121,16 @@ def _tables(results: Results) -> list[Table]:
     return [one for one in made if one.rows]
 
 
-def _lead(results: Results, found: Sequence[Finding]) -> str:
+def _headline(found: Sequence[Finding]) -> str:
     count = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("confirmed", "refuted", "unclear")}
-    said = ", ".join(f"{number} {verdict}" for verdict, number in count.items())
+    said = ", ".join(f"{number} {verdict}" for verdict, number in count.items() if number)
+    return f"Of {len(found)} claims: {said}"
+
+
+def _lead(results: Results) -> str:
     return (
         f"{len(results.ladder)} networks trained on {results.context['source']} and measured on "
-        f"{results.context['measured on']}. Of {len(found)} claims: {said}."
+        f"{results.context['measured on']}."
     )
 
 
@@ -135,7 +138,8 @@ def _markdown(results: Results, found: Sequence[Finding], parts: Sequence[Table]
     from compressor.experiments.figures import CAPTIONS
 
     claims = tables.findings_table(found)
-    text = [f"# {TITLE}", _lead(results, found), f"## {claims.title}", claims.note, pages.markdown_report_table(claims)]
+    text = [f"# {TITLE}", f"**{_headline(found)}**", _lead(results)]
+    text += [f"## {claims.title}", claims.note, pages.markdown_report_table(claims)]
     text += [f"![{CAPTIONS[name]}]({link})" for name, link in images.items() if name in CAPTIONS]
     for table in parts:
         text += [f"## {table.title}", table.note, pages.markdown_report_table(table)]
@@ -150,19 +154,20 @@ def _html(
     found: Sequence[Finding],
     parts: Sequence[Table],
     drawn: "dict[str, Figure]",
-    strip: "Figure | None",
+    strips: Sequence[Strip],
 ) -> str:
     from compressor import plots
     from compressor.experiments.figures import CAPTIONS
 
     return pages.template("experiments.html.j2").render(
         title=TITLE,
-        lead=_lead(results, found),
+        headline=_headline(found),
+        lead=_lead(results),
         findings=tables.findings_table(found),
         tables=parts,
         pictures={name: pages.data_uri(plots.svg(figure), "svg+xml") for name, figure in drawn.items()},
         captions=CAPTIONS,
-        strip=pages.data_uri(plots.png(strip), "png") if strip is not None else "",
+        strips=[pages.cells(strip) for strip in strips],
         strip_note=STRIP_NOTE,
         settings=results.context,
     )
