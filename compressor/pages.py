@@ -128,7 +128,7 @@ def cells(strip: Strip, ours: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [
         {
             "codec": cell.codec,
-            "caption": cell.caption,
+            "caption": cell.caption.replace(" dB", "\N{NO-BREAK SPACE}dB"),
             "strong": cell.codec in ours,
             "width": cell.pixels.shape[1],
             "source": data_uri(encode_picture(cell.pixels, 3), "png"),
