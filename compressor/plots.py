@@ -93,8 +93,9 @@ def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[i
     import matplotlib as mpl
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    after = at[-1] + (at[-1] - at[0]) / 40  # or what the last commit brought would be a line without width
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.6), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
@@ -102,11 +103,12 @@ def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[i
             (axes[0], pictures, "pictures", OTHERS["AVIF"]),
             (axes[1], stored, "bytes stored", OURS[0]),
         ):
-            one.step(at, values, where="post", color=colour, linewidth=2)
-            one.fill_between(at, values, step="post", color=colour, alpha=0.15)
+            one.step([*at, after], [*values, values[-1]], where="post", color=colour, linewidth=2)
+            one.fill_between([*at, after], [*values, values[-1]], step="post", color=colour, alpha=0.15)
             one.set_ylim(bottom=0)
             one.set_ylabel(title)
             one.yaxis.set_major_formatter(EngFormatter(unit="B" if one is axes[1] else ""))
+        axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
         dates = AutoDateLocator(minticks=3, maxticks=8)
         axes[1].xaxis.set_major_locator(dates)
         axes[1].xaxis.set_major_formatter(ConciseDateFormatter(dates))
@@ -117,13 +119,19 @@ def quality(histogram: Mapping[str, int]) -> "Figure":
     """How many pictures are stored at which PSNR, in whole decibels rounded down."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+    levels = [int(db) for db in histogram]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        axes.bar([int(db) for db in histogram], list(histogram.values()), 0.9, align="edge", color=OTHERS["WebP"])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bars = axes.bar(levels, list(histogram.values()), 0.9, align="edge", color=OTHERS["WebP"])
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=2)
+        # Most archives have nearly all in one decibel: its bar is no wall.
+        axes.set_xlim(min(levels) - 1, max(max(levels), min(levels) + 6) + 1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlabel("PSNR, dB")
         axes.set_ylabel("pictures")
     return figure

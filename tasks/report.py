@@ -56,10 +56,10 @@ def summary_markdown(summary: RunSummary) -> str:
     lines.append(markdown_table(("", ""), describe(run)))
     if summary.codecs:
         codecs = [(short(id), count) for id, count in summary.codecs.most_common()]
-        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), codecs)]
+        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), codecs, {1})]
     if summary.measured:
-        lines += ["", "## Quality", "", markdown_table(("PSNR, dB", "pictures"), summary.histogram())]
+        lines += ["", "## Quality", "", markdown_table(("PSNR, dB", "pictures"), summary.histogram(), {1})]
     if summary.worker_seconds:
         spent = [(stage, f"{seconds:.1f}") for stage, seconds in summary.worker_seconds.most_common()]
-        lines += ["", "## Where the time went", "", markdown_table(("stage", "seconds over all workers"), spent)]
+        lines += ["", "## Where the time went", "", markdown_table(("stage", "seconds over all workers"), spent, {1})]
     return "\n".join(lines)

@@ -188,7 +188,9 @@ def _history(what: str, state: TrainingState, refused: dict[str, int]) -> str:
         from compressor import plots
 
         lines += [f"![loss and PSNR by step]({data_uri(plots.png(plots.training(rows)), 'png')})", ""]
-    lines.append(markdown_table(names, [[f"{float(row[name]):.5g}" for name in names] for row in rows]))
+    lines.append(
+        markdown_table(names, [[f"{float(row[name]):.5g}" for name in names] for row in rows], {*range(len(names))})
+    )
     if refused:
         lines += ["", f"Left out: {by_reason(refused)}"]
     return "\n".join(lines)

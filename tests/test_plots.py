@@ -1,4 +1,6 @@
-"""Plots as a person sees them: names that can be read."""
+"""Plots as a person sees them: names that can be read, bars and steps that can be seen."""
+
+from datetime import datetime
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,3 +24,18 @@ def test_names_at_lines_can_be_read_on_white_and_apart() -> None:
         assert 1.05 / (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) >= 4.5, text.get_text()  # WCAG's AA
     heights = sorted(text.get_position()[1] for text in shown.values())
     assert min(np.diff(heights)) > 0.059 and heights[-1] <= 1
+
+
+def test_an_archive_of_one_decibel_is_a_bar_and_no_wall() -> None:
+    [axes] = plots.quality({"34": 12_345}).axes
+    [bar] = axes.patches
+    low, high = axes.get_xlim()
+    assert bar.get_width() < 0.2 * (high - low) and [text.get_text() for text in axes.texts] == ["12,345"]
+    assert all(tick == int(tick) for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_majorticklocs())
+
+
+def test_what_the_last_commit_brought_has_a_width() -> None:
+    days = [datetime(2026, 11, day) for day in (1, 2, 3)]
+    for axes in plots.growth(days, [1, 2, 3], [10, 20, 30]).axes:
+        x, y = axes.get_lines()[0].get_data()
+        assert y[-1] == y[-2] and x[-1] > x[-2]
