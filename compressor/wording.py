@@ -76,10 +76,11 @@ def duration(seconds: float) -> str:
 def ratio(before: int, after: int) -> str:
     """How many times fewer bytes.
 
-    >>> ratio(14_951, 1000), ratio(0, 0)
-    ('15.0 to 1', '0.0 to 1')
+    >>> ratio(14_951, 1000), ratio(396, 10_200), ratio(0, 0)
+    ('15.0 to 1', '0.039 to 1', '0 to 1')
     """
-    return f"{before / max(1, after):.1f} to 1"
+    times = before / max(1, after)
+    return f"{times:{',.1f' if times >= 0.1 else '.2g'}} to 1"
 
 
 def by_reason(counts: dict[str, int]) -> str:
