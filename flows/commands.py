@@ -410,7 +410,11 @@ def experiments(options: argparse.Namespace) -> int:
     parameters = parameters_of(ExperimentsParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "experiments", "experiments", parameters)
-    _answer(options, result, result["table"], f"report: {result['report']}")
+    if options.json:
+        print_json(result)
+    else:
+        found = [(one["claim"], f"{one['verdict']}. {one['sentence']}") for one in result["findings"]]
+        print_rows("experiments", [*found, ("in all", result["headline"]), ("report", result["report"])])
     return DONE
 
 

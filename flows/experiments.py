@@ -63,7 +63,7 @@ class _Work:
 
 @worded_flow("experiments", "experiments on {parameters.subject}")
 def experiments(parameters: ExperimentsParameters) -> tuple[dict[str, Any], str]:
-    """Train and measure, and write the report. Returns where it lies, its first table, and the findings."""
+    """Train and measure, and write the report. Returns where it lies, and what it found."""
     others = list(_given(parameters.codec))  # what is misspelt is said before anything is trained
     for url in parameters.other:
         Source.open(url)

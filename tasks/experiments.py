@@ -206,7 +206,7 @@ def report(
     with filled(place, "report.html") as directory:
         written = write(results, shown, directory)
     with not_vital("the report"):
-        create_markdown_artifact(written.artifact, key="experiments", description="the experiments, measured again")
+        create_markdown_artifact(written.artifact, key="experiments", description=written.headline)
     with not_vital("the ladder"):
         table = ladder_table(results)
         create_table_artifact(
@@ -218,6 +218,7 @@ def report(
         "report": f"{place}/{written.html.name}",
         "markdown": f"{place}/{written.markdown.name}",
         "json": f"{place}/{written.json.name}",
+        "headline": written.headline,
         "table": written.table,
         "findings": [asdict(one) for one in written.findings],
     }

@@ -406,3 +406,18 @@ def test_a_codec_that_no_picture_uses_is_told_and_can_go(archive: Path, capsys: 
     (archive / "codecs" / f"{id}.safetensors").unlink()  # as docs/operations.md says
     assert json.loads(said(capsys, "info", archive, "--json")[1])["unused_codecs"] == []
     assert said(capsys, "verify", archive)[0] == 0
+
+
+def test_experiments_end_with_what_they_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = {"claim": "deeper is slower", "verdict": "confirmed", "sentence": "V1 457, V2 262."}
+    done = {"findings": [finding], "headline": "Of 1 claims: 1 confirmed", "table": "| a |", "report": "there.html"}
+    monkeypatch.setattr("flows.commands._run_flow", lambda *_: done)
+    code, out, _ = said(capsys, "experiments", tmp_path)
+    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()[1:]] == [
+        "deeper is slower",
+        "in all",
+        "report",
+    ]
+    assert "confirmed. V1 457, V2 262." in out and "Of 1 claims: 1 confirmed" in out and "|" not in out

@@ -43,6 +43,7 @@ class Written:
     html: Path
     markdown: Path
     json: Path
+    headline: str
     table: str
     artifact: str
     findings: list[Finding]
@@ -104,7 +105,8 @@ def write(results: Results, strips: Sequence[Strip], directory: Path) -> Written
     inside = {name: pages.data_uri(image, "png") for name, image in images.items() if name == "rate"}
     values.write_text(json.dumps(_compact(results, found), indent=1), encoding="utf-8")
     artifact = _markdown(results, found, parts, inside)
-    return Written(html, markdown, values, pages.markdown_report_table(parts[0]), artifact, found)
+    table = pages.markdown_report_table(parts[0])
+    return Written(html, markdown, values, _headline(found), table, artifact, found)
 
 
 def _tables(results: Results) -> list[Table]:
