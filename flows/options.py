@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="latentpack",
         description="Folders and buckets of pictures into a queryable archive a fraction of the size.",
+        epilog="Start with: latentpack run ~/Pictures archive (latentpack COMMAND --help tells a command's options)",
     )
     parser.add_argument("--version", action=_Version, help="show the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

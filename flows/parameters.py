@@ -136,7 +136,7 @@ BatchSize = Annotated[
         description="most pictures in one task, and in one commit to an archive; fewer where their files are large",
     ),
 ]
-Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures; run: new ones")]
+Limit = Annotated[int | None, Field(ge=1, description="take at most this many pictures")]
 SHARE = r"^(100(\.0+)?|\d{1,2}(\.\d+)?)%$|^\d+$"  # of pictures, or a number of them
 Price = Annotated[
     float,
@@ -243,7 +243,7 @@ class PipelineParameters(Parameters):
     batch_size: BatchSize = 1000
     scheduler: Scheduler = None
     workers: Workers = None
-    limit: Limit = None
+    limit: Limit = Field(default=None, description="archive at most this many new pictures")
     max_failures: str | None = Field(
         default=None,
         pattern=SHARE,
@@ -355,7 +355,7 @@ class BenchmarkParameters(Parameters):
         default=0,
         ge=0,
         le=MOST_EFFORT,
-        description="measure them with this many rounds of refinement, up to 100, as well",
+        description="measure these codecs a second time, with this many rounds of refinement, up to 100",
     )
     limit: int = Field(default=50, ge=1, description="take at most this many pictures")
     workers: Workers = None
