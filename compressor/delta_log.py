@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from compressor import integrity, parquet
-from compressor.errors import ArchiveError
+from compressor.errors import ArchiveError, NewerError
 from compressor.parquet import Part
 from compressor.retrying import is_transient, patiently
 from compressor.store import TEMPORARY_NAME, Store
@@ -32,6 +32,7 @@ CONFIGURATION = {
 }
 ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
 OWN_FILE = re.compile(rf"part-[0-9a-f]{{16}}-?[0-9a-f]{{16}}\.parquet|{TEMPORARY_NAME}")  # or of an earlier version
+LOG = "_delta_log"  # the folder of entries and checkpoints, in a table's
 LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
 _DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
 _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
@@ -117,12 +118,15 @@ class DeltaLog:
 
     @property
     def _entries(self) -> str:
-        return f"{self.folder}/_delta_log"
+        return f"{self.folder}/{LOG}"
 
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
         _use_delta(self.store)
-        with self.store.errors(f"read the log of its table {self.folder!r}, which is missing or damaged"):
+        with self.store.errors(
+            f"read the log of its table {self.folder!r} (where it is missing or damaged, 'latentpack salvage' brings "
+            "the pictures into a new archive)"
+        ):
             for attempt in itertools.count():
                 try:
                     delta = self._read(anew or attempt > 0)
@@ -137,7 +141,7 @@ class DeltaLog:
             actions = pa.table(delta.get_add_actions(flatten=True))
             features = delta.protocol().reader_features
         if features:
-            raise ArchiveError(
+            raise NewerError(
                 f"{self.store.url}: another program made the table {self.folder!r} use {', '.join(features)}, "
                 "which latentpack does not read"
             )

@@ -23,6 +23,10 @@ class ArchiveError(LatentpackError):
     """An archive cannot be opened, written or trusted."""
 
 
+class NewerError(ArchiveError):
+    """A later version of latentpack, or another program, has made an archive what this version does not read."""
+
+
 class NoPictureError(ArchiveError, KeyError):
     """An archive holds no picture of a key."""
 

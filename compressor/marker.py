@@ -5,7 +5,7 @@ import re
 
 from compressor.carried import CODEC_FILE
 from compressor.delta_log import OWN_FILE
-from compressor.errors import ArchiveError, s3_response
+from compressor.errors import ArchiveError, NewerError, s3_response
 from compressor.store import TEMPORARY_NAME, Store
 
 FORMAT = 1
@@ -40,7 +40,7 @@ def check_marker(store: Store) -> None:
     except (ValueError, KeyError, TypeError):
         raise ArchiveError(f'{store.url}: {MARKER} is damaged; a sound one holds {{"format": {FORMAT}}}') from None
     if number > FORMAT:
-        raise ArchiveError(
+        raise NewerError(
             f"{store.url}: the archive's format is {number}, this version reads up to {FORMAT}; upgrade latentpack"
         )
 

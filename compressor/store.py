@@ -174,6 +174,10 @@ class Store:
         """Bytes of a file. FileNotFoundError where there is none."""
         return int(self.fs.info(self.path(name))["size"])
 
+    def modified(self, name: str) -> float:
+        """When a file was written: seconds since 1970, whole ones in a bucket. FileNotFoundError: there is none."""
+        return float(self.fs.modified(self.path(name)).timestamp())
+
     def names(self, folder: str = "") -> list[str]:
         """What lies directly in ``folder``; empty where it does not exist."""
         return sorted(self.entries(folder))

@@ -31,7 +31,7 @@ from flows.parameters import (
     TrainParameters,
     VerifyParameters,
 )
-from flows.progress import listener
+from flows.progress import listener, on_progress
 from flows.terminal import out, out_each, print_rows, quieten, tell, warn, watching
 from tasks.home import home, user_home
 
@@ -199,6 +199,23 @@ def repair(options: argparse.Namespace) -> int:
         warn(text)
     warn(f"{encoded_again(result)}, {taken_out(result)}, {len(result['left']):,} left as they are")
     return DONE if result["whole"] else UNWELL
+
+
+def salvage(options: argparse.Namespace) -> int:
+    """``latentpack salvage``"""
+    from compressor.salvaging import salvage
+
+    with watching(options.json):
+        new, done = salvage(options.archive, options.destination, on_progress("salvaging"))
+    if options.json:
+        print_json({"archive": new.url, **asdict(done)})
+    else:
+        for name, reason in done.problems:
+            tell(name, reason)
+        older = f"; {number(done.older, 'older row')} of theirs left out" if done.older else ""
+        bad = f"; {number(len(done.problems), 'problem')}" if done.problems else ""
+        warn(f"{number(done.pictures, 'picture')} in {new.url}{older}{bad}; check it: latentpack verify {new.url}")
+    return UNWELL if done.problems else DONE
 
 
 def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[str, Any]:

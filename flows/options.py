@@ -39,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     _from_model(commands, "restore", RestoreParameters, ("archive", "destination"))
     _from_model(commands, "verify", VerifyParameters, ("archive",))
     _from_model(commands, "repair", RepairParameters, ("archive", "source"))
+    salvage = _plain(
+        commands, "salvage", "Bring the sound pictures of an archive that can no longer be opened into a new one."
+    )
+    salvage.add_argument("destination", metavar="NEW", help="folder or URL of the new archive; the old one stays")
     _plain(commands, "info", "Counts, bytes, ratio, quality and codecs of an archive.")
     keys = _plain(
         commands, "list", "Keys of an archive's pictures, one on a line, as --keys-from takes them.",
