@@ -5,9 +5,11 @@ that a legible entry of it has taken out: of two rows of a picture the newer one
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import crc32c
 import numpy as np
@@ -25,6 +27,8 @@ from compressor.parquet import IMAGES, Part
 from compressor.store import Store
 from compressor.verifying import DAMAGE, raise_if_refused
 from compressor.wording import number
+
+_TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d+)')  # of an entry of a log, ms
 
 
 @dataclass
@@ -138,11 +142,14 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
     for name in store.names(log):
         if not (name[:20].isdigit() and name.endswith(".json")):
             continue
-        for line in store.get(f"{log}/{name}").splitlines():
-            with suppress(ValueError, LookupError, TypeError):  # a damaged line
+        entry = store.get(f"{log}/{name}")
+        # It names its time several times over: a digit that is damaged is outvoted.
+        times = [int(digits) for digits in _TIME.findall(entry)]
+        for line in entry.splitlines():
+            with suppress(ValueError, LookupError, TypeError, AttributeError):  # a damaged line
                 [(kind, action)] = json.loads(line).items()
                 if kind == "add":
-                    added[action["path"]] = action["modificationTime"] / 1000
+                    added[action["path"]] = median_low(times) / 1000
                     removed.discard(action["path"])
                 elif kind == "remove":
                     removed.add(action["path"])

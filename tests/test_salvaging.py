@@ -38,6 +38,15 @@ def entries(folder: Path) -> list[Path]:
     return sorted((folder / "images" / "_delta_log").glob("*.json"))
 
 
+def lose_an_entry_and_a_digit(folder: Path) -> None:
+    """The newest entry, and a time in the one before: what was replaced by the newest must not seem newer."""
+    *_, before, newest = entries(folder)
+    newest.write_text("{")
+    text = before.read_text()
+    at = text.index('"modificationTime":') + len('"modificationTime":')
+    before.write_text(f"{text[:at]}9{text[at + 1 :]}")
+
+
 def lose_the_log(folder: Path) -> None:
     shutil.rmtree(folder / "images" / "_delta_log")
 
@@ -63,12 +72,13 @@ def salvaged(archive: Archive, tmp_path: Path) -> tuple[dict[str, Row], Salvaged
         lambda folder: entries(folder)[-1].write_bytes(b"\0" * 700),
         lambda folder: entries(folder)[4].write_text("{"),
         lambda folder: entries(folder)[0].unlink(),
+        lose_an_entry_and_a_digit,
         lambda folder: (folder / "latentpack.json").unlink(),
         lambda folder: (folder / "latentpack.json").write_text("{"),
         lambda folder: shutil.rmtree(folder / "quarantine"),
         lambda folder: next((folder / "quarantine" / "_delta_log").glob("*1.json")).write_text("?"),
     ],
-    ids=["newest entry", "an entry", "first entry", "no marker", "marker", "no list", "the list's log"],
+    ids=["newest entry", "an entry", "first entry", "a digit too", "no marker", "marker", "no list", "the list's log"],
 )
 def test_a_new_archive_holds_what_the_old_one_did(
     archive: Archive, filled: dict[str, Row], damage: Damage, tmp_path: Path
