@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from compressor.errors import ImageError
-from compressor.images import decode_picture, resize_picture
+from compressor.images import Limits, decode_picture, resize_picture
 from compressor.picture_writing import encode_picture
 from tests.pictures import FORMATS, GREY, PIXELS, RGB, close, file_of
 from tests.pictures import silent as silent
@@ -36,6 +36,17 @@ def test_grey(format):
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_adobe_deflate", "zstd"])
 def test_tiff_compressions(compression):
     assert close(decode_picture(file_of(RGB, "tiff", compression=compression)).pixels, PIXELS)
+
+
+def test_a_tiff_with_long_offsets_is_read():
+    assert close(decode_picture(file_of(RGB, "tiff", big_tiff=True)).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("size", [(3, 1100), (1100, 3)])
+@pytest.mark.parametrize("settings", [{"lossless": True}, {"quality": 80}, {"lossless": True, "exif": b"Exif\0\0"}])
+def test_a_long_webp_is_as_large_as_it_says(size, settings):
+    picture = decode_picture(file_of(RGB.resize(size), "webp", **settings), Limits(max_pixels=3300))
+    assert picture.pixels.shape == (*size[::-1], 3)
 
 
 def test_palette_and_two_levels():
@@ -63,6 +74,16 @@ def test_orientation(format, orientation):
     settings = FORMATS[format] | ({"compression": compression} if compression else {})
     data = file_of(RGB, format, exif=exif.tobytes(), **settings)
     assert close(decode_picture(data).pixels, np.asarray(upright))
+
+
+def test_the_first_exif_of_a_jpeg_counts():
+    first, second = Image.Exif(), Image.Exif()
+    first[274], second[274] = 6, 3
+    data = file_of(RGB, "jpeg", quality=95, exif=first.tobytes())
+    (length,) = struct.unpack_from(">H", data, data.index(b"\xff\xe1") + 2)
+    at, again = data.index(b"\xff\xe1") + 2 + length, second.tobytes()
+    both = data[:at] + b"\xff\xe1" + struct.pack(">H", 2 + len(again)) + again + data[at:]
+    assert (decode_picture(both).pixels == decode_picture(data).pixels).all()
 
 
 def test_broken_exif_is_no_obstacle():

@@ -17,7 +17,17 @@ from tests.pictures import FORMATS, GREY, PIXELS, RGB, file_of, png_chunk, refus
 from tests.pictures import silent as silent
 
 
-@pytest.mark.parametrize("data", [b"This is a text file\n", b"BM is how this text begins, no bitmap", b"<svg/>", b"\0"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"This is a text file\n",
+        b"BM is how this text begins, no bitmap",
+        b"BM" + bytes(15),  # ends within what would tell
+        b"RIFF\x28\0\0\0WAVEfmt " + bytes(32),
+        b"<svg/>",
+        b"\0",
+    ],
+)
 def test_not_a_picture(data):
     assert refusal(data) == "not_a_picture"
 
@@ -40,7 +50,7 @@ def test_a_box_smaller_than_its_own_header_is_refused_by_where_it_is(box):
     assert decode_picture(data + box[:7]), "too short to begin another box"
 
 
-@pytest.mark.parametrize("format", [*FORMATS, "progressive", "lzw"])
+@pytest.mark.parametrize("format", [*FORMATS, "progressive", "lzw", "bigtiff"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_truncated(format, share):
     noisy = Image.fromarray(PIXELS ^ np.random.default_rng(0).integers(0, 32, PIXELS.shape, np.uint8))
@@ -48,6 +58,8 @@ def test_truncated(format, share):
         data = file_of(noisy, "jpeg", progressive=True, exif=b"Exif\0\0" + file_of(RGB, "jpeg"))
     elif format == "lzw":
         data = file_of(noisy, "tiff", compression="tiff_lzw")
+    elif format == "bigtiff":
+        data = file_of(noisy, "tiff", big_tiff=True)
     else:
         data = file_of(noisy, format, **FORMATS[format])
     assert refusal(data[: int(len(data) * share)]) == "truncated"
