@@ -107,6 +107,10 @@ class Findings:
     def is_sound(self) -> bool:
         return not (self.bad or self.unreadable or self.mismatch)
 
+    def note(self, store: Store, name: str, error: Exception) -> None:
+        """Of several errors the first that says nothing of what is stored is the one to raise."""
+        self.refused = self.refused or refusal(store, name, error)
+
     def problems(self) -> list[Problem]:
         """As a user is told of them: keys where they are known."""
         found = [Problem(key, reason) for key, reason in self.bad.items()]
@@ -268,7 +272,7 @@ def inspect(
         check_whole(images, part)
     except DAMAGE as error:
         found.mismatch = told(error)
-        found.refused = refusal(images.store, part.path, error)
+        found.note(images.store, part.path, error)
     done = 0
     for group, count in row_groups(images, found):
         try:
@@ -297,7 +301,7 @@ def row_groups(images: KeyedTable, found: Findings, spans: Spans | None = None) 
         footer = images.footer(part)
     except DAMAGE as error:
         found.unreadable[f"file with {number(part.rows, 'picture')} is unreadable: {told(error)}"] = part.rows
-        found.refused = found.refused or refusal(images.store, part.path, error)
+        found.note(images.store, part.path, error)
         return
     for group in row_groups_with(footer, spans) if spans is not None else range(footer.num_row_groups):
         yield group, footer.row_group(group).num_rows
@@ -305,12 +309,12 @@ def row_groups(images: KeyedTable, found: Findings, spans: Spans | None = None) 
 
 def unreadable(images: KeyedTable, group: int, count: int, error: Exception, found: Findings) -> None:
     """Enter into ``found`` a row group that cannot be read, by keys where these can."""
-    found.refused = found.refused or refusal(images.store, found.part.path, error)
+    found.note(images.store, found.part.path, error)
     reason = f"row group {group} of {found.part.path} is unreadable: {told(error)}"
     try:
         keys = images.read(found.part, [group], ["key"])["key"].to_pylist()
     except DAMAGE as again:
-        found.refused = found.refused or refusal(images.store, found.part.path, again)
+        found.note(images.store, found.part.path, again)
         found.unreadable[f"{reason} ({number(count, 'picture')})"] = count
         return
     found.keys += keys
@@ -325,14 +329,14 @@ def _decode(archive: "Archive", rows: Sequence[Row], codecs: Faults, found: Find
         if row.codec != ORIGINAL and row.codec not in codecs:
             codecs[row.codec] = _fault(archive, row.codec)
         if fault := codecs.get(row.codec):
-            found.refused = found.refused or refusal(store, codec_name(row.codec), fault)
+            found.note(store, codec_name(row.codec), fault)
             _wait(row, found)
         else:
             ready.append(row)
     for row, pixels in zip(ready, decoded_apart(ready, archive.codec), strict=True):
         if isinstance(pixels, Exception):
             found.bad[row.key] = told(pixels).removeprefix(f"{row.key}: ")
-            found.refused = found.refused or refusal(store, repr(row.key), pixels)  # for memory
+            found.note(store, repr(row.key), pixels)  # for memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
             found.bad[row.key] = f"stored as {row.width}x{row.height}, decodes to {width}x{height}"

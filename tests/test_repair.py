@@ -104,7 +104,9 @@ def test_without_the_source_a_bad_row_stays_named_until_it_is_dropped(archive: A
     assert [key for key, _ in done.left] == ["2.png"] and not done.is_whole
     assert [problem.key for problem in Archive.open(archive.url).verify()] == ["2.png"]
     os.unlink(f"{source.url}/2.png")
+    version = Archive.open(archive.url).version
     assert mended(archive, source).left, "the source does not have it either"
+    assert Archive.open(archive.url).version == version, "what stays is not written anew"
     assert mended(archive, source, drop=True).taken_out == ["2.png"]
     opened = Archive.open(archive.url)
     assert opened.verify() == [] and sorted(opened.keys()) == ["0.png", "1.png", "3.png", "4.png", "5.png"]
@@ -660,6 +662,22 @@ def test_one_picture_that_is_too_much_is_told_from_its_neighbours(
     done = restore(Archive.open(archive.url), tmp_path / "out")
     assert done.written == 5 and [key for key, _ in done.problems] == ["2.png"]
     assert "not enough memory" in done.problems[0][1]
+
+
+def test_what_is_refused_is_told_whatever_is_damaged_behind_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = StandardCodec.decode
+
+    def short(codec: StandardCodec, encoded: Any) -> Any:
+        if encoded[0].payload == heavy:
+            raise MemoryError
+        return decode(codec, encoded)
+
+    heavy = pictures(archive)["0.png"]
+    flip_payload(archive, "2.png")
+    monkeypatch.setattr(StandardCodec, "decode", short)
+    refused_with(archive, "'0.png' cannot be read")
 
 
 @pytest.mark.parametrize("folder", ["images", "quarantine"])
