@@ -184,7 +184,7 @@ class KeyedTable:
         removed = 0
         keys = sorted(_storable(keys))
 
-        def plan() -> Change | None:
+        def plan() -> Change:
             nonlocal removed
             removed = 0
             self._forget_hashes_but_of(self.parts)
@@ -197,7 +197,7 @@ class KeyedTable:
                     if there:
                         drops.append((part, there))
                         removed += len(there)
-            return self._without(drops) if drops else None
+            return self._without(drops)
 
         self.log.transact(plan)
         return removed
