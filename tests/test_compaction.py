@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,9 @@ def test_compaction_makes_few_sorted_files_and_changes_no_row(archive):
     assert max(part.size for part in archive._images.parts) < 80_000
     assert all(previous[1] < following[0] for previous, following in zip(ranges, ranges[1:], strict=False))
     assert maintenance.compact(archive._images, 60_000) == 0
+    log = sorted(Path(archive.url).glob("images/_delta_log/*.json"))
+    *_, appended, compacted = (set(re.findall('"dataChange":(true|false)', path.read_text())) for path in log)
+    assert (appended, compacted) == ({"true"}, {"false"}), "for whoever follows the log, no row is new"
 
 
 def test_what_is_damaged_on_its_way_is_read_again_before_it_is_written_anew(archive, monkeypatch):

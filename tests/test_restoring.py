@@ -393,7 +393,10 @@ def test_pictures_restored_with_other_neighbours_are_those_that_are_there(tmp_pa
         (tmp_path / "out" / key).write_bytes(encode_picture(pixels.astype(np.uint8), 3))
     assert restore(archive, tmp_path / "out").problems == []
     (tmp_path / "out" / learned[0]).write_bytes(encode_picture(smooth_pictures(1, 64, 64, seed=9)[0], 3))
-    assert [key for key, _ in restore(archive, tmp_path / "out").problems] == learned[:1]
+    broken = (tmp_path / "out" / learned[1]).read_bytes()[:-20]
+    (tmp_path / "out" / learned[1]).write_bytes(broken)
+    assert [key for key, _ in restore(archive, tmp_path / "out").problems] == learned[:2]
+    assert (tmp_path / "out" / learned[1]).read_bytes() == broken
 
 
 def objects(prefix: str) -> dict[str, bytes]:
