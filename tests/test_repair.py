@@ -303,6 +303,22 @@ def test_a_log_is_mended_though_the_first_try_meets_a_lost_connection(archive: A
     assert Archive.open(archive.url).verify() == []
 
 
+def test_a_log_that_another_repair_mends_meanwhile_is_left_as_it_is_then(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pictures(archive)
+    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+
+    def meanwhile() -> None:
+        repair(Archive.open(archive.url))
+        assert Archive.open(archive.url).compact()  # the file that was lost is not to be there again
+
+    with at_first_commit(before=meanwhile):
+        repair(Archive.open(archive.url))
+    assert pictures(archive) == before and Archive.open(archive.url).verify() == []
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch, names: str, error: Exception) -> None:
     """Have the storage answer for files whose names match with an error."""
     ranges = Store.ranges
