@@ -86,3 +86,21 @@ def test_what_another_program_has_written_is_read_and_written_on(archive, how, f
     add(opened, [picture_row(c, 9)], replaced=[c])
     assert contents(opened).keys() == {b, c, e, f} - ({b} if how == "delete" else set())
     assert not opened.verify()
+
+
+def test_what_the_log_says_wrongly_of_another_programs_file_is_mended(archive):
+    for key in ("a", "b"):
+        add(archive, [picture_row(key)])
+    DeltaTable(f"{archive.url}/images").optimize.compact()
+    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
+    text = newest.read_text()
+    wrong = text.replace('\\"maxValues\\":{\\"key\\":\\"b\\"', '\\"maxValues\\":{\\"key\\":\\"a\\"')
+    assert wrong != text
+    newest.write_text(wrong)
+    [file] = [part.path for part in Archive.open(archive.url)._images.parts]
+    assert file in {problem.key for problem in Archive.open(archive.url).verify()}
+    done = repair(Archive.open(archive.url))
+    assert done.is_whole and f"what the log says of {file}" in done.log
+    opened = Archive.open(archive.url)
+    assert opened.verify() == [] and opened.read("b").shape == (24, 32, 3)
+    assert not repair(opened).log
