@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 from compressor.errors import ImageError
 from compressor.images import Limits, decode_picture, resize_picture
+from compressor.picture_files import read_webp_size
 from compressor.picture_writing import encode_picture
 from tests.pictures import FORMATS, GREY, PIXELS, RGB, close, file_of
 from tests.pictures import silent as silent
@@ -45,8 +46,9 @@ def test_a_tiff_with_long_offsets_is_read():
 @pytest.mark.parametrize("size", [(3, 1100), (1100, 3)])
 @pytest.mark.parametrize("settings", [{"lossless": True}, {"quality": 80}, {"lossless": True, "exif": b"Exif\0\0"}])
 def test_a_long_webp_is_as_large_as_it_says(size, settings):
-    picture = decode_picture(file_of(RGB.resize(size), "webp", **settings), Limits(max_pixels=3300))
-    assert picture.pixels.shape == (*size[::-1], 3)
+    data = file_of(RGB.resize(size), "webp", **settings)
+    assert decode_picture(data, Limits(max_pixels=3300)).pixels.shape == (*size[::-1], 3)
+    assert read_webp_size(data) == size, "before Pillow, which takes the memory first"
 
 
 def test_palette_and_two_levels():

@@ -26,6 +26,7 @@ def test_what_only_the_original_bytes_keep():
         (file_of(translucent, "heic"), "alpha"),
         (file_of(translucent, "tiff"), "alpha"),
         (file_of(translucent.convert("LA")), "alpha"),
+        (file_of(translucent.convert("LA"), "tiff"), "alpha"),
         (file_of(RGB.quantize(9), transparency=0), "alpha"),
         (file_of(RGB.quantize(9), "gif", transparency=0), "alpha"),
         (imagecodecs.png_encode(deep), "16-bit"),

@@ -391,7 +391,9 @@ def test_pictures_restored_with_other_neighbours_are_those_that_are_there(tmp_pa
         pixels = archive.read(key).astype(int)
         pixels[::3] += np.where(pixels[::3] < 128, 1, -1)  # as sums in another batch are rounded
         (tmp_path / "out" / key).write_bytes(encode_picture(pixels.astype(np.uint8), 3))
+    there = {key: (tmp_path / "out" / key).read_bytes() for key in learned}
     assert restore(archive, tmp_path / "out").problems == []
+    assert {key: (tmp_path / "out" / key).read_bytes() for key in learned} == there, "none is written again"
     (tmp_path / "out" / learned[0]).write_bytes(encode_picture(smooth_pictures(1, 64, 64, seed=9)[0], 3))
     broken = (tmp_path / "out" / learned[1]).read_bytes()[:-20]
     (tmp_path / "out" / learned[1]).write_bytes(broken)
