@@ -4,7 +4,7 @@ import bisect
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compressor.entropy import TOTAL, Decoder, Encoder, Tables, frequencies
@@ -85,11 +85,12 @@ def test_the_format_says_enough_to_read_a_stream(seed: int, count: int) -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(9, 16))
+@example(1556, 9)  # what follows is read as the end of the last symbol, and is none
 def test_bytes_after_the_end_are_refused(seed: int, extra: int) -> None:
     values, index = natural(60, seed)
     decoder = Decoder(coded(values, index) + b"\x55" * extra)
-    decoder.pull(index, TABLES)
-    with pytest.raises(CodecError, match="does not end"):
+    with pytest.raises(CodecError, match="does not end|is invalid"):
+        decoder.pull(index, TABLES)
         decoder.finish()
 
 
