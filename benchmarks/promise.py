@@ -4,6 +4,7 @@
     python benchmarks/promise.py flips PICTURES [--flips 10000]
     python benchmarks/promise.py fuzz [--minutes 10]
     python benchmarks/promise.py faults PICTURES
+    python benchmarks/promise.py salvages [--minutes 5]
     python benchmarks/promise.py kinds
     python benchmarks/promise.py references FOLDER...
 
@@ -23,13 +24,14 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # the tests make the smallest of everything
 
-from promises import faults, flips, fuzz, kills, kinds, references  # noqa: E402
+from promises import faults, flips, fuzz, kills, kinds, references, salvages  # noqa: E402
 
 COMMANDS = {
     "kills": kills,
     "flips": flips,
     "fuzz": fuzz,
     "faults": faults,
+    "salvages": salvages,
     "kinds": kinds,
     "references": references,
 }
