@@ -29,31 +29,37 @@ def pack(data: bytes, packer: str, item: int) -> bytes:
         return deflate.compress(data) + deflate.flush()
     if packer == "lzma":
         return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(item))
-    raise CodecError(f"unknown packer {packer!r}: choose one of {', '.join(PACKERS)}")
+    raise _unknown(packer)
 
 
 def unpack(data: bytes, packer: str, item: int, size: int) -> bytes:
     """Undo :func:`pack`; never yields more than the ``size`` bytes expected. CodecError on anything else."""
     if packer == "none":
         unpacked, whole = data, True
-    elif packer in PACKERS:
+    else:
+        stream = _decompressor(packer, item)
         try:
-            stream: Any = (
-                zlib.decompressobj(-zlib.MAX_WBITS)
-                if packer == "gzip"
-                else lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(item))
-            )
             unpacked = stream.decompress(data, size + 1)
         except (zlib.error, lzma.LZMAError, EOFError) as error:
             raise CodecError(f"the payload is damaged: {packer} says {error}") from error
         whole = stream.eof and not stream.unused_data
-    else:
-        raise CodecError(f"unknown packer {packer!r}: choose one of {', '.join(PACKERS)}")
     if len(unpacked) != size:
         raise CodecError(f"the payload is damaged: {len(unpacked)} bytes unpacked, {size} expected")
     if not whole:
         raise CodecError(f"the payload is damaged: its {packer} stream does not end where its bytes do")
     return unpacked
+
+
+def _decompressor(packer: str, item: int) -> Any:
+    if packer == "gzip":
+        return zlib.decompressobj(-zlib.MAX_WBITS)
+    if packer == "lzma":
+        return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(item))
+    raise _unknown(packer)
+
+
+def _unknown(packer: str) -> CodecError:
+    return CodecError(f"unknown packer {packer!r}: choose one of {', '.join(PACKERS)}")
 
 
 def _filters(item: int) -> list[dict[str, int]]:
