@@ -1,6 +1,7 @@
 """The codec of families V1 to V4: latents as FP32, FP16 or INT8, packed by gzip, LZMA, an entropy coder or not at all.
 
-One quality: the network has no other. A packer's name is ``TYPE-PACKER``, such as ``int8-lzma``.
+One quality: the network has no other. A packer's name is ``TYPE-PACKER``, such as ``int8-lzma``; the entropy coder
+takes INT8 alone, under one frozen table a channel.
 """
 
 import copy
@@ -15,14 +16,13 @@ import torch
 from compressor import packers
 from compressor.artifact import Artifact
 from compressor.codec import NETWORK_PIXELS, Encoded, check_encoded, check_packer, check_pictures, padded_pixels
-from compressor.entropy import Decoder, Encoder, Tables, frequencies
+from compressor.entropy import ENTROPY, Decoder, Encoder, Tables, frequencies
 from compressor.errors import CodecError
 from compressor.networks.autoencoders import Autoencoder
 from compressor.networks.blocks import full_precision, pad_to_multiple
 from compressor.quantization import LATENT_TYPES, LEVELS, calibrate, dequantize, quantize
 from compressor.tensors import cropped, from_network, in_passes, load_state, state_arrays, to_network
 
-ENTROPY = "entropy"  # INT8 latents under one frozen table a channel
 _SMOOTHING = 0.5  # count given to a level never seen in calibration
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from compressor.errors import CodecError
 
+ENTROPY = "entropy"  # what rows call its streams, beside the packers of packers.py
 PRECISION = 24  # bits: every table of frequencies sums to 2**24
 TOTAL = 1 << PRECISION
 _STATE_BITS = 64  # of the range coder's interval, two words of 32

@@ -26,7 +26,7 @@ from compressor.codec import (
     per_picture,
 )
 from compressor.devices import has_fast_bf16, pick_device
-from compressor.entropy import Decoder, Encoder, Tables
+from compressor.entropy import ENTROPY, Decoder, Encoder, Tables
 from compressor.errors import CodecError
 from compressor.networks.blocks import pad_to_multiple
 from compressor.networks.hyperlatents import HYPER_MAX
@@ -49,7 +49,6 @@ from compressor.tensors import (
     to_network,
 )
 
-ENTROPY = "entropy"
 _MULTIPLE = Hyperprior.multiple
 PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integers is exact at these
 # In another batch sums round otherwise: with bfloat16 (emulated) PSNR of 64 portraits read one by one and together
