@@ -24,8 +24,6 @@ from compressor.errors import ArchiveError
 from compressor.known import FINGERPRINT_BYTES
 
 GROUP_ROWS = 1024
-_DECIMALS = {"psnr": 2, "ssim": 3}  # that a row has
-_UNITS = {"psnr": 128, "ssim": 1024}  # parts of 1 that are stored: every such decimal comes back
 FOOTER_GUESS = 65536  # bytes: what is fetched of a file's end before the length of its footer is known
 GROUP_BYTES = 8 * 2**20  # of payloads: a row group is what reading one picture fetches, so originals end it early
 
@@ -97,13 +95,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Column:
-    """One column and how its pages are written. ``encoding`` None means a dictionary."""
+    """One column and how its pages are written. ``encoding`` None means a dictionary.
+
+    ``decimals`` are those that a row has of each value; None: all there are.
+    """
 
     name: str
     type: pa.DataType
     encoding: str | None
     compression: str = "none"
     nullable: bool = False
+    decimals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ IMAGES = Layout(
         Column("codec", pa.string(), None),
         Column("quality", pa.int16(), None, "zstd"),
         Column("packer", pa.string(), None),
-        Column("psnr", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True),
-        Column("ssim", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True),
+        Column("psnr", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True, decimals=2),
+        Column("ssim", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True, decimals=3),
         Column("crc32c", pa.int32(), "PLAIN"),
         Column("payload", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
     ),
@@ -184,9 +186,9 @@ def _column(rows: Sequence[Any], column: Column) -> pa.Array:
     if column.name == "crc32c":
         # Delta has no unsigned integers, and 64 bits would cost 4 bytes a row: the same 32 bits as a signed number.
         return pa.array(np.array(values, np.uint32).view(np.int32))
-    if column.name in _DECIMALS:
+    if (digits := column.decimals) is not None:
         # To the decimals that are worth knowing, and on to a binary fraction, of which a byte and more are always zero.
-        digits, unit = _DECIMALS[column.name], _UNITS[column.name]
+        unit = 1 << (10**digits).bit_length()  # finer than the decimals, each of which comes back
         values = [None if value is None else round(round(float(value), digits) * unit) / unit for value in values]
     return pa.array(values, column.type)
 
@@ -194,13 +196,13 @@ def _column(rows: Sequence[Any], column: Column) -> pa.Array:
 def from_table(table: pa.Table, layout: Layout) -> list[Any]:
     """Rows of ``layout.row``; columns that were not read are None."""
     columns: dict[str, list[Any]] = {}
+    decimals = {column.name: column.decimals for column in layout.columns}
     for field in fields(layout.row):
         if field.name not in table.column_names:
             columns[field.name] = [None] * table.num_rows
         elif field.name == "crc32c":
             columns[field.name] = table["crc32c"].to_numpy().view(np.uint32).tolist()
-        elif field.name in _DECIMALS:
-            digits = _DECIMALS[field.name]
+        elif (digits := decimals[field.name]) is not None:
             values = table[field.name].to_pylist()
             columns[field.name] = [None if value is None else round(value, digits) for value in values]
         else:
