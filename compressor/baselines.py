@@ -129,7 +129,7 @@ class StandardCodec:
         if not self.qualities:
             quality = -1
         elif quality not in self.qualities:
-            raise CodecError(f"quality {quality} is outside 1 to {self.qualities[-1]} of {self.id}")
+            raise CodecError(f"quality {quality} is outside {self.qualities[0]} to {self.qualities[-1]} of {self.id}")
         height, width = picture.shape[:2]
         if not self.suits(height, width):
             widest, highest = self._format.size
@@ -318,45 +318,53 @@ _AVIF = _Format(
     "AVIF 4:2:0, speed {effort}",
     _avif_encode,
     _avif_decode,
-    4,
-    _AVIF_SIZE,
-    _imagecodecs("libavif"),
-    picture_files.read_avif_size,
-    9,
-    0.55,
+    effort=4,
+    size=_AVIF_SIZE,
+    library=_imagecodecs("libavif"),
+    read_size=picture_files.read_avif_size,
+    draft=9,
+    draft_loss=0.55,
 )
 _JPEGXL = _Format(
     "JPEG XL, effort {effort}",
     _jpegxl_encode,
     _jpegxl_decode,
-    7,
-    _JPEGXL_SIZE,
-    _imagecodecs("libjxl"),
-    picture_files.read_jpegxl_size,
+    effort=7,
+    size=_JPEGXL_SIZE,
+    library=_imagecodecs("libjxl"),
+    read_size=picture_files.read_jpegxl_size,
 )
 # Its fastest speed loses 0.6 to 1 dB to speed 6, which is what falls back.
 _AVIF_444 = _Format(
     "AVIF 4:4:4 tuned for PSNR, speed {effort}",
     _avif_444_encode,
     _avif_decode,
-    4,
-    _AVIF_SIZE,
-    _pillow_libavif,
-    picture_files.read_avif_size,
-    9,
-    0.85,
+    effort=4,
+    size=_AVIF_SIZE,
+    library=_pillow_libavif,
+    read_size=picture_files.read_avif_size,
+    draft=9,
+    draft_loss=0.85,
     qualities=range(1, 100),
 )
 _FORMATS = {
-    "jpeg": _Format("JPEG 4:2:0, optimised", _jpeg_encode, _jpeg_decode, 0, _JPEG_SIZE, _jpeg_libraries, _jpeg_size),
+    "jpeg": _Format(
+        "JPEG 4:2:0, optimised",
+        _jpeg_encode,
+        _jpeg_decode,
+        effort=0,
+        size=_JPEG_SIZE,
+        library=_jpeg_libraries,
+        read_size=_jpeg_size,
+    ),
     "webp": _Format(
         "WebP, method {effort}",
         _webp_encode,
         _webp_decode,
-        6,
-        _WEBP_SIZE,
-        _imagecodecs("libwebp"),
-        picture_files.read_webp_size,
+        effort=6,
+        size=_WEBP_SIZE,
+        library=_imagecodecs("libwebp"),
+        read_size=picture_files.read_webp_size,
     ),
     "avif": _AVIF,
     "avif-444": _AVIF_444,
