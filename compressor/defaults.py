@@ -4,6 +4,7 @@ Imports nothing: the command line's forms need it at once.
 """
 
 CODEC = "faces"  # one of those in weights/
+FAMILY = "v5"  # that is trained
 TARGET_PSNR = 34.0  # dB that every picture reaches
 LEAST_TARGET, HIGHEST_TARGET = 10.0, 60.0  # dB
 MOST_EFFORT = 100  # rounds

@@ -10,10 +10,20 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compressor.addresses import ADVICE, PASSWORD, has_password, shown
-from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, MAX_BYTES, MAX_PIXELS, MOST_EFFORT, TARGET_PSNR
+from compressor.defaults import (
+    CODEC,
+    FAMILY,
+    HIGHEST_TARGET,
+    LEAST_TARGET,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MOST_EFFORT,
+    TARGET_PSNR,
+)
 from flows.keys import STANDARD_INPUT
 
 Family = Literal["v1", "v2", "v3", "v4", "v5", "v6"]
+HYPERPRIORS = ("v5", "v6")  # which effort refines, and which store int8 alone
 Packer = Literal["auto", "entropy", "lzma", "gzip"]
 Latents = Literal["fp32", "fp16", "int8"]  # of families v1 to v4
 Part = Literal["ladder", "ablations", "weights", "elsewhere"]  # of the experiments; the ladder always
@@ -291,7 +301,7 @@ class PipelineParameters(Parameters):
     @classmethod
     def _refines(cls, effort: int, before: ValidationInfo) -> int:
         family = before.data.get("train")
-        if effort and family not in (None, "v5", "v6"):
+        if effort and family not in (None, *HYPERPRIORS):
             raise ValueError(f"a codec of family {family}, which --train makes, knows no effort but 0")
         return effort
 
@@ -299,7 +309,7 @@ class PipelineParameters(Parameters):
     @classmethod
     def _stores(cls, latents: Latents, before: ValidationInfo) -> Latents:
         family = before.data.get("train")
-        if latents != "int8" and family in ("v5", "v6"):
+        if latents != "int8" and family in HYPERPRIORS:
             raise ValueError(f"a codec of family {family}, which --train makes, stores int8 alone")
         return latents
 
@@ -316,7 +326,7 @@ class _WhatToTrain(Parameters):
 
     source: SourceUrl
     family: Family | None = Field(
-        default=None, description="family of codecs to train (default: v5, or that of the codec it starts from)"
+        default=None, description=f"family of codecs to train (default: {FAMILY}, or that of the codec it starts from)"
     )
     start: Address | None = Field(
         default=None,
@@ -342,7 +352,7 @@ class TrainParameters(CodecTrainingParameters, _WhatToTrain):
     @property
     def what(self) -> str:
         """What is trained, in the name of a run."""
-        return f"on from {self.start}" if self.start else self.family or "v5"
+        return f"on from {self.start}" if self.start else self.family or FAMILY
 
 
 class BenchmarkParameters(Parameters):

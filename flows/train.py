@@ -11,6 +11,7 @@ from prefect import get_run_logger
 
 from compressor.artifact import ARTIFACT_BEGINS, is_artifact, parse
 from compressor.codec import naming
+from compressor.defaults import FAMILY
 from compressor.destinations import Folder, object_at
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
@@ -103,7 +104,7 @@ def _write_out(out: str, data: bytes) -> None:
 def _family(parameters: TrainParameters, start: bytes | None) -> str:
     """The family asked for, which has to be that of the codec to start from; CodecError where it is not."""
     if start is None:
-        return parameters.family or "v5"
+        return parameters.family or FAMILY
     with naming(str(parameters.start)):
         there = parse(start).family
     if parameters.family not in (None, there):

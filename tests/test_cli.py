@@ -6,19 +6,38 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 
 from compressor.archive import Archive
 from compressor.codec import load_codec
+from compressor.defaults import FAMILY
+from compressor.entropy import ENTROPY
+from compressor.families import FAMILIES
+from compressor.hyperprior_codec import HyperpriorCodec
+from compressor.packers import PACKERS
 from compressor.picture_writing import encode_picture
+from compressor.quantization import LATENT_TYPES
+from compressor.restoring import EXTENSIONS
+from flows import parameters
 from flows.cli import run
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.commands import archive as archive
 from tests.commands import pictures as pictures
 from tests.commands import said
 from tests.rows import add, picture_row
+
+
+def test_choices_are_what_the_library_has() -> None:
+    assert {*get_args(parameters.Family)} == FAMILIES.keys() - {"autoencoder"}
+    assert FAMILY in get_args(parameters.Family)
+    assert all((FAMILIES[name].wrap is HyperpriorCodec) == (name in parameters.HYPERPRIORS) for name in FAMILIES)
+    assert {*get_args(parameters.Packer)} == {"auto", *HyperpriorCodec.packers}
+    assert {*get_args(parameters.Packer)} - {"auto", ENTROPY} == {*PACKERS} - {"none"}
+    assert {*get_args(parameters.Latents)} == LATENT_TYPES.keys()
+    assert {*get_args(parameters.PictureFormat)} == EXTENSIONS.keys()
 
 
 def test_too_many_failures_end_with_1_and_are_told(
