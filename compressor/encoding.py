@@ -180,7 +180,7 @@ def encode_contents(
         writer.add([end for end in ends if isinstance(end, Row)])
         for (file, *_), end in zip(waiting, ends, strict=True):
             if isinstance(end, ImageError):
-                quarantined.append(QuarantineRow.now(file.key, file.fingerprint, end.reason, str(end), run))
+                quarantined.append(_quarantine_row(file, end, run))
 
     for file, content in contents:
         try:
@@ -189,13 +189,9 @@ def encode_contents(
                     raise content
                 picture = _prepare(content, options)
         except ImageError as error:
-            reason, detail = error.reason, str(error)
             if isinstance(content, bytes) and file.size and len(content) != file.size:
-                # Cut short, an error's page in its place, or written meanwhile: not the file that was listed,
-                # which would never be tried again.
-                reason = UNREADABLE
-                detail += f"; the source gave {len(content):,} bytes of it, its listing says {file.size:,}"
-            quarantined.append(QuarantineRow.now(file.key, file.fingerprint, reason, detail, run))
+                error = _not_as_listed(file, content, error)
+            quarantined.append(_quarantine_row(file, error, run))
             continue
         not_resized += options.resize is not None and picture.pixels.shape[:2] != (options.resize, options.resize)
         waiting.append((file, content, picture))
@@ -268,6 +264,15 @@ def _prepare(content: bytes, options: EncodeOptions) -> Picture:
     if options.resize and not picture.keep:
         picture = replace(picture, pixels=resize_picture(picture.pixels, options.resize))
     return picture
+
+
+def _not_as_listed(file: SourceFile, content: bytes, error: ImageError) -> ImageError:
+    """Why there is no picture in what is not the file that was listed, so that this is tried again.
+
+    It was cut short, an error's page came in its place, or it was written meanwhile.
+    """
+    given = f"the source gave {len(content):,} bytes of it, its listing says {file.size:,}"
+    return ImageError(UNREADABLE, f"{error}; {given}")
 
 
 def _encode_pictures(
@@ -374,6 +379,10 @@ def _row(file: SourceFile, source_bytes: int, picture: Picture, stored: Stored) 
         psnr=None if exact else stored.psnr,
         ssim=None if exact else ssim(picture.pixels, stored.pixels),
     )
+
+
+def _quarantine_row(file: SourceFile, error: ImageError, run: str) -> QuarantineRow:
+    return QuarantineRow.now(file.key, file.fingerprint, error.reason, str(error), run)
 
 
 def _original_row(file: SourceFile, content: bytes, picture: Picture) -> Row:
