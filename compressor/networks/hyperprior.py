@@ -349,12 +349,7 @@ class Hyperprior(nn.Module):
         y = y.float()
         gain = self.gain(quality_B).exp()
         z_hat = round_ste(z.clamp(-HYPER_MAX, HYPER_MAX))
-        if noise is None or self.hyper_prior.steps == 1:
-            z_noisy = z_hat if noise is None else z + noise[0]
-            z_bits = bits(self._integers(self.hyper_prior, z_noisy, z_hat, quality_B))
-        else:
-            learned = bits(self._integers(self.hyper_prior, z_hat.detach(), z_hat, quality_B))
-            z_bits = self._hyper_bits(z + noise[0], z_hat, quality_B) + learned - learned.detach()
+        z_bits = self._hyper_bits(z_hat, quality_B, None if noise is None else z + noise[0])
         mean_features = self.means.features(z_hat, quality_B)
         scale_features = self._integers(self.scales.features, z_hat, quality_B)
         y_hat, r_hat, bits_B = torch.zeros_like(y), torch.zeros_like(y), z_bits.sum(dim=(1, 2, 3))
@@ -424,14 +419,20 @@ class Hyperprior(nn.Module):
         with torch.autocast(y_BCHW.device.type, torch.bfloat16, enabled=low_precision):
             return to_bytes(self.synthesis(y_BCHW, quality_B))
 
-    def _hyper_bits(self, value_BCHW: Tensor, z_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-        """What hyperlatents with noise cost: a gradient for them alone.
+    def _hyper_bits(self, z_BCHW: Tensor, quality_B: Tensor, noisy_BCHW: Tensor | None) -> Tensor:
+        """What each of the rounded hyperlatents costs, or each of the ``noisy_BCHW`` where there are some.
 
-        A prior with a context learns from whole numbers, for which sharp distributions pay that noise would blur.
+        A prior with a context learns from whole numbers, for which sharp distributions pay that noise would blur: what
+        noisy ones cost is then a gradient for the hyperlatents alone.
         """
+        if noisy_BCHW is None:
+            return bits(self._integers(self.hyper_prior, z_BCHW, z_BCHW, quality_B))
+        if self.hyper_prior.steps == 1:
+            return bits(self._integers(self.hyper_prior, noisy_BCHW, z_BCHW, quality_B))
         fixed = {name: parameter.detach() for name, parameter in self.hyper_prior.named_parameters()}
-        arguments = (value_BCHW, z_BCHW, quality_B)
-        return bits(self._integers(functional_call, self.hyper_prior, fixed, arguments))
+        cost = bits(self._integers(functional_call, self.hyper_prior, fixed, (noisy_BCHW, z_BCHW, quality_B)))
+        learned = bits(self._integers(self.hyper_prior, z_BCHW.detach(), z_BCHW, quality_B))
+        return cost + learned - learned.detach()
 
     @staticmethod
     def _integers(network: Callable[..., Tensor], *arguments: Any) -> Tensor:
