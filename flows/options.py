@@ -164,7 +164,7 @@ _METAVARS = {
     "archive": "ARCHIVE", "key": "KEY", "source": "SRC", "destination": "DEST", "report": "DIR", "out": "FILE",
     "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "target_psnr": "DB",
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
-    "evaluation": "SRC", "other": "SRC", "keys_from": "FILE",
+    "evaluation": "SRC", "other": "SRC", "keys_from": "FILE", "ladder": "N,N,all",
 }  # fmt: skip
 _POSITIONAL = frozenset({"archive", "source", "destination"})
 _HERE_ALONE = {"keys_from": ", or - for standard input"}  # what a form does not offer
