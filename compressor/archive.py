@@ -316,8 +316,7 @@ class Archive:
         # What crashed a worker is tried again: the fault may have been the program's, and mended since. So is what the
         # source did not give: it may give it now. What was damaged here never was the file's fault.
         again = hash_keys([row.key for row in self.quarantined() if row.reason in (CRASHED, UNREADABLE, DAMAGED)])
-        failed = ~np.isin(hashes, again)
-        return KnownKeys(self._images.fingerprints(), (hashes[failed], fingerprints[failed]))
+        return KnownKeys(self._images.fingerprints(), (hashes, fingerprints), again)
 
     @_reopens
     def read_row(self, key: str) -> Row:

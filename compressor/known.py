@@ -60,11 +60,24 @@ class KnownKeys:
 
     A key is known by a 64-bit hash. ``same`` needs the fingerprint to agree too, so that 104 bits decide that a picture
     is left out; a collision of the hash alone at worst has a new picture encoded as a changed one.
+
+    Parameters
+    ----------
+    archived, quarantined
+        Key hashes and fingerprints.
+    again
+        Hashes of those keys on the quarantine list that are tried again, changed or not.
     """
 
-    def __init__(self, archived: tuple[np.ndarray, np.ndarray], quarantined: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(
+        self,
+        archived: tuple[np.ndarray, np.ndarray],
+        quarantined: tuple[np.ndarray, np.ndarray],
+        again: np.ndarray,
+    ) -> None:
         self._archived = _Lookup.of(*archived)
         self._quarantined = _Lookup.of(*quarantined)
+        self._again = again
 
     def __len__(self) -> int:
         """Pictures archived."""
@@ -84,4 +97,16 @@ class KnownKeys:
         fingerprints = fingerprint_numbers([file.fingerprint for file in files])
         there, same = self._archived.find(hashes, fingerprints)
         _, failed = self._quarantined.find(hashes, fingerprints)
+        failed &= ~np.isin(hashes, self._again)
         return np.select([same, failed, there], ["same", "quarantined", "changed"], "new").tolist()
+
+    def healed(self, keys: Sequence[str]) -> list[str]:
+        """Those of ``keys`` that are on the quarantine list.
+
+        Of files that are archived as they are: whoever archived them was killed before it took them off the list, or
+        the file is again what it was before it failed.
+        """
+        if not keys or not len(self._quarantined.hashes):
+            return []
+        listed = np.isin(hash_keys(keys), self._quarantined.hashes)
+        return [key for key, there in zip(keys, listed, strict=True) if there]

@@ -62,7 +62,8 @@ class Plan:
     ``left`` (pending and listed, but beyond the limit). ``bytes`` are those of the pending files, as far as known.
     ``skipped`` are names, with reasons, that cannot be keys at all, ``ignored`` counts hidden ones and links to what is
     listed anyway; ``ignored_names`` are some of them; these three are of the whole listing so far. ``more``: there is
-    more of it, for another wave; ``limited``: there is, and the limit ended it.
+    more of it, for another wave; ``limited``: there is, and the limit ended it. ``healed`` are those of
+    ``already_there`` that are on the quarantine list still.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Plan:
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
     more: bool = False
     limited: bool = False
+    healed: list[str] = field(default_factory=list)
 
     def batches(
         self, size: int, most_bytes: int = BATCH_BYTES, numbers: Iterator[int] | None = None
@@ -182,6 +184,7 @@ def plan(
     """
     states: Counter[str] = Counter()
     pending = left = size = 0
+    healed: list[str] = []
     more = limited = False
     source = listing.source
     listing.start_wave()
@@ -189,6 +192,7 @@ def plan(
         while chunk := listing.chunk():
             found = known.state(chunk)
             states.update(found)
+            healed += known.healed([file.key for file, state in zip(chunk, found, strict=True) if state == "same"])
             wanted = [(file, state) for file, state in zip(chunk, found, strict=True) if state in ("new", "changed")]
             if limit is not None:
                 left += max(0, len(wanted) - (limit - pending))
@@ -217,6 +221,7 @@ def plan(
         ignored_names=[(name, reason) for name, reason in source.ignored],
         more=more,
         limited=limited,
+        healed=healed,
     )
 
 

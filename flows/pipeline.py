@@ -42,7 +42,7 @@ from tasks.artifacts import address_slug, not_vital, progress_artifact
 from tasks.dashboard import announce, publish_state
 from tasks.encode import commit, encode
 from tasks.home import home
-from tasks.ingest import known_keys, plan_run
+from tasks.ingest import known_keys, plan_run, take_off_list
 from tasks.mirror import delete_gone
 from tasks.report import publish
 from tasks.retries import caused_by_storage, is_of_prefect
@@ -94,6 +94,8 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
                 listener().stage("listing")
                 rest = None if parameters.limit is None else parameters.limit - summary.tried
                 plan = plan_run(listing, known, folder, rest, parameters.wave)
+                if plan.healed:
+                    take_off_list(archive, plan.healed)
                 summary.start(plan)
                 summary.unlisted = source.unlisted
             if plan.pending:

@@ -1,5 +1,6 @@
 """Ingest: what of a source is not in the archive yet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -22,3 +23,9 @@ def known_keys(archive: Archive) -> KnownKeys:
     """What the archive holds now."""
     archive.refresh()
     return archive.known()
+
+
+@task(name="heal", retries=3, **IF_TRANSIENT, **NOT_KEPT)
+def take_off_list(archive: Archive, keys: Sequence[str]) -> None:
+    """Take pictures off the quarantine list that a listing found to be archived as they are."""
+    archive.clear_quarantine(keys)

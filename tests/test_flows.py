@@ -9,7 +9,8 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.codec import released
-from compressor.errors import LatentpackError
+from compressor.errors import CRASHED, LatentpackError
+from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.wording import describe, remarks, unchanged
 from flows.errors import EndedUnwell
@@ -75,6 +76,17 @@ def test_failures_are_listed_and_tried_again_when_they_change(tmp_path: Path) ->
     healed = archive_it(folder, archive)
     assert (healed["archived"], healed["still_quarantined"]) == (1, 1)
     assert [row.key for row in Archive.open(str(archive)).quarantined()] == ["empty.jpg"]
+
+
+def test_what_is_archived_as_it_is_leaves_the_list_of_failures(tmp_path: Path) -> None:
+    """A run that is killed after a commit has not taken its pictures off yet; and a file may be put back as it was."""
+    folder, archive = write_pictures(tmp_path / "in", 3), tmp_path / "archive"
+    archive_it(folder, archive)
+    failed = {"000.png": "corrupt", "001.png": CRASHED, "gone.png": CRASHED}
+    entries = [QuarantineRow.now(key, b"12345678", reason, "", "run") for key, reason in failed.items()]
+    Archive.open(str(archive)).quarantine(entries)
+    assert archive_it(folder, archive)["already_there"] == 3
+    assert [row.key for row in Archive.open(str(archive)).quarantined()] == ["gone.png"]
 
 
 def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -> None:
