@@ -102,8 +102,8 @@ class _Parser(argparse.ArgumentParser):
         self._mixed, usage = True, self.usage
         greedy = {name for action in self._actions if action.nargs == "+" for name in action.option_strings}
         self._took_several = not greedy.isdisjoint(args or ())
-        # Which it would make itself, and then take a % in it for a format
-        self.usage = usage or self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
+        if sys.version_info < (3, 14):  # some of which make it themselves, and then take a % in it for a format
+            self.usage = usage or self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:

@@ -111,6 +111,12 @@ def test_wrong_usage_ends_with_2_and_says_why(
     assert message.format(**places) in err and not out
 
 
+def test_usage_is_told_once_in_colours_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, _, err = said(capsys, "restore", "archive")
+    assert code == 2 and err.count("usage: ") == 1 and "arguments are required" in err
+
+
 def test_an_empty_folder_is_no_error_but_is_said(
     tmp_path: Path,
     prefect_api: str,
