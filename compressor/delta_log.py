@@ -159,6 +159,14 @@ class DeltaLog:
         patiently(self._delta.update_incremental)
         return self._delta
 
+    def require_answers(self) -> None:
+        """ArchiveError where delta-rs is not let into the store, which then says nothing of the log."""
+        from deltalake import DeltaTable
+
+        url, options = self.store.table_url(self.folder), self.store.table_options
+        with self.store.errors(f"ask for the log of its table {self.folder!r}"):
+            patiently(lambda: DeltaTable.is_deltatable(url, options))
+
     @property
     def parts(self) -> list[Part]:
         """The files that hold the table's rows, in order of their smallest key."""

@@ -372,7 +372,10 @@ def read_groups(
     decodes it checks, so that one flipped bit costs one picture and not its row group. But what was damaged on its way
     here, and is sound where it lies, is read again first.
     """
-    positions = {metadata.schema.column(index).name: index for index in range(metadata.num_columns)}
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    if lacking := [name for name in columns if paths.count(name) != 1]:
+        raise ArchiveError(f"this is no file of this table: it has no one column {lacking[0]!r}")
+    positions = {path: index for index, path in enumerate(paths)}
     ranges: list[tuple[int, int]] = []
     for group in groups:
         chunks = [metadata.row_group(group).column(positions[name]) for name in columns]

@@ -5,6 +5,7 @@ that a legible entry of it has taken out: of two rows of a picture the newer one
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +21,7 @@ from compressor.artifact import identify
 from compressor.baselines import is_carried
 from compressor.carried import carried_ids, codec_name
 from compressor.codec import artifact_bytes, released_ids
-from compressor.delta_log import LOG
+from compressor.delta_log import LOG, OWN_FILE
 from compressor.errors import ArchiveError, NewerError, enough_memory, told
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import IMAGES, Part
@@ -28,7 +29,8 @@ from compressor.store import Store
 from compressor.verifying import DAMAGE, raise_if_refused
 from compressor.wording import number
 
-_TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d+)')  # of an entry of a log, ms
+# Of an entry of a log, ms
+_TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d{1,15})')
 
 
 @dataclass
@@ -67,9 +69,9 @@ def salvage(
         something cannot be read that may be sound.
     """
     store = Store(archive)
-    _require_unopened(store)
+    table = KeyedTable(store, "images", IMAGES)
+    _require_unopened(table)
     with store.errors("read it"), enough_memory(store.url, "salvage it"):
-        table = KeyedTable(store, "images", IMAGES)
         parts = _parts(table)
         if not parts:
             raise ArchiveError(f"{store.url}: there is no archive, for no Parquet file is in its folder 'images'")
@@ -82,9 +84,12 @@ def salvage(
         _bring_codecs(store, new)
         rows = _Rows(table, parts, done, on_progress)
         for part in parts:
-            if log.holds(names[part]):  # by an earlier call
+            sound = rows.sound(part)
+            if log.holds(names[part]):  # by an earlier call: what is damaged is told again
+                for _ in sound:
+                    pass
                 continue
-            brought = new.tables[0].write(rows.sound(part))
+            brought = new.tables[0].write(sound)
             if brought is not None:
                 done.older += new.commit([brought], batch_id=names[part])
                 done.files += 1
@@ -93,14 +98,16 @@ def salvage(
     return new, done
 
 
-def _require_unopened(store: Store) -> None:
-    """ArchiveError where an archive can be opened, or only a newer version could."""
+def _require_unopened(table: KeyedTable) -> None:
+    """ArchiveError where an archive can be opened, or a newer version or other settings could."""
+    store = table.store
     try:
         Archive.open(store.url, store.options)
     except ArchiveError as error:
         if isinstance(error, NewerError):
             raise
         raise_if_refused(store, "it", error)
+        table.log.require_answers()
     else:
         raise ArchiveError(
             f"{store.url}: it can be opened: 'latentpack verify' tells what is wrong, and 'latentpack repair' mends it"
@@ -109,10 +116,11 @@ def _require_unopened(store: Store) -> None:
 
 def _apart(store: Store, destination: str) -> str:
     """A destination's address. ArchiveError where it is the archive's own, or within it."""
-    place = Store(destination).url
-    if f"{place}/".startswith(f"{store.url}/"):
-        raise ArchiveError(f"{place}: this is the archive itself, or in it; name a place of its own")
-    return place
+    place = Store(destination)
+    old, new = (one.url if one.is_s3 else os.path.realpath(one.root) for one in (store, place))
+    if f"{new}/".startswith(f"{old}/"):
+        raise ArchiveError(f"{place.url}: this is the archive itself, or in it; name a place of its own")
+    return place.url
 
 
 def _parts(table: KeyedTable) -> list[Part]:
@@ -126,12 +134,17 @@ def _parts(table: KeyedTable) -> list[Part]:
     store, folder = table.store, table.folder
     added, removed = _legible(store, f"{folder}/{LOG}")
     found: list[tuple[tuple[float, float], Part]] = []
-    for name in store.names(folder):
-        if name.endswith(".parquet") and not name.startswith(("tmp-", ".", "_")) and name not in removed:
-            path = f"{folder}/{name}"
+    for name in sorted({*store.names(folder), *filter(OWN_FILE.fullmatch, added)} - removed):
+        if not name.endswith(".parquet") or name.startswith(("tmp-", ".", "_")):
+            continue
+        path = f"{folder}/{name}"
+        try:
+            size = store.size(path)
             # A bucket's times are rounded down; and what no legible entry names came, if as late, after what one does.
             written = (added[name],) * 2 if name in added else ((at := store.modified(path)) // 1 + 1, at)
-            found.append((written, Part(name, store.size(path), 0, "")))
+        except FileNotFoundError:  # as reading it will tell
+            size, written = 1, (0.0, 0.0)
+        found.append((written, Part(name, size, 0, "")))
     return [part for _, part in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
@@ -142,14 +155,18 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
     for name in store.names(log):
         if not (name[:20].isdigit() and name.endswith(".json")):
             continue
-        entry = store.get(f"{log}/{name}")
+        try:
+            entry = store.get(f"{log}/{name}")
+        except OSError as error:  # a bad sector
+            raise_if_refused(store, f"{log}/{name}", error)
+            continue
         # It names its time several times over: a digit that is damaged is outvoted.
         times = [int(digits) for digits in _TIME.findall(entry)]
         for line in entry.splitlines():
-            with suppress(ValueError, LookupError, TypeError, AttributeError):  # a damaged line
+            with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # a damaged line
                 [(kind, action)] = json.loads(line).items()
                 if kind == "add":
-                    added[action["path"]] = median_low(times) / 1000
+                    added[str(action["path"])] = median_low(times) / 1000
                     removed.discard(action["path"])
                 elif kind == "remove":
                     removed.add(action["path"])
@@ -181,35 +198,58 @@ class _Rows:
         if part not in self._whole:
             return
         footer = self._table.footer(part)
+        keys: set[str] = set()
         for group in range(footer.num_row_groups):
             count = footer.row_group(group).num_rows
             try:
                 rows = self._table.read(part, [group], IMAGES.names, salvage=True)
+                _require_values(rows)
             except DAMAGE as error:
                 raise_if_refused(self._table.store, part.path, error)
                 self._done.problems.append((part.path, f"{number(count, 'picture')} cannot be read: {told(error)}"))
             else:
-                yield self._checked(rows)
+                yield self._checked(rows, keys)
             self._read += count
             if self._on_progress:
                 self._on_progress(self._read, self._total)
 
-    def _checked(self, rows: pa.Table) -> pa.Table:
+    def _checked(self, rows: pa.Table, keys: set[str]) -> pa.Table:
+        """Without what is damaged, and what another row of the same file, of those ``keys``, is there for."""
         stored = rows["crc32c"].to_numpy().astype(np.uint32)
         sound = [crc32c.crc32c(payload.as_buffer()) for payload in rows["payload"]] == stored
-        for key in rows["key"].filter(~sound).to_pylist():
-            self._done.problems.append((key, "its payload is damaged"))
-        kept = rows.filter(sound)
-        for codec in kept["codec"].to_pylist():
+        kept = np.zeros(len(rows), bool)
+        for at, key in enumerate(rows["key"].to_pylist()):
+            if not sound[at]:
+                self._done.problems.append((key, "its payload is damaged"))
+            elif key in keys:
+                self._done.problems.append((key, "its file has more than one row of it: the first was brought"))
+            else:
+                keys.add(key)
+                kept[at] = True
+        brought = rows.filter(pa.array(kept))
+        for codec in brought["codec"].to_pylist():
             self.codecs[codec] = self.codecs.get(codec, 0) + 1
-        return kept
+        return brought
+
+
+def _require_values(rows: pa.Table) -> None:
+    """ArchiveError where a value is missing that every row has."""
+    for column in IMAGES.columns:
+        if not column.nullable and rows[column.name].null_count:
+            raise ArchiveError(f"values of column {column.name!r} are missing")
 
 
 def _bring_codecs(store: Store, new: Archive) -> None:
     """Put the codecs that are what their names say into an archive."""
+    place = new.tables[0].store
     for id in carried_ids(store):
-        if identify(data := store.get(codec_name(id))) == id:
-            new.put_codec(data)
+        try:
+            data = store.get(codec_name(id))
+        except OSError as error:  # a bad sector
+            raise_if_refused(store, codec_name(id), error)
+            continue
+        if identify(data) == id and not place.exists(codec_name(id)):
+            place.put(codec_name(id), data)  # as it is, also where only a newer version can load it
 
 
 def _name_missing_codecs(new: Archive, rows: dict[str, int], done: Salvaged) -> None:

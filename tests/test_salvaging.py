@@ -1,19 +1,23 @@
 """An archive that can no longer be opened: what is sound in it is brought into a new one, and the old one stays."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.defaults import CODEC
 from compressor.errors import ArchiveError, NewerError
-from compressor.parquet import QuarantineRow, Row
+from compressor.parquet import IMAGES, QuarantineRow, Row, to_table
 from compressor.salvaging import Salvaged, salvage
+from compressor.store import Store
 from tests.codecs import smooth_pictures, tiny_artifact
 from tests.commands import said
 from tests.rows import add, contents, face_rows, picture_row
@@ -156,6 +160,106 @@ def test_an_interrupted_one_goes_on_and_another_archive_is_left_alone(
     assert list(Archive.open(other.url).keys()) == ["mine"]
 
 
+def test_where_it_goes_on_it_tells_again_of_what_it_could_not_bring(archive: Archive, tmp_path: Path) -> None:
+    damaged = replace(picture_row("b", 1), crc32c=1)
+    add(archive, [picture_row("a"), damaged, replace(picture_row("c", 2), codec="0" * 32)])
+    lose_the_log(Path(archive.url))
+    rows, done = salvaged(archive, tmp_path)
+    assert sorted(rows) == ["a", "c"] and [name for name, _ in done.problems] == ["b", f"codecs/{'0' * 32}.safetensors"]
+    assert salvaged(archive, tmp_path)[1].problems == done.problems
+
+
+def test_links_and_dots_lead_to_the_archive_itself_or_away_from_it(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(archive, [picture_row("a")])
+    lose_the_log(Path(archive.url))
+    Path(archive.url, "latentpack.json").unlink()
+    (tmp_path / "link").symlink_to(archive.url)
+    before = sorted(Path(archive.url).rglob("*"))
+    for place in ("link", "link/new"):
+        with pytest.raises(ArchiveError, match="itself, or in it"):
+            salvage(archive.url, str(tmp_path / place))
+    assert sorted(Path(archive.url).rglob("*")) == before
+    monkeypatch.chdir(archive.url)
+    assert salvage(".", "../away")[1].pictures == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"x":{"timestamp":' + b"9" * 5000 + b"}}",
+        b'{"add":{"path":[]}}',
+        b'{"remove":{"path":{}}}',
+        b"3",
+    ],
+    ids=["deep", "a long number", "no path", "no name", "no entry"],
+)
+def test_no_line_of_a_log_ends_it(archive: Archive, line: bytes, tmp_path: Path) -> None:
+    for key in "ab":
+        add(archive, [picture_row(key)])
+    entry, last = entries(Path(archive.url))[1:]
+    entry.write_bytes(entry.read_bytes() + b"\n" + line + b"\n")
+    last.write_bytes(b"{")
+    rows, done = salvaged(archive, tmp_path)
+    assert sorted(rows) == ["a", "b"] and not done.problems
+
+
+def test_what_a_disk_does_not_read_is_as_good_as_damaged(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in "ab":
+        add(archive, [picture_row(key)])
+    archive.put_codec(tiny_artifact("v1"))
+    entries(Path(archive.url))[-1].write_text("{")
+    get = Store.get
+
+    def read(store: Store, name: str) -> bytes:
+        if store.url == archive.url and name.endswith(("1.json", ".safetensors")):
+            raise OSError(errno.EIO, "Input/output error")
+        return get(store, name)
+
+    monkeypatch.setattr(Store, "get", read)
+    rows, done = salvaged(archive, tmp_path)
+    assert sorted(rows) == ["a", "b"] and not done.problems and not (tmp_path / "new" / "codecs").exists()
+
+
+def test_a_file_that_the_log_names_and_that_is_gone_is_told(archive: Archive, tmp_path: Path) -> None:
+    for key in "abc":
+        add(archive, [picture_row(key)])
+    gone = archive.tables[0].parts[0].path
+    Path(archive.url, "images", gone).unlink()
+    entries(Path(archive.url))[-1].write_text("{")
+    rows, done = salvaged(archive, tmp_path)
+    assert sorted(rows) == ["b", "c"] and [name for name, _ in done.problems] == [gone]
+
+
+def test_a_file_of_another_program_that_is_not_of_pictures_costs_no_other(archive: Archive, tmp_path: Path) -> None:
+    add(archive, [picture_row("a")])
+    lose_the_log(Path(archive.url))
+    images = Path(archive.url, "images")
+    rows = to_table([picture_row("b"), picture_row("c")], IMAGES)
+    pq.write_table(pa.table({"key": ["d"]}), images / "other.parquet")
+    pq.write_table(pa.table({"key": [{"key": "d"}]}), images / "nested.parquet")
+    no_payload = pa.array([None, b"e"], pa.binary())
+    pq.write_table(rows.drop_columns(["payload"]).append_column("payload", no_payload), images / "null.parquet")
+    pq.write_table(pa.concat_tables([rows, rows]), images / "twice.parquet")
+    brought, done = salvaged(archive, tmp_path)
+    assert sorted(brought) == ["a", "b", "c"]
+    assert sorted(name for name, _ in done.problems) == ["b", "c", "nested.parquet", "null.parquet", "other.parquet"]
+
+
+def test_a_codec_that_only_a_newer_version_loads_is_brought_as_it_is(archive: Archive, tmp_path: Path) -> None:
+    data = b"of a newer version"
+    add(archive, [replace(picture_row("a"), codec=identify(data))])
+    Path(archive.url, "codecs").mkdir()
+    Path(archive.url, "codecs", f"{identify(data)}.safetensors").write_bytes(data)
+    lose_the_log(Path(archive.url))
+    assert not salvaged(archive, tmp_path)[1].problems
+    assert (tmp_path / "new" / "codecs" / f"{identify(data)}.safetensors").read_bytes() == data
+
+
 def test_what_can_be_opened_or_is_none_is_refused(archive: Archive, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="it can be opened: 'latentpack verify' tells"):
         salvage(archive.url, str(tmp_path / "new"))
@@ -177,6 +281,18 @@ def test_from_bucket_to_bucket(bucket: str) -> None:
     s3_filesystem().pipe_file(f"{bucket}/old/images/_delta_log/{2:020}.json", b"{")
     new, done = salvage(archive.url, f"{bucket}/new")
     assert contents(new) == expected and done.pictures == 2
+
+
+def test_a_sound_archive_that_settings_keep_out_is_not_taken_for_a_damaged_one(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(f"{bucket}/old")
+    add(archive, [picture_row("a"), picture_row("gone")])
+    archive.remove(["gone"])
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(ArchiveError, match="set AWS_ALLOW_HTTP"):
+        salvage(archive.url, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_that_is_named_where_a_log_is_damaged(
