@@ -185,7 +185,7 @@ def strips(strips: "Sequence[Strip]", ours: Sequence[str] = ()) -> "Figure":
                 weight = "bold" if cell.codec in ours else "normal"
                 axes.text(
                     0.5, -0.04, f"{cell.codec}\n{cell.caption}", fontsize=9, fontweight=weight, ha="center", va="top",
-                    transform=axes.transAxes,
+                    parse_math=False, transform=axes.transAxes,
                 )  # fmt: skip
     return figure
 
@@ -215,6 +215,8 @@ def _points(curve: Curve, metric: str, rate: str, low: float, high: float) -> tu
 
 def name_lines(axes: "Axes", strong: Sequence[str] = ()) -> None:
     """Each line's label in the right margin, in the order of the lines' ends and led to them, none over another."""
+    from matplotlib.colors import to_hex
+
     to_fraction = axes.transData + axes.transAxes.inverted()
     low, high = axes.get_ylim()
     ends = []
@@ -222,14 +224,14 @@ def name_lines(axes: "Axes", strong: Sequence[str] = ()) -> None:
         points = np.asarray(line.get_xydata(), float)
         points = points[(points[:, 1] >= low) & (points[:, 1] <= high)]
         name = str(line.get_label())
-        if len(points) and not name.startswith("_"):
+        if len(points) and not name.startswith("_child"):  # as lines are called that have no name
             end = points[np.argmax(points[:, 0])]
-            ends.append((float(to_fraction.transform(end)[1]), tuple(end), name, str(line.get_color())))
+            ends.append((float(to_fraction.transform(end)[1]), tuple(end), name, to_hex(line.get_color())))
     ends.sort()
     for position, (_, end, name, colour) in zip(_apart([end[0] for end in ends], 0.06, 1.0), ends, strict=True):
         axes.annotate(
             name, end, xytext=(1.03, position), textcoords="axes fraction", va="center", color=_legible(colour),
-            annotation_clip=False, fontweight="bold" if name in strong else "normal",
+            annotation_clip=False, parse_math=False, fontweight="bold" if name in strong else "normal",
             arrowprops={
                 "arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.7, "shrinkA": 1, "shrinkB": 4,
                 "relpos": (0, 0.5),

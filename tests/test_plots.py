@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from compressor import plots
+from compressor.strips import Cell, Strip
 
 
 def test_names_at_lines_can_be_read_on_white_and_apart() -> None:
@@ -24,6 +25,18 @@ def test_names_at_lines_can_be_read_on_white_and_apart() -> None:
         assert 1.05 / (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) >= 4.5, text.get_text()  # WCAG's AA
     heights = sorted(text.get_position()[1] for text in shown.values())
     assert min(np.diff(heights)) > 0.059 and heights[-1] <= 1
+
+
+def test_a_codecs_name_is_shown_as_it_is() -> None:
+    """That of a file, in which dollars are no formula and a line at the front hides nothing."""
+    name = r"_$\no$"
+    axes = Figure().subplots()
+    axes.plot([1, 2], [1, 2], label=name)
+    axes.axhline(1)
+    plots.name_lines(axes)
+    assert [text.get_text() for text in axes.texts] == [name]
+    assert plots.png(axes.get_figure())
+    assert plots.png(plots.strips([Strip("key", [Cell(name, "3 B", np.zeros((4, 4, 3), np.uint8))])]))
 
 
 def test_an_archive_of_one_decibel_is_a_bar_and_no_wall() -> None:
