@@ -61,7 +61,7 @@ def markdown(
     title: str, head: Headline, tables: list[Table], points: Table | None, settings: Table, images: dict[str, str]
 ) -> str:
     """A report as Markdown; ``images`` are links by the names of ``CAPTIONS``."""
-    parts = [f"# {title}", f"**{head.text}**", head.detail]
+    parts = [f"# {markdown_text(title)}", f"**{markdown_text(head.text)}**", markdown_text(head.detail)]
     parts += [f"![{CAPTIONS[name]}]({source})" for name, source in images.items()]
     for one in [*tables, *([points] if points else []), settings]:
         parts += [f"## {one.title}", one.note, markdown_report_table(one)]

@@ -155,6 +155,7 @@ def test_the_markdown_has_the_same_tables_and_its_plots_beside_it(report: Report
 
 def test_the_artifact_is_small_and_whole(report: Report) -> None:
     assert len(report.artifact) < 2_000_000
+    assert report.artifact.startswith("# Tiles & &lt;photographs>\n"), "no HTML of its own"
     sources = re.findall(r"!\[.*?\]\((.*?)\)", report.artifact)
     assert sources and all(source.startswith("data:image/png") for source in sources)
 
