@@ -7,7 +7,7 @@ that a legible entry of it has taken out: of two rows of a picture the newer one
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -134,7 +134,8 @@ def _parts(table: KeyedTable) -> list[Part]:
     store, folder = table.store, table.folder
     added, removed = _legible(store, f"{folder}/{LOG}")
     found: list[tuple[tuple[float, float], Part]] = []
-    for name in sorted({*store.names(folder), *filter(OWN_FILE.fullmatch, added)} - removed):
+    there = {*store.names(folder)}
+    for name in sorted((there | _gone(added, there | removed)) - removed):
         if not name.endswith(".parquet") or name.startswith(("tmp-", ".", "_")):
             continue
         path = f"{folder}/{name}"
@@ -146,6 +147,20 @@ def _parts(table: KeyedTable) -> list[Part]:
             size, written = 1, (0.0, 0.0)
         found.append((written, Part(name, size, 0, "")))
     return [part for _, part in sorted(found, key=lambda one: one[0], reverse=True)]
+
+
+def _gone(added: Iterable[str], known: set[str]) -> set[str]:
+    """Files of ours that were added, and are not ``known``.
+
+    A name of which a quarter is that of a known one is the same: in the log some of its digits are damaged.
+    """
+
+    def quarters(name: str) -> set[tuple[int, str]]:
+        digits = name.removeprefix("part-").replace("-", "")
+        return {(start, digits[start : start + 8]) for start in range(0, 32, 8)}
+
+    there = set().union(*map(quarters, known))
+    return {name for name in added if OWN_FILE.fullmatch(name) and there.isdisjoint(quarters(name))}
 
 
 def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
@@ -167,9 +182,9 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
                 [(kind, action)] = json.loads(line).items()
                 if kind == "add":
                     added[str(action["path"])] = median_low(times) / 1000
-                    removed.discard(action["path"])
+                    removed.discard(str(action["path"]))
                 elif kind == "remove":
-                    removed.add(action["path"])
+                    removed.add(str(action["path"]))
     return added, removed
 
 

@@ -191,7 +191,7 @@ def test_links_and_dots_lead_to_the_archive_itself_or_away_from_it(
         b"[" * 100_000,
         b'{"x":{"timestamp":' + b"9" * 5000 + b"}}",
         b'{"add":{"path":[]}}',
-        b'{"remove":{"path":{}}}',
+        b'{"remove":{"path":3}}',
         b"3",
     ],
     ids=["deep", "a long number", "no path", "no name", "no entry"],
@@ -233,6 +233,20 @@ def test_a_file_that_the_log_names_and_that_is_gone_is_told(archive: Archive, tm
     entries(Path(archive.url))[-1].write_text("{")
     rows, done = salvaged(archive, tmp_path)
     assert sorted(rows) == ["b", "c"] and [name for name, _ in done.problems] == [gone]
+
+
+def test_a_file_whose_name_is_damaged_in_the_log_is_not_gone(archive: Archive, tmp_path: Path) -> None:
+    for key in "ab":
+        add(archive, [picture_row(key)])
+    entry, last = entries(Path(archive.url))[1:]
+    path = archive.tables[0].parts[0].path
+    damaged = path
+    for at in (8, 16, 24):
+        damaged = f"{damaged[:at]}{'01'[path[at] == '0']}{damaged[at + 1 :]}"
+    entry.write_text(entry.read_text().replace(path, damaged))
+    last.write_text("{")
+    rows, done = salvaged(archive, tmp_path)
+    assert sorted(rows) == ["a", "b"] and not done.problems
 
 
 def test_a_file_of_another_program_that_is_not_of_pictures_costs_no_other(archive: Archive, tmp_path: Path) -> None:
