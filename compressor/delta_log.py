@@ -9,7 +9,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -123,10 +124,8 @@ class DeltaLog:
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
         _use_delta(self.store)
-        with self.store.errors(
-            f"read the log of its table {self.folder!r} (where it is missing or damaged, 'latentpack salvage' brings "
-            "the pictures into a new archive)"
-        ):
+        doing = f"read the log of its table {self.folder!r}, which is missing or damaged"
+        with _with_advice(), self.store.errors(doing):
             for attempt in itertools.count():
                 try:
                     delta = self._read(anew or attempt > 0)
@@ -340,6 +339,16 @@ class DeltaLog:
         past = [name for name in self.store.names(self._entries) if name[:20].isdigit() and int(name[:20]) < version]
         self.store.delete([f"{self._entries}/{name}" for name in past])
         self.refresh(anew=True)
+
+
+@contextmanager
+def _with_advice() -> Iterator[None]:
+    """Have an ArchiveError of a log say what helps where it is damaged."""
+    try:
+        yield
+    except ArchiveError as error:
+        advice = "if it stays so, 'latentpack salvage' brings the pictures into a new archive"
+        raise ArchiveError(f"{error}; {advice}") from error.__cause__
 
 
 def _part(action: dict[str, Any]) -> Part:
