@@ -29,7 +29,7 @@ from compressor.store import Store
 from compressor.verifying import DAMAGE, raise_if_refused
 from compressor.wording import number
 
-# Of an entry of a log, ms
+# In an entry of a log, in milliseconds
 _TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d{1,15})')
 
 
@@ -48,7 +48,9 @@ class Salvaged:
 
 
 def salvage(
-    archive: str, destination: str, on_progress: Callable[[int, int], None] | None = None
+    archive: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Archive, Salvaged]:
     """Bring all sound rows, and the codecs, of an archive that cannot be opened into a new one.
 
@@ -114,7 +116,7 @@ def _require_unopened(table: KeyedTable) -> None:
         )
 
 
-def _apart(store: Store, destination: str) -> str:
+def _apart(store: Store, destination: str | os.PathLike[str]) -> str:
     """A destination's address. ArchiveError where it is the archive's own, or within it."""
     place = Store(destination)
     old, new = (one.url if one.is_s3 else os.path.realpath(one.root) for one in (store, place))
@@ -197,7 +199,7 @@ class _Rows:
         self._table, self._done, self._on_progress = table, done, on_progress
         self._read = self._total = 0
         self.codecs: dict[str, int] = {}  # how many rows each has
-        self._whole = [part for part in parts if self._has_footer(part)]
+        self._whole = {part for part in parts if self._has_footer(part)}
 
     def _has_footer(self, part: Part) -> bool:
         try:

@@ -345,8 +345,8 @@ def _raise_unless_lost(error: Exception, lost_in_a_row: int) -> None:
         ) from error
     if lost_in_a_row >= MOST_LOST:
         raise LatentpackError(
-            f"{lost_in_a_row} batches were lost one after another, of the last {_why(error)}; "
-            "see the workers' logs. What is archived stays, and the same command goes on from there"
+            f"{lost_in_a_row} batches were lost one after another. The last: {_why(error)}. "
+            "See the workers' logs; what is archived stays, and the same command goes on from there"
         ) from error
 
 
