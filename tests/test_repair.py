@@ -293,22 +293,24 @@ def test_sound_pictures_stay_where_a_repair_loses_the_race(archive: Archive, sou
     assert Archive.open(archive.url).verify() == []
 
 
-def test_a_log_is_mended_though_the_first_try_meets_a_lost_connection(archive: Archive) -> None:
-    before = pictures(archive)
+def lose_what_was_added(archive: Archive) -> None:
+    """Damage the newest entry of the log, which then names no file."""
     newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
     newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+
+
+def test_a_log_is_mended_though_the_first_try_meets_a_lost_connection(archive: Archive) -> None:
+    before = pictures(archive)
+    lose_what_was_added(archive)
     with at_first_commit(before=lose_the_answer):
         done = repair(Archive.open(archive.url))
     assert len(done.log) == 1 and pictures(archive) == before
     assert Archive.open(archive.url).verify() == []
 
 
-def test_a_log_that_another_repair_mends_meanwhile_is_left_as_it_is_then(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_another_repair_mends_meanwhile_is_left_as_it_is_then(archive: Archive) -> None:
     before = pictures(archive)
-    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
-    newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+    lose_what_was_added(archive)
 
     def meanwhile() -> None:
         repair(Archive.open(archive.url))
@@ -861,8 +863,7 @@ def test_a_log_is_not_taken_as_it_is_while_what_explains_it_may_not_be_read(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = pictures(archive)
-    newest = max(Path(archive.url).glob("images/_delta_log/*.json"))
-    newest.write_text(newest.read_text().replace('{"add"', '{"aed"'))
+    lose_what_was_added(archive)
     refuse(monkeypatch, r"^images/.*\.parquet", PermissionError(errno.EACCES, "Permission denied"))
     with pytest.raises(ArchiveError, match="may be sound"):
         repair(Archive.open(archive.url))
