@@ -427,11 +427,10 @@ def experiments(options: argparse.Namespace) -> int:
     parameters = parameters_of(ExperimentsParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "experiments", "experiments", parameters)
-    if options.json:
-        print_json(result)
-    else:
+    if not options.json:
         found = [(one["claim"], f"{one['verdict']}. {one['sentence']}") for one in result["findings"]]
-        print_rows("experiments", [*found, ("in all", result["headline"]), ("report", result["report"])])
+        print_rows("experiments", [*found, ("in all", result["headline"])])
+    _answer(options, result, result["table"], f"report: {result['report']}")
     return DONE
 
 

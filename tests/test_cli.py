@@ -443,6 +443,8 @@ def test_experiments_end_with_what_they_found(
     assert code == 0 and [line.split("  ")[0] for line in out.splitlines()[1:]] == [
         "deeper is slower",
         "in all",
-        "report",
+        "| a |",
+        "report: there.html",
     ]
-    assert "confirmed. V1 457, V2 262." in out and "Of 1 claims: 1 confirmed" in out and "|" not in out
+    assert "confirmed. V1 457, V2 262." in out and "Of 1 claims: 1 confirmed" in out
+    assert json.loads(said(capsys, "experiments", tmp_path, "--json")[1]) == done
