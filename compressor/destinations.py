@@ -17,7 +17,7 @@ from typing import Any
 
 from compressor.addresses import ADVICE, has_password, is_s3, shown
 from compressor.errors import ArchiveError, ImageError, s3_status
-from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of
+from compressor.files import UNFINISHED_S, delete_unfinished, in_place_of, write_whole
 from compressor.images import decode_picture
 from compressor.metrics import psnr
 from compressor.store import require_two_slashes, s3_filesystem, storage_errors
@@ -236,6 +236,18 @@ def object_at(url: str) -> tuple[Bucket, str]:
     if folder.endswith("/") or not name:
         raise ArchiveError(f"{shown(url)}: an object's name is missing; use s3://bucket/prefix/name")
     return Bucket(folder), name
+
+
+def write_file(address: str, data: bytes) -> None:
+    """Write one file, at a local path or an ``s3://`` address, over one that is there.
+
+    OSError or ArchiveError where it cannot be.
+    """
+    if "://" in address:
+        bucket, name = object_at(address)
+        bucket.write(name, data, overwrite=True)
+    else:
+        write_whole(Path(address), data)
 
 
 @contextmanager

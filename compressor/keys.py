@@ -1,6 +1,8 @@
-"""Names that a caller gives, of pictures or columns: text, and several of it where several are meant."""
+"""Names that a caller gives, of pictures or columns: text, several of it where several are meant, patterns."""
 
-from collections.abc import Iterable
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
 
 
 def several(names: Iterable[str]) -> list[str]:
@@ -24,3 +26,8 @@ def require_text(key: object) -> None:
     """TypeError where a key is no text."""
     if not isinstance(key, str):
         raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
+
+
+def matcher(pattern: str | None) -> Callable[[str], object]:
+    """What is true of keys that match ``pattern``: ``*`` is any text, even /, ``?`` any character; None: of all."""
+    return re.compile(fnmatch.translate(pattern or "*")).match

@@ -1,10 +1,8 @@
 """What each command does: parameters in, a flow or an archive's own method, results out. Parsing is in cli.py."""
 
 import argparse
-import fnmatch
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from flows.parameters import (
     PipelineParameters,
     RepairParameters,
     RestoreParameters,
+    SheetParameters,
     TrainParameters,
     VerifyParameters,
 )
@@ -255,9 +254,10 @@ def list(options: argparse.Namespace) -> int:
 
 def _listed(archive: "Archive", options: argparse.Namespace) -> Iterator[str]:
     """A line for each picture whose key matches. Payloads, which alone tell their bytes, are read only for JSON."""
+    from compressor.keys import matcher
     from compressor.parquet import IMAGES, from_table
 
-    matches = re.compile(fnmatch.translate(options.pattern or "*")).match
+    matches = matcher(options.pattern)
     seen = sys.stdout is not None and sys.stdout.isatty()
     found = False
     for part, group, *_ in archive.row_groups():
@@ -274,6 +274,34 @@ def _listed(archive: "Archive", options: argparse.Namespace) -> Iterator[str]:
             yield from (legible(key) if seen or "\n" in key or key.endswith("\r") else key for key in keys)
     if options.pattern and not found:
         warn(f"no key matches {options.pattern!r}")
+
+
+def sheet(options: argparse.Namespace) -> int:
+    """``latentpack sheet``"""
+    from compressor.archive import Archive
+    from compressor.contact_sheet import contact_sheet
+    from compressor.destinations import write_file
+    from compressor.sources import Source
+
+    parameters = parameters_of(SheetParameters, options)
+    source = Source.open(parameters.beside) if parameters.beside else None
+    archive = Archive.open(parameters.archive)
+    with watching(options.json):
+        drawn = contact_sheet(
+            archive, parameters.pattern, parameters.limit, parameters.worst, source, on_progress("decoding")
+        )
+    try:
+        write_file(parameters.out, drawn.html.encode())
+    except OSError as error:
+        raise LatentpackError(f"cannot write {parameters.out}: {error.strerror or error}; name another file") from error
+    for key, reason in drawn.problems:
+        warn(f"{key}: {reason}")
+    of = f" of {drawn.matching:,}" if drawn.matching > drawn.pictures else ""
+    values = {"sheet": parameters.out, "pictures": drawn.pictures, "matching": drawn.matching}
+    _answer(
+        options, values | {"problems": drawn.problems}, f"{number(drawn.pictures, 'picture')}{of}: {parameters.out}"
+    )
+    return UNWELL if drawn.problems else DONE
 
 
 def delete(options: argparse.Namespace) -> int:

@@ -76,6 +76,7 @@ def _next(archive: Path) -> str:
             "Next:",
             "  latentpack run ~/Pictures my-archive              archive pictures of your own",
             f"  latentpack info {archive}".ljust(52) + "what an archive holds",
+            f"  latentpack sheet {archive} --worst".ljust(52) + "a page of its pictures of lowest PSNR",
             f"  latentpack restore {archive} out --key tiles/00000/00000.png",
             "  latentpack train ~/Pictures --start faces --out my-codec.safetensors",
         )

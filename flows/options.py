@@ -18,6 +18,7 @@ from flows.parameters import (
     PipelineParameters,
     RepairParameters,
     RestoreParameters,
+    SheetParameters,
     TrainParameters,
     VerifyParameters,
 )
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "pattern", nargs="?", metavar="PATTERN",
         help="only matching keys; quote it: * is any text, even /, ? any character, [abc] one of these",
     )  # fmt: skip
+    _from_model(commands, "sheet", SheetParameters, ("archive", "pattern"))
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     _add_keys(delete, "to erase")
     quarantine = _plain(
@@ -165,8 +167,9 @@ _METAVARS = {
     "folder": "DIR", "scheduler": "ADDRESS", "codec": "NAME|PATH", "target_psnr": "DB",
     "start": "NAME|PATH", "min_psnr": "DB", "max_failures": "N|P%", "mirror_limit": "N|P%",
     "evaluation": "SRC", "other": "SRC", "keys_from": "FILE", "ladder": "N,N,all",
+    "pattern": "PATTERN", "beside": "SRC",
 }  # fmt: skip
-_POSITIONAL = frozenset({"archive", "source", "destination"})
+_POSITIONAL = frozenset({"archive", "source", "destination", "pattern"})
 _HERE_ALONE = {"keys_from": ", or - for standard input"}  # what a form does not offer
 
 

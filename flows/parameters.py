@@ -389,6 +389,32 @@ class RestoreParameters(Parameters):
     workers: Workers = None
 
 
+class SheetParameters(Parameters):
+    """Pictures of an archive on one HTML page, to look at: a contact sheet."""
+
+    archive: ArchiveUrl
+    pattern: str | None = Field(
+        default=None,
+        min_length=1,
+        description="only matching keys; quote it: * is any text, even /, ? any character, [abc] one of these",
+    )
+    out: Destination = Field(
+        default="sheet.html", description="file or s3:// address that the page is written to; it ends in .html"
+    )
+    worst: bool = Field(default=False, description="those of the lowest PSNR, instead of evenly spread ones")
+    beside: Address | None = Field(
+        default=None, min_length=1, description="where the pictures came from: show each beside its file there"
+    )
+    limit: int = Field(default=200, ge=1, le=10_000, description="show at most this many pictures")
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_page(cls, out: str) -> str:
+        if not out.endswith(".html"):
+            raise ValueError("it must end in .html, so that nothing else is overwritten")
+        return out
+
+
 class VerifyParameters(Parameters):
     """Re-read every row of an archive: checksum, decode, dimensions."""
 

@@ -12,7 +12,7 @@ from prefect import get_run_logger
 from compressor.artifact import ARTIFACT_BEGINS, is_artifact, parse
 from compressor.codec import naming
 from compressor.defaults import FAMILY
-from compressor.destinations import Folder, object_at
+from compressor.destinations import Folder, object_at, write_file
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
@@ -52,7 +52,7 @@ def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
     _check_out(out)  # last: it leaves an empty object in a bucket
     record = train_codec(source, family, parameters, parameters, start)
     try:
-        _write_out(out, Path(record.path).read_bytes())
+        write_file(out, Path(record.path).read_bytes())
     except (OSError, ArchiveError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise CodecError(f"cannot write {out}: {reason}; the codec is trained, and lies at {record.path}") from error
@@ -91,14 +91,6 @@ def _is_codec(path: Path) -> bool:
             return is_artifact(file)
     except OSError:
         return False
-
-
-def _write_out(out: str, data: bytes) -> None:
-    if "://" in out:
-        bucket, name = object_at(out)
-        bucket.write(name, data, overwrite=True)
-    else:
-        write_whole(Path(out), data)
 
 
 def _family(parameters: TrainParameters, start: bytes | None) -> str:

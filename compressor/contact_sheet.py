@@ -1,0 +1,187 @@
+"""A contact sheet: pictures of an archive as its reader sees them on one HTML page, beside their sources if asked."""
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from compressor.archive import Archive, Row
+from compressor.baselines import STANDARD
+from compressor.chunks import bounded_chunks
+from compressor.codec import ORIGINAL, padded_pixels
+from compressor.decoding import DECODED_PIXELS, DECODED_ROWS, decoded_apart
+from compressor.errors import ArchiveError, ImageError
+from compressor.images import Limits, decode_picture
+from compressor.keys import matcher
+from compressor.pages import data_uri, template
+from compressor.picture_writing import encode_picture
+from compressor.reading import read_contents, read_together
+from compressor.sources import Source
+from compressor.wording import legible, number, ratio, size
+
+SIDE = 256  # pixels, to which larger pictures are reduced, and smaller ones enlarged by a whole number
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A page, how many of the pictures whose keys match are on it, and what is wrong with some, by key."""
+
+    html: str
+    pictures: int
+    matching: int
+    problems: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A picture as it is shown, or why it is not; ``width`` in pixels of the page."""
+
+    label: str
+    source: str = ""
+    width: int = SIDE
+    problem: str = ""
+
+
+def contact_sheet(
+    archive: Archive,
+    pattern: str | None = None,
+    limit: int = 200,
+    worst: bool = False,
+    source: Source | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Sheet:
+    """Decode some of an archive's pictures and lay them out.
+
+    Parameters
+    ----------
+    pattern
+        Only keys that match, as in a shell; None: all.
+    limit
+        Most pictures; of more that match, evenly spread ones in order of keys.
+    worst
+        Those of the lowest PSNR instead, the lowest first.
+    source
+        Where the pictures came from: each is shown beside its file there.
+    on_progress
+        Called with (pictures done, pictures in all).
+
+    Raises
+    ------
+    ArchiveError
+        No key matches, or the archive cannot be read. A damaged picture is no error: the page names it.
+    """
+    chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
+    if not chosen:
+        raise ArchiveError(
+            f"{archive.url}: no key matches {pattern!r}" if pattern else f"{archive.url}: it holds no picture"
+        )
+    rows: dict[str, Row] = {}
+    images: dict[str, list[_Image]] = {key: [] for key in chosen}
+    together = bounded_chunks(
+        archive.read_rows(chosen), lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS
+    )
+    for chunk in together:
+        for row, decoded in zip(chunk, decoded_apart(chunk, archive.codec), strict=True):
+            rows[row.key] = row
+            images[row.key].append(_image("archive", decoded))
+        if on_progress:
+            on_progress(len(rows), len(chosen))
+    problems = [(key, image.problem) for key, shown in images.items() for image in shown if image.problem]
+    if source:
+        for key, image in _of_source(source, rows):
+            images[key].insert(0, image)
+    cells = [_cell(rows[key], images[key]) for key in chosen if key in rows]
+    page = template("sheet.html.j2").render(
+        archive=archive.url, headline=_headline([rows[key] for key in chosen if key in rows], matching, worst),
+        lead=_lead(archive), cells=cells, source=source.shown if source else None, side=SIDE,
+        widest=max(sum(image.width for image in cell["images"]) + 4 * len(cell["images"]) for cell in cells),
+    )  # fmt: skip
+    return Sheet(page, len(cells), matching, problems)
+
+
+def _spread(archive: Archive, matches: Callable[[str], Any], limit: int) -> tuple[list[str], int]:
+    matching = sum(1 for key in archive if matches(key))
+    wanted = range(matching) if matching <= limit else {at * matching // limit for at in range(limit)}
+    keys = (key for key in archive if matches(key))
+    return sorted(key for at, key in enumerate(keys) if at in wanted), matching
+
+
+def _worst(archive: Archive, matches: Callable[[str], Any], limit: int) -> tuple[list[str], int]:
+    matching = 0
+
+    def measured() -> Iterator[tuple[float, str]]:
+        nonlocal matching
+        for table in archive.batches(["key", "psnr"]):
+            for key, psnr in zip(table["key"].to_pylist(), table["psnr"].to_pylist(), strict=True):
+                if matches(key):
+                    matching += 1
+                    yield float("inf") if psnr is None else psnr, key
+
+    return [key for _, key in heapq.nsmallest(limit, measured())], matching
+
+
+def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Image]]:
+    """The source's picture of each row, or why there is none to show."""
+    limits = Limits()
+    found = [file for file in source.files() if file.key in rows]
+    for key in rows.keys() - {file.key for file in found}:
+        yield key, _Image("source", problem="no longer there")
+    for chunk in read_together(found):
+        for file, content in zip(chunk, read_contents(source, chunk, limits), strict=True):
+            changed = ", changed since" if file.fingerprint != rows[file.key].fingerprint else ""
+            try:
+                if isinstance(content, ImageError):
+                    raise content
+                pixels: np.ndarray | Exception = decode_picture(content, limits).pixels
+            except ImageError as error:
+                pixels = error
+            yield file.key, _image(f"source{changed}", pixels)
+
+
+def _image(label: str, pixels: np.ndarray | Exception) -> _Image:
+    if isinstance(pixels, Exception):
+        return _Image(label, problem=str(pixels))
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if longer <= SIDE:
+        zoom = SIDE // longer
+        return _Image(label, data_uri(encode_picture(pixels, 3, "webp"), "webp"), width * zoom)
+    reduced = [max(1, round(side * SIDE / longer)) for side in (width, height)]
+    small = cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA)
+    return _Image(label, data_uri(encode_picture(small, 3, "jpeg", 0.0), "jpeg"), reduced[0])
+
+
+def _cell(row: Row, images: Sequence[_Image]) -> dict[str, Any]:
+    quality = "exact" if row.psnr is None else f"{row.psnr:.2f} dB"
+    by = f" · {row.codec}" if row.codec in STANDARD or row.codec == ORIGINAL else ""
+    return {
+        "key": legible(row.key),
+        "images": images,
+        "caption": f"{row.width} × {row.height} · {size(len(row.payload))} · {quality}{by}".replace(
+            " dB", "\N{NO-BREAK SPACE}dB"
+        ),
+    }
+
+
+def _headline(rows: Sequence[Row], matching: int, worst: bool) -> str:
+    levels = [row.psnr for row in rows if row.psnr is not None]
+    span = f"{min(levels):.2f} to {max(levels):.2f} dB" if levels else "all of them exact"
+    if len(rows) == matching:
+        return f"{number(matching, 'picture')}, {span}"
+    if worst:
+        return f"The {len(rows):,} of lowest PSNR of {number(matching, 'picture')}: {span}"
+    return f"{len(rows):,} of {number(matching, 'picture')}, {span}"
+
+
+def _lead(archive: Archive) -> str:
+    info = archive.info()
+    lead = (
+        f"The archive: {number(info.pictures, 'picture')}, {size(info.source_bytes)} of files in "
+        f"{size(info.table_bytes)}, {ratio(info.source_bytes, info.table_bytes)} without decoders."
+    )
+    if info.psnr_mean is None:
+        return lead
+    return f"{lead} PSNR is {info.psnr_mean:.2f} dB on average, {info.psnr_min:.2f} dB at the lowest."
