@@ -253,7 +253,7 @@ class _Encoding:
         return plan.even_batches(self._workers, self._parameters.batch_size, self._most_bytes)
 
     def wave(self, plan: Plan) -> None:
-        """Encode all of ``plan``, or stop where too many pictures fail."""
+        """Encode all of ``plan``, or stop where too many pictures fail: what is under way then is committed too."""
         summary = self._summary
         progress = _Progress(plan, summary.waves, self._planned, summary.archive)
         self._planned += plan.pending
@@ -264,9 +264,9 @@ class _Encoding:
                 progress.show(summary)
                 last = summary.tried == self._planned and not plan.more
                 if self._budget.exceeded(summary.quarantined, summary.tried, last):
-                    summary.not_reached = self._planned - summary.tried
                     summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
-                    return
+        if summary.stopped:
+            summary.not_reached = self._planned - summary.tried
 
     def _reports(self, plan: Plan, progress: "_Progress") -> Iterator[tuple[Batch, BatchReport]]:
         """Each batch of ``plan`` as it is done. A lost one is tried again in halves, down to one picture.
@@ -278,6 +278,8 @@ class _Encoding:
         suspects: list[Batch] = []
 
         def take() -> Batch | None:
+            if self._summary.stopped:
+                return None
             return again.popleft() if again else next(batches, None)
 
         for batch, result in self._run(take, progress):
@@ -293,6 +295,8 @@ class _Encoding:
                 self._lose(batch, result, "is tried again at the end, with nothing beside it")
                 suspects.append(batch)
         for batch in suspects:
+            if self._summary.stopped:
+                return
             again.append(batch)
             [(_, result)] = self._run(take, progress)
             if isinstance(result, Exception):

@@ -1,6 +1,8 @@
 """Whole flows on small pictures: what is new is archived once, what fails is listed, what is missing is told."""
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from compressor.errors import CRASHED, LatentpackError
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.wording import describe, remarks, unchanged
+from flows.dispatch import ThisProcess
 from flows.errors import EndedUnwell
 from flows.options import build_parser
 from flows.parameters import PipelineParameters
@@ -100,6 +103,27 @@ def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -
     assert (stopped["archived"], stopped["quarantined"]) == (2, 2)
     done = archive_it(folder, archive)
     assert (done["archived"], done["already_there"], done["quarantined"], done["still_quarantined"]) == (2, 2, 2, 2)
+
+
+def test_what_is_under_way_when_a_run_stops_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.pipeline
+
+    class AheadOfItself(ThisProcess):
+        def run(self, task: Any, take: Any, arguments: Any, hear: Any = None) -> Iterator[tuple[Any, Any]]:
+            under_way = [item for _ in range(3) if (item := take())]
+            while under_way:
+                item = under_way.pop(0)
+                yield item, task(**arguments(item))
+                under_way += filter(None, [take()])
+
+    monkeypatch.setattr(flows.pipeline, "pool", lambda *_: nullcontext(AheadOfItself()))
+    folder, archive = write_pictures(tmp_path / "in", 8), tmp_path / "archive"
+    (folder / "000a.png").write_text("not a picture")
+    with pytest.raises(EndedUnwell, match="1 of 6 pictures failed, .*not archived: 3 pictures") as given_up:
+        archive_it(folder, archive, batch_size=2, max_failures="0")
+    stopped = given_up.value.result
+    assert (stopped["archived"], stopped["quarantined"], stopped["not_reached"]) == (5, 1, 3)
+    assert len(Archive.open(str(archive))) == 5
 
 
 @pytest.mark.parametrize("budget, good", [("5%", 0), ("2", 0), ("30%", 4)])
