@@ -191,10 +191,10 @@ def test_what_cannot_be_written_is_told_before_a_benchmark_and_after_a_training_
     with pytest.raises(LatentpackError, match="a report cannot be written to"):
         benchmark(BenchmarkParameters(source=str(folder), report=str(file)))
 
-    def full(path: Path, data: bytes) -> None:
+    def full(address: str, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(flows.train, "write_whole", full)
+    monkeypatch.setattr(flows.train, "write_file", full)
     given = {"family": "v2", "steps": 2, "batch": 2, "side": 32, "workers": 1, "out": str(tmp_path / "out")}
     with pytest.raises(CodecError, match="No space left on device; the codec is trained, and lies at ") as told:
         flows.train.train_flow(TrainParameters(source=str(folder), **given))
