@@ -15,6 +15,7 @@ from statistics import median_low
 import crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from compressor.archive import Archive
 from compressor.artifact import identify
@@ -29,6 +30,7 @@ from compressor.store import Store
 from compressor.verifying import DAMAGE, raise_if_refused
 from compressor.wording import number
 
+CHECKPOINT = ".checkpoint.parquet"
 # In an entry of a log, in milliseconds
 _TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d{1,15})')
 
@@ -170,12 +172,15 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
     added: dict[str, float] = {}
     removed: set[str] = set()
     for name in store.names(log):
-        if not (name[:20].isdigit() and name.endswith(".json")):
+        if not (name[:20].isdigit() and name.endswith((".json", CHECKPOINT))):
             continue
         try:
             entry = store.get(f"{log}/{name}")
         except OSError as error:  # a bad sector
             raise_if_refused(store, f"{log}/{name}", error)
+            continue
+        if name.endswith(CHECKPOINT):
+            removed.update(_removed_before(entry))
             continue
         # It names its time several times over: a digit that is damaged is outvoted.
         times = [int(digits) for digits in _TIME.findall(entry)]
@@ -188,6 +193,18 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
                 elif kind == "remove":
                     removed.add(str(action["path"]))
     return added, removed
+
+
+def _removed_before(checkpoint: bytes) -> list[str]:
+    """Files that had been taken out when a checkpoint was written, of which entries may be gone; none of a damaged one.
+
+    What it says of the others is not needed: those that still count are there.
+    """
+    try:
+        actions = pq.ParquetFile(pa.BufferReader(checkpoint)).read(columns=["remove.path"])["remove"].to_pylist()
+    except (*DAMAGE, ValueError, LookupError):
+        return []
+    return [action["path"] for action in actions if action]
 
 
 class _Rows:

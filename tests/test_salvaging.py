@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from compressor.archive import Archive
 from compressor.artifact import identify
@@ -100,6 +101,25 @@ def test_without_any_log_the_newest_row_of_each_picture_counts_and_what_was_take
     lose_the_log(Path(archive.url))
     rows, done = salvaged(archive, tmp_path)
     assert rows == filled | {"gone": picture_row("gone")} and done.older > 0 and not done.problems
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_tells_what_was_taken_out_in_entries_that_are_gone(
+    archive: Archive, filled: dict[str, Row], whole: bool, tmp_path: Path
+) -> None:
+    log = Path(archive.url) / "images" / "_delta_log"
+    DeltaTable(str(log.parent)).create_checkpoint()
+    add(archive, [picture_row("new")])
+    *before, newest = entries(Path(archive.url))
+    for entry in before:  # as of those over a week old
+        entry.unlink()
+    newest.write_text("{")
+    if not whole:
+        [checkpoint] = log.glob("*.checkpoint.parquet")
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    rows, done = salvaged(archive, tmp_path)
+    taken_out = {} if whole else {"gone": picture_row("gone")}
+    assert rows == filled | {"new": picture_row("new")} | taken_out and not done.problems
 
 
 def test_what_is_damaged_itself_is_named(archive: Archive, tmp_path: Path) -> None:
