@@ -39,6 +39,8 @@ def set_defaults(verbose: bool = False) -> None:
     defaults = {
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Of Prefect's own temporary server, which a flow called from Python has; Prefect waits 20.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_S),
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DASK_LOGGING__DISTRIBUTED": "info" if verbose else "error",

@@ -7,7 +7,7 @@ import pytest
 
 from compressor.errors import LatentpackError
 from flows.commands import prefect_api
-from flows.environment import api_is_configured
+from flows.environment import START_S, api_is_configured, set_defaults
 from tasks.home import home
 
 URL = "http://127.0.0.1:4999/api"
@@ -53,6 +53,15 @@ def test_a_server_is_named_where_prefect_would_find_it(
         (tmp_path / name).write_text(text)
     assert api_is_configured() is named
     assert (Settings().api.url == URL) is named
+
+
+def test_a_flow_called_from_python_waits_for_its_server_as_a_command_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import Settings
+
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "")  # put back as it was
+    monkeypatch.delenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
+    set_defaults()
+    assert Settings().server.ephemeral.startup_timeout_seconds == START_S
 
 
 def test_a_user_without_a_home_is_told_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
