@@ -1,7 +1,7 @@
 """The flows that prefect.yaml deploys, by the names that its entrypoints use.
 
-Prefect loads an entrypoint's file as a module named after the file alone (``pipeline``), which Dask's workers cannot
-import. Flows that come from here have the names of their real modules.
+An entrypoint that is a file would be loaded as a module named after the file alone (``pipeline``), which Dask's workers
+cannot import. Flows that come from here have the names of their real modules.
 """
 
 import importlib
