@@ -3,6 +3,7 @@
 Every change is one commit against the version it was planned on (compare and swap); one that loses is planned anew.
 """
 
+import functools
 import itertools
 import os
 import random
@@ -32,6 +33,7 @@ CONFIGURATION = {
     "delta.setTransactionRetentionDuration": "interval 30 days",  # how long a batch_id is remembered
 }
 ROWS, BYTES = "latentpack.rows", "latentpack.bytes"  # of the state that a commit leads to
+WRITER = "latentpack.version"  # that made a commit
 OWN_FILE = re.compile(rf"part-[0-9a-f]{{16}}-?[0-9a-f]{{16}}\.parquet|{TEMPORARY_NAME}")  # or of an earlier version
 LOG = "_delta_log"  # the folder of entries and checkpoints, in a table's
 LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
@@ -46,6 +48,16 @@ class Change:
     add: list[Part]
     remove: list[Part]
     moves_only: bool = False  # the same rows in other files
+
+
+@functools.cache
+def _writer() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("latentpack")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 _opened_by = 0  # process in which delta-rs was used first; in a fork of it, it panics
@@ -316,6 +328,7 @@ class DeltaLog:
                     integrity.STATE: self.digest(after),
                     ROWS: str(sum(part.rows for part in after)),
                     BYTES: str(sum(part.size for part in after)),
+                    WRITER: _writer(),
                 },
                 max_commit_retries=0,
                 app_transactions=[Transaction(batch_id, 1, now)] if batch_id is not None else None,

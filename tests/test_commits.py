@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,17 @@ def test_a_commit_that_cannot_be_written_says_so(archive):
 
 def test_a_changed_picture_takes_the_place_of_the_old_one(archive):
     add(archive, [picture_row(key, 1) for key in "abcdef"])
-    version = archive.version
+    before = archive.version
     add(archive, [picture_row(key, 2) for key in "bx"], replaced=["b"])
-    assert archive.version == version + 1  # one transaction: no instant without the row, or with two
+    assert archive.version == before + 1  # one transaction: no instant without the row, or with two
     rows = contents(archive)
     assert {key: row.fingerprint[0] for key, row in rows.items()} == dict(a=1, b=2, c=1, d=1, e=1, f=1, x=2)
+
+
+def test_a_commit_names_the_version_that_made_it(archive):
+    add(archive, [picture_row("a")])
+    entry = Path(archive.url, "images", "_delta_log", f"{archive.version:020}.json").read_text()
+    assert f'"latentpack.version":"{version("latentpack")}"' in entry
 
 
 def test_a_key_that_is_there_stays_unless_it_is_to_be_replaced(archive):
