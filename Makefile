@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick lint types topology check setup clean
+.PHONY: demo test quick lint types topology check setup dist clean
 
 demo: $(READY)
 	$(VENV)/bin/latentpack demo
@@ -38,5 +38,11 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+# The source and, made of it, the wheel. Without build and egg-info, which would bring back files that are gone.
+dist: $(READY)
+	rm -rf build dist latentpack.egg-info
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt build
+	$(VENV)/bin/python -m build
+
 clean:
-	rm -rf $(VENV) build *.egg-info latentpack-demo
+	rm -rf $(VENV) build dist *.egg-info latentpack-demo
