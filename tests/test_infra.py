@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ def test_the_build_context_holds_what_is_copied_and_no_more():
     }
     assert {source.removeprefix("./") for source in copied} == kept
     assert all((ROOT / path).exists() for path in kept)
+
+
+def test_images_and_wheel_are_named_by_the_version_of_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    files = [path for path in INFRA.rglob("*") if path.name == "Dockerfile" or path.suffix in (".yaml", ".json")]
+    named = re.compile(r"(?:latentpack:|newTag: |latentpack-)(\d[\w.]*)")
+    found = {
+        (path.name, tag)
+        for path in [*files, ROOT / "docs" / "operations.md"]
+        for tag in named.findall(path.read_text())
+    }
+    assert {tag for _, tag in found} == {version}, found
+    assert {name for name, _ in found} > {"Dockerfile", "compose.yaml", "job_template.json", "kustomization.yaml"}
 
 
 @pytest.mark.parametrize("script", sorted(INFRA.glob("*.sh")), ids=lambda path: path.name)
