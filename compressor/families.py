@@ -68,7 +68,8 @@ class Family:
             raise
         except Exception as error:  # networks raise anything on options that no writer stores
             raise CodecError(
-                f"codec {artifact.id} is not a sound {self.name} codec: {type(error).__name__}: {error}"
+                f"codec {artifact.id} is not a sound {self.name} codec, or needs a newer latentpack: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 

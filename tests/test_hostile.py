@@ -85,6 +85,7 @@ def test_a_codec_that_would_take_hours_to_build_is_refused_at_once(options):
         ({"widths": [8, 8, 4], "strides": [32, 32, 32]}, "strides of 32768 together"),
         ({"widths": -1}, "not a sound"),
         ({"widths": None}, "not a sound"),
+        ({"unheard_of": 1}, "needs a newer latentpack: TypeError: .*'unheard_of'"),
     ],
 )
 def test_options_that_no_writer_stores_are_refused(options, message):
