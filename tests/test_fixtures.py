@@ -1,7 +1,11 @@
-"""What an earlier release wrote is read for ever: the frozen archive in tests/fixtures decodes to what it did then."""
+"""What an earlier release wrote is read for ever: the frozen archive in tests/fixtures decodes to what it did then.
+
+And is written on as one of today.
+"""
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,10 @@ from compressor.archive import Archive
 from compressor.codec import Encoded
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import decode_picture
+from compressor.known import FINGERPRINT_BYTES
+from compressor.salvaging import salvage
 from tests.fixtures.make import ARCHIVES, HERE, symbols_hash
+from tests.rows import add, contents, picture_row, source_file
 
 EXPECTED = {name: json.loads((HERE / name / "expected.json").read_text()) for name in ARCHIVES}
 ROWS = [(name, key) for name, expected in EXPECTED.items() for key in sorted(expected)]
@@ -46,3 +53,30 @@ def test_frozen_payloads_hold_the_same_symbols(frozen: dict[str, Archive], name:
 def test_a_frozen_archive_is_whole(frozen: dict[str, Archive], name: str) -> None:
     assert sorted(frozen[name].keys()) == sorted(EXPECTED[name])
     assert frozen[name].verify() == []
+
+
+@pytest.fixture
+def earliest(tmp_path: Path) -> Archive:
+    """Its file has no checksums in its name, its commit no digest, its fingerprints have eight bytes."""
+    shutil.copytree(HERE / "format-1" / "archive", tmp_path / "earliest")
+    return Archive.open(str(tmp_path / "earliest"))
+
+
+def test_a_frozen_archive_is_written_on(earliest: Archive) -> None:
+    rows = contents(earliest)
+    files = [source_file(row, fingerprint=row.fingerprint[:FINGERPRINT_BYTES]) for row in rows.values()]
+    assert earliest.known().state(files) == ["same"] * len(rows), "a run archives none again"
+    add(earliest, [picture_row("later")])
+    add(earliest, [picture_row("original", seed=1)], replaced=["original"])
+    assert earliest.delete(["jpeg"]) == 1
+    assert earliest.compact() > 0
+    assert earliest.verify() == []
+    assert contents(earliest).keys() == (rows.keys() | {"later"}) - {"jpeg"}
+
+
+def test_a_frozen_archive_is_salvaged(earliest: Archive, tmp_path: Path) -> None:
+    rows = contents(earliest)
+    shutil.rmtree(Path(earliest.url, "images/_delta_log"))
+    new, done = salvage(earliest.url, tmp_path / "new")
+    assert done.problems == [] and contents(new) == rows
+    assert new.verify() == []
