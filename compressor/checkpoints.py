@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import CheckpointError
 from compressor.files import replacing
 
 
@@ -53,7 +54,7 @@ class Checkpoint:
     def resume(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Put everything back, and return what :meth:`save` was given; None where there is no file.
 
-        ValueError where it belongs to another network or configuration.
+        CheckpointError where it belongs to another network or configuration.
         """
         if not self._path.exists():
             return None
@@ -61,9 +62,9 @@ class Checkpoint:
         # only where these are fused: else each step would wait for the device twice for every parameter.
         saved = torch.load(self._path, map_location="cpu", weights_only=True)
         if saved["fingerprint"] != self._fingerprint:
-            raise ValueError(
-                f"the checkpoint {self._path} belongs to another network or configuration; remove it or restore the "
-                "old settings"
+            raise CheckpointError(
+                f"the checkpoint {self._path} belongs to another network or configuration, or an earlier version's; "
+                "remove it to train anew, or restore the old settings"
             )
         for name, part in self._parts.items():
             part.load_state_dict(saved[name])

@@ -37,6 +37,10 @@ class CodecError(LatentpackError):
     """A codec cannot be loaded, or a payload is not one it wrote."""
 
 
+class CheckpointError(LatentpackError, ValueError):
+    """A training's checkpoint is of another one, as after an upgrade."""
+
+
 class ImageError(LatentpackError):
     """A file's bytes are not a picture that can be stored.
 

@@ -69,7 +69,7 @@ def learn(
     ------
     CodecError
         There is no such family, ``start`` does not fit it, or the pictures are of another shape or type of numbers.
-    ValueError
+    CheckpointError
         The checkpoint is of another network or configuration.
     LatentpackError
         The training diverged before anything was learned.

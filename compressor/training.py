@@ -162,7 +162,7 @@ def fit(
         uint8 pictures, disjoint sets, all of one size.
     checkpoint
         File that is written at every validation, each minute between them and at Ctrl-C, and resumed from if it
-        exists. A checkpoint made with another configuration or network is refused with ``ValueError``.
+        exists. A checkpoint made with another configuration or network is refused with ``CheckpointError``.
     on_progress
         Called after every validation with the state and the share of the run that is done, 0 to 1.
     trained

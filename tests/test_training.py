@@ -15,7 +15,7 @@ import torch
 from compressor import training
 from compressor.artifact import parse
 from compressor.devices import has_fast_bf16, pick_device
-from compressor.errors import CodecError, LatentpackError
+from compressor.errors import CheckpointError, CodecError, LatentpackError
 from compressor.families import FAMILIES
 from compressor.learning import learn
 from compressor.networks.autoencoders import Autoencoder
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     checkpoint = tmp_path / "training.ckpt"
     fit(autoencoder(), gradients(16), gradients(4), CONFIG, checkpoint)
     other = TrainingConfig(steps=20, batch=4, validate_every=5, seed=2)
-    with pytest.raises(ValueError, match="another network or configuration"):
+    with pytest.raises(CheckpointError, match="another network or configuration"):
         fit(autoencoder(), gradients(16), gradients(4), other, checkpoint)
 
 
