@@ -37,7 +37,7 @@ class CodecError(LatentpackError):
     """A codec cannot be loaded, or a payload is not one it wrote."""
 
 
-class CheckpointError(LatentpackError, ValueError):
+class CheckpointError(LatentpackError):
     """A training's checkpoint is of another one, as after an upgrade."""
 
 
