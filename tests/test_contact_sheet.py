@@ -12,6 +12,7 @@ import pytest
 
 from compressor.archive import Archive
 from compressor.contact_sheet import SIDE, contact_sheet
+from compressor.destinations import Bucket
 from compressor.images import decode_picture
 from compressor.picture_writing import encode_picture
 from compressor.sources import Source
@@ -137,3 +138,11 @@ def test_a_page_that_cannot_be_written_says_so(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "page.html").mkdir()
     code, _, err = said(capsys, "sheet", archive.url, "--out", tmp_path / "page.html")
     assert code == 2 and "page.html: Is a directory; name another file" in err
+
+
+def test_from_bucket_to_bucket(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = Archive.create(f"{bucket}/archive")
+    archive.commit([archive.write_part([picture_row("a")])])
+    assert said(capsys, "sheet", archive.url, "--out", f"{bucket}/pages/sheet.html")[0] == 0
+    page = Bucket(f"{bucket}/pages").read("sheet.html")
+    assert page and shown(page.decode()) == ["a"]
