@@ -76,9 +76,9 @@ def benchmark(
     if clash := named.keys() & standard.keys():
         raise CodecError(f"a codec of yours has the name of a standard format, {min(clash)}: rename its file")
     compared = {**named, **standard}
+    pictures, refused = load_pictures(source, limit, compared.values())
     with filled(place, "report.html") as directory:
         make_folder(directory)  # what cannot be written is said before anything is measured
-        pictures, refused = load_pictures(source, limit, compared.values())
         table = measure(pictures, compared, ssimulacra2_pictures=min(20, len(pictures)), on_progress=on_progress)
         notes = [
             f"{title} was trained on pictures of this source: of others it may make less."

@@ -201,6 +201,15 @@ def test_what_cannot_be_written_is_told_before_a_benchmark_and_after_a_training_
     assert parse(Path(str(told.value).rpartition(" ")[2]).read_bytes()).family == "v2"
 
 
+def test_a_source_without_pictures_makes_no_report(tmp_path: Path) -> None:
+    from flows.benchmark import benchmark
+
+    (tmp_path / "in").mkdir()
+    with pytest.raises(SourceError, match="there is no picture here that can be measured"):
+        benchmark(BenchmarkParameters(source=str(tmp_path / "in"), report=str(tmp_path / "report")))
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_codec_with_the_name_of_a_standard_format_is_not_measured_as_that(tmp_path: Path) -> None:
     from flows.benchmark import benchmark
 
