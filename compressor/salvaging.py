@@ -180,7 +180,8 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
             raise_if_refused(store, f"{log}/{name}", error)
             continue
         if name.endswith(CHECKPOINT):
-            removed.update(_removed_before(entry))
+            live, taken_out = _at_checkpoint(entry)
+            removed = (removed | taken_out) - live
             continue
         # It names its time several times over: a digit that is damaged is outvoted.
         times = [int(digits) for digits in _TIME.findall(entry)]
@@ -195,16 +196,22 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
     return added, removed
 
 
-def _removed_before(checkpoint: bytes) -> list[str]:
-    """Files that had been taken out when a checkpoint was written, of which entries may be gone; none of a damaged one.
+def _at_checkpoint(checkpoint: bytes) -> tuple[set[str], set[str]]:
+    """Files that counted when a checkpoint was written, and those taken out before, of which entries may be gone.
 
-    What it says of the others is not needed: those that still count are there.
+    None of a damaged one. A file that is in both, as damage may have it, counts.
     """
+    files: dict[str, set[str]] = {"add": set(), "remove": set()}
     try:
-        actions = pq.ParquetFile(pa.BufferReader(checkpoint)).read(columns=["remove.path"])["remove"].to_pylist()
+        # In portions: a few damaged bytes may ask for any number of rows.
+        portions = pq.ParquetFile(pa.BufferReader(checkpoint)).iter_batches(columns=[f"{kind}.path" for kind in files])
+        for portion in portions:
+            for kind, paths in files.items():
+                named = (action.get("path") for action in portion[kind].to_pylist() if isinstance(action, dict))
+                paths.update(path for path in named if isinstance(path, str))
     except (*DAMAGE, ValueError, LookupError):
-        return []
-    return [action["path"] for action in actions if action]
+        return set(), set()
+    return files["add"], files["remove"]
 
 
 class _Rows:

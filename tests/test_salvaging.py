@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,6 +121,33 @@ def test_a_checkpoint_tells_what_was_taken_out_in_entries_that_are_gone(
     rows, done = salvaged(archive, tmp_path)
     taken_out = {} if whole else {"gone": picture_row("gone")}
     assert rows == filled | {"new": picture_row("new")} | taken_out and not done.problems
+
+
+@pytest.mark.parametrize("paths", [[None], [["a"]], [b"\xff"], [7]])
+def test_a_checkpoint_that_names_no_files_is_passed_over(
+    archive: Archive, filled: dict[str, Row], paths: list[Any], tmp_path: Path
+) -> None:
+    [*_, newest] = entries(Path(archive.url))
+    newest.write_text("{")
+    table = pa.table({kind: [{"path": path} for path in paths] for kind in ("add", "remove")})
+    pq.write_table(table, newest.with_name(newest.name.replace(".json", ".checkpoint.parquet")))
+    rows, done = salvaged(archive, tmp_path)
+    assert rows.items() >= filled.items() and not done.problems
+
+
+def test_a_file_that_counts_at_a_checkpoint_is_brought(
+    archive: Archive, filled: dict[str, Row], tmp_path: Path
+) -> None:
+    table = DeltaTable(str(Path(archive.url) / "images"))
+    table.create_checkpoint()
+    add(archive, [picture_row("new")])
+    *earlier, before, last, newest = entries(Path(archive.url))
+    for entry in (*earlier, last, newest):
+        entry.write_text("{")
+    # Taken out once, and put back by an entry that is damaged
+    before.write_text("\n".join(json.dumps({"remove": {"path": Path(uri).name}}) for uri in table.file_uris()))
+    rows, done = salvaged(archive, tmp_path)
+    assert rows == filled | {"new": picture_row("new")} and not done.problems
 
 
 def test_what_is_damaged_itself_is_named(archive: Archive, tmp_path: Path) -> None:
