@@ -267,6 +267,9 @@ class _Encoding:
                     summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
         if summary.stopped:
             summary.not_reached = self._planned - summary.tried
+            every_one = not (summary.not_reached or plan.more)
+            if every_one and not self._budget.exceeded(summary.quarantined, summary.tried, finished=True):
+                summary.stopped = None  # a share, and what was under way was all that was left
 
     def _reports(self, plan: Plan, progress: "_Progress") -> Iterator[tuple[Batch, BatchReport]]:
         """Each batch of ``plan`` as it is done. A lost one is tried again in halves, down to one picture.
@@ -288,7 +291,9 @@ class _Encoding:
                 yield batch, result
                 continue
             self._lost_in_a_row += 1
-            if len(batch.files) > 1:
+            if self._summary.stopped:
+                self._lose(batch, result, "is not tried again, for the run stops")
+            elif len(batch.files) > 1:
                 self._lose(batch, result, "is tried again in halves")
                 again.extend(batch.halves())
             else:

@@ -105,16 +105,19 @@ def test_a_run_that_fails_too_often_stops_and_can_be_continued(tmp_path: Path) -
     assert (done["archived"], done["already_there"], done["quarantined"], done["still_quarantined"]) == (2, 2, 2, 2)
 
 
+class AheadOfItself(ThisProcess):
+    """Takes three batches before it gives the first back, as workers do."""
+
+    def run(self, task: Any, take: Any, arguments: Any, hear: Any = None) -> Iterator[tuple[Any, Any]]:
+        under_way = [item for _ in range(3) if (item := take())]
+        while under_way:
+            item = under_way.pop(0)
+            yield item, task(**arguments(item))
+            under_way += filter(None, [take()])
+
+
 def test_what_is_under_way_when_a_run_stops_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.pipeline
-
-    class AheadOfItself(ThisProcess):
-        def run(self, task: Any, take: Any, arguments: Any, hear: Any = None) -> Iterator[tuple[Any, Any]]:
-            under_way = [item for _ in range(3) if (item := take())]
-            while under_way:
-                item = under_way.pop(0)
-                yield item, task(**arguments(item))
-                under_way += filter(None, [take()])
 
     monkeypatch.setattr(flows.pipeline, "pool", lambda *_: nullcontext(AheadOfItself()))
     folder, archive = write_pictures(tmp_path / "in", 8), tmp_path / "archive"
@@ -124,6 +127,18 @@ def test_what_is_under_way_when_a_run_stops_is_committed(tmp_path: Path, monkeyp
     stopped = given_up.value.result
     assert (stopped["archived"], stopped["quarantined"], stopped["not_reached"]) == (5, 1, 3)
     assert len(Archive.open(str(archive))) == 5
+
+
+def test_a_run_that_was_to_stop_and_got_through_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import compressor.summary
+    import flows.pipeline
+
+    monkeypatch.setattr(flows.pipeline, "pool", lambda *_: nullcontext(AheadOfItself()))
+    monkeypatch.setattr(compressor.summary, "BUDGET_FROM", 2)
+    folder = write_pictures(tmp_path / "in", 5)
+    (folder / "000a.png").write_text("not a picture")
+    done = archive_it(folder, tmp_path / "archive", batch_size=2, max_failures="20%")  # half of the first two
+    assert (done["archived"], done["quarantined"], done["not_reached"], done["stopped"]) == (5, 1, 0, None)
 
 
 @pytest.mark.parametrize("budget, good", [("5%", 0), ("2", 0), ("30%", 4)])
