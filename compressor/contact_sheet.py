@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -13,9 +13,10 @@ from compressor.baselines import STANDARD
 from compressor.chunks import bounded_chunks
 from compressor.codec import ORIGINAL, padded_pixels
 from compressor.decoding import DECODED_PIXELS, DECODED_ROWS, decoded_apart
-from compressor.errors import ArchiveError, ImageError
+from compressor.errors import ArchiveError, ImageError, told
 from compressor.images import Limits, decode_picture
 from compressor.keys import matcher
+from compressor.known import FINGERPRINT_BYTES
 from compressor.pages import data_uri, template
 from compressor.picture_writing import encode_picture
 from compressor.reading import read_contents, read_together
@@ -27,12 +28,16 @@ SIDE = 256  # pixels, to which larger pictures are reduced, and smaller ones enl
 
 @dataclass(frozen=True)
 class Sheet:
-    """A page, how many of the pictures whose keys match are on it, and what is wrong with some, by key."""
+    """A page, how many of the pictures whose keys match are on it, and what is wrong with some, by key.
+
+    ``found``: how many of these have a file in the source, None where there is no source.
+    """
 
     html: str
     pictures: int
     matching: int
     problems: list[tuple[str, str]]
+    found: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,27 +84,34 @@ def contact_sheet(
             f"{archive.url}: no key matches {pattern!r}" if pattern else f"{archive.url}: it holds no picture"
         )
     rows: dict[str, Row] = {}
+    captions: dict[str, str] = {}
     images: dict[str, list[_Image]] = {key: [] for key in chosen}
     together = bounded_chunks(
         archive.read_rows(chosen), lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS
     )
     for chunk in together:
         for row, decoded in zip(chunk, decoded_apart(chunk, archive.codec), strict=True):
-            rows[row.key] = row
-            images[row.key].append(_image("archive", decoded))
+            captions[row.key] = _caption(row)
+            rows[row.key] = replace(row, payload=b"")  # of all pictures, kept originals may be gigabytes
+            images[row.key].append(_image("archive", row.key, decoded))
         if on_progress:
             on_progress(len(rows), len(chosen))
+    if not rows:
+        raise ArchiveError(f"{archive.url}: another run has taken these pictures out meanwhile; try again")
     problems = [(key, image.problem) for key, shown in images.items() for image in shown if image.problem]
+    found = None
     if source:
-        for key, image in _of_source(source, rows):
+        found = 0
+        for key, image, is_there in _of_source(source, rows):
             images[key].insert(0, image)
-    cells = [_cell(rows[key], images[key]) for key in chosen if key in rows]
+            found += is_there
+    cells = [{"key": legible(key), "images": images[key], "caption": captions[key]} for key in chosen if key in rows]
     page = template("sheet.html.j2").render(
         archive=archive.url, headline=_headline([rows[key] for key in chosen if key in rows], matching, worst),
         lead=_lead(archive), cells=cells, source=source.shown if source else None, side=SIDE,
         widest=max(sum(image.width for image in cell["images"]) + 4 * len(cell["images"]) for cell in cells),
     )  # fmt: skip
-    return Sheet(page, len(cells), matching, problems)
+    return Sheet(page, len(cells), matching, problems, found)
 
 
 def _spread(archive: Archive, matches: Callable[[str], Any], limit: int) -> tuple[list[str], int]:
@@ -123,27 +135,28 @@ def _worst(archive: Archive, matches: Callable[[str], Any], limit: int) -> tuple
     return [key for _, key in heapq.nsmallest(limit, measured())], matching
 
 
-def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Image]]:
-    """The source's picture of each row, or why there is none to show."""
+def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Image, bool]]:
+    """The source's picture of each row, or why there is none to show, and whether there is a file."""
     limits = Limits()
     found = [file for file in source.files() if file.key in rows]
     for key in rows.keys() - {file.key for file in found}:
-        yield key, _Image("source", problem="no longer there")
+        yield key, _Image("source", problem="no longer there"), False
     for chunk in read_together(found):
         for file, content in zip(chunk, read_contents(source, chunk, limits), strict=True):
-            changed = ", changed since" if file.fingerprint != rows[file.key].fingerprint else ""
+            archived = rows[file.key].fingerprint[:FINGERPRINT_BYTES]  # rows of earlier versions have more
+            changed = ", changed since" if file.fingerprint != archived else ""
             try:
                 if isinstance(content, ImageError):
                     raise content
                 pixels: np.ndarray | Exception = decode_picture(content, limits).pixels
-            except ImageError as error:
+            except (ImageError, MemoryError) as error:
                 pixels = error
-            yield file.key, _image(f"source{changed}", pixels)
+            yield file.key, _image(f"source{changed}", file.key, pixels), True
 
 
-def _image(label: str, pixels: np.ndarray | Exception) -> _Image:
+def _image(label: str, key: str, pixels: np.ndarray | Exception) -> _Image:
     if isinstance(pixels, Exception):
-        return _Image(label, problem=str(pixels))
+        return _Image(label, problem=told(pixels).removeprefix(f"{key}: "))
     height, width = pixels.shape[:2]
     longer = max(height, width)
     if longer <= SIDE:
@@ -154,21 +167,17 @@ def _image(label: str, pixels: np.ndarray | Exception) -> _Image:
     return _Image(label, data_uri(encode_picture(small, 3, "jpeg", 0.0), "jpeg"), reduced[0])
 
 
-def _cell(row: Row, images: Sequence[_Image]) -> dict[str, Any]:
+def _caption(row: Row) -> str:
     quality = "exact" if row.psnr is None else f"{row.psnr:.2f} dB"
     by = f" · {row.codec}" if row.codec in STANDARD or row.codec == ORIGINAL else ""
-    return {
-        "key": legible(row.key),
-        "images": images,
-        "caption": f"{row.width} × {row.height} · {size(len(row.payload))} · {quality}{by}".replace(
-            " dB", "\N{NO-BREAK SPACE}dB"
-        ),
-    }
+    caption = f"{row.width} × {row.height} · {size(len(row.payload))} · {quality}{by}"
+    return caption.replace(" dB", "\N{NO-BREAK SPACE}dB")
 
 
 def _headline(rows: Sequence[Row], matching: int, worst: bool) -> str:
     levels = [row.psnr for row in rows if row.psnr is not None]
-    span = f"{min(levels):.2f} to {max(levels):.2f} dB" if levels else "all of them exact"
+    ends = sorted({f"{level:.2f}" for level in (min(levels), max(levels))}, key=float) if levels else []
+    span = f"{' to '.join(ends)} dB" if ends else "all of them exact" if len(rows) > 1 else "exact"
     if len(rows) == matching:
         return f"{number(matching, 'picture')}, {span}"
     if worst:

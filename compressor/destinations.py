@@ -250,6 +250,15 @@ def write_file(address: str, data: bytes) -> None:
         write_whole(Path(address), data)
 
 
+def file_lies_in(address: str, archive: str) -> bool:
+    """Whether such a file would be among those of the archive at this address."""
+    if "://" in address:
+        bucket, name = object_at(address)
+        return bucket.lies_in(archive, name)
+    path = Path(address).resolve()  # a link leads to what is written
+    return Folder(path.parent).lies_in(archive, path.name)
+
+
 @contextmanager
 def filled(place: Destination, first: str) -> Iterator[Path]:
     """A folder for files that lie at ``place`` in the end, in place of those of their names that are there.

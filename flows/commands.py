@@ -280,13 +280,16 @@ def sheet(options: argparse.Namespace) -> int:
     """``latentpack sheet``"""
     from compressor.archive import Archive
     from compressor.contact_sheet import contact_sheet
-    from compressor.destinations import write_file
+    from compressor.destinations import file_lies_in, write_file
+    from compressor.errors import enough_memory
     from compressor.sources import Source
 
     parameters = parameters_of(SheetParameters, options)
     source = Source.open(parameters.beside) if parameters.beside else None
     archive = Archive.open(parameters.archive)
-    with watching(options.json):
+    if file_lies_in(parameters.out, archive.url):
+        raise LatentpackError(f"{parameters.out} is in the archive itself, among its own files; name another place")
+    with enough_memory(archive.url, "draw the page"), watching(options.json):
         drawn = contact_sheet(
             archive, parameters.pattern, parameters.limit, parameters.worst, source, on_progress("decoding")
         )
@@ -296,6 +299,8 @@ def sheet(options: argparse.Namespace) -> int:
         raise LatentpackError(f"cannot write {parameters.out}: {error.strerror or error}; name another file") from error
     for key, reason in drawn.problems:
         warn(f"{key}: {reason}")
+    if source and not drawn.found:
+        warn(f"{source.shown} has no file of these pictures: name the source as it was given to run")
     of = f" of {drawn.matching:,}" if drawn.matching > drawn.pictures else ""
     values = {"sheet": parameters.out, "pictures": drawn.pictures, "matching": drawn.matching}
     _answer(

@@ -405,7 +405,7 @@ class SheetParameters(Parameters):
     beside: Address | None = Field(
         default=None, min_length=1, description="where the pictures came from: show each beside its file there"
     )
-    limit: int = Field(default=200, ge=1, le=10_000, description="show at most this many pictures")
+    limit: int = Field(default=200, ge=1, le=2_000, description="show at most this many pictures")
 
     @field_validator("out")
     @classmethod

@@ -13,6 +13,7 @@ import pytest
 from compressor.archive import Archive
 from compressor.contact_sheet import SIDE, contact_sheet
 from compressor.destinations import Bucket
+from compressor.errors import ArchiveError
 from compressor.images import decode_picture
 from compressor.picture_writing import encode_picture
 from compressor.sources import Source
@@ -93,6 +94,32 @@ def test_each_beside_its_source(tmp_path: Path) -> None:
     assert "source, changed since: no known picture format" in sheet.html
 
 
+def test_fingerprints_of_earlier_versions_are_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encode_picture(np.zeros((4, 4, 3), np.uint8), 3))
+    source = Source.open(tmp_path / "in")
+    [file] = source.files()
+    earlier = replace(picture_row("a.png"), fingerprint=file.fingerprint + b"abc")
+    monkeypatch.setattr(Archive, "read_rows", lambda *_: iter([earlier]))
+    sheet = contact_sheet(archive_of(tmp_path, {"a.png": 34.0}), source=source)
+    assert sheet.found == 1 and "changed since" not in sheet.html
+
+
+def test_pictures_that_are_taken_out_meanwhile_are_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Archive, "read_rows", lambda *_: iter(()))
+    with pytest.raises(ArchiveError, match="another run has taken these pictures out meanwhile"):
+        contact_sheet(archive_of(tmp_path, {"a": 34.0}))
+
+
+def test_a_source_with_none_of_the_pictures_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = archive_of(tmp_path, {"a": 34.0})
+    (tmp_path / "other").mkdir()
+    out = tmp_path / "sheet.html"
+    code, _, err = said(capsys, "sheet", archive.url, "--out", out, "--beside", tmp_path / "other")
+    assert code == 0 and "other has no file of these pictures" in err
+    assert "1 picture, 34.00 dB" in unescape(out.read_text()).replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_a_damaged_picture_is_named_and_the_others_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,8 +129,8 @@ def test_a_damaged_picture_is_named_and_the_others_are_shown(
     code, said_out, err = said(capsys, "sheet", archive.url, "--out", out, "--json")
     result = json.loads(said_out)
     assert code == 1 and (result["pictures"], result["matching"]) == (3, 3)
-    assert [key for key, _ in result["problems"]] == ["b"] and "b: stored crc32c" in err
-    assert len(images(out.read_text())) == 2 and "archive: b: stored crc32c" in unescape(out.read_text())
+    assert [key for key, _ in result["problems"]] == ["b"] and "\nb: stored crc32c" in f"\n{err}"
+    assert len(images(out.read_text())) == 2 and "archive: stored crc32c" in unescape(out.read_text())
 
 
 def test_names_are_text_on_the_page(tmp_path: Path) -> None:
@@ -120,6 +147,7 @@ def test_names_are_text_on_the_page(tmp_path: Path) -> None:
         (["nothing*"], "no key matches 'nothing*'"),
         (["--out", "a.png"], "--out: it must end in .html"),
         (["--beside", "nowhere"], "no source at nowhere"),
+        (["--out", "archive/images/sheet.html"], "sheet.html is in the archive itself"),
         (["--limit", "0"], "--limit: "),
         (["", "--out", "sheet.html"], "PATTERN: it is empty"),
     ],
