@@ -6,7 +6,6 @@ How they are encoded lies in encoding.py; where a run's files come from in sourc
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,7 +18,7 @@ from compressor.encoding import BatchReport, EncodeOptions, encode_contents
 from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
 from compressor.images import Limits, check_size, decode_picture
 from compressor.keys import require_text
-from compressor.known import FINGERPRINT_BYTES
+from compressor.known import content_fingerprint
 from compressor.picture_writing import encode_picture
 from compressor.reading import refusal
 from compressor.sources import SourceFile, name_problem
@@ -243,7 +242,7 @@ def _files(pictures: Mapping[str, np.ndarray | bytes]) -> Iterator[tuple[SourceF
     """Each picture as a file, an array as a PNG."""
     for key, picture in pictures.items():
         content = picture if isinstance(picture, bytes) else _png(picture)
-        yield SourceFile(key, key, len(content), blake2b(content, digest_size=FINGERPRINT_BYTES).digest()), content
+        yield SourceFile(key, key, len(content), content_fingerprint(content)), content
 
 
 def _png(pixels: np.ndarray) -> bytes:

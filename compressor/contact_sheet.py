@@ -16,7 +16,7 @@ from compressor.decoding import DECODED_PIXELS, DECODED_ROWS, decoded_apart
 from compressor.errors import ArchiveError, ImageError, told
 from compressor.images import Limits, decode_picture
 from compressor.keys import matcher
-from compressor.known import FINGERPRINT_BYTES
+from compressor.known import FINGERPRINT_BYTES, content_fingerprint
 from compressor.pages import data_uri, template
 from compressor.picture_writing import encode_picture
 from compressor.reading import read_contents, read_together
@@ -105,7 +105,9 @@ def contact_sheet(
         for key, image, is_there in _of_source(source, rows):
             images[key].insert(0, image)
             found += is_there
-    cells = [{"key": legible(key), "images": images[key], "caption": captions[key]} for key in chosen if key in rows]
+    cells: list[dict[str, Any]] = [
+        {"key": legible(key), "images": images[key], "caption": captions[key]} for key in chosen if key in rows
+    ]
     page = template("sheet.html.j2").render(
         archive=archive.url, headline=_headline([rows[key] for key in chosen if key in rows], matching, worst),
         lead=_lead(archive), cells=cells, source=source.shown if source else None, side=SIDE,
@@ -144,14 +146,14 @@ def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Ima
     for chunk in read_together(found):
         for file, content in zip(chunk, read_contents(source, chunk, limits), strict=True):
             archived = rows[file.key].fingerprint[:FINGERPRINT_BYTES]  # rows of earlier versions have more
-            changed = ", changed since" if file.fingerprint != archived else ""
+            same = archived in (file.fingerprint, content_fingerprint(content) if isinstance(content, bytes) else b"")
             try:
                 if isinstance(content, ImageError):
                     raise content
                 pixels: np.ndarray | Exception = decode_picture(content, limits).pixels
             except (ImageError, MemoryError) as error:
                 pixels = error
-            yield file.key, _image(f"source{changed}", file.key, pixels), True
+            yield file.key, _image("source" if same else "source, changed since", file.key, pixels), True
 
 
 def _image(label: str, key: str, pixels: np.ndarray | Exception) -> _Image:

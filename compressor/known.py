@@ -25,6 +25,11 @@ def hash_keys(keys: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join([blake2b(key.encode(), digest_size=8).digest() for key in keys]), np.uint64)
 
 
+def content_fingerprint(content: bytes) -> bytes:
+    """The fingerprint of what comes from memory, and not from a source that tells size and time."""
+    return blake2b(content, digest_size=FINGERPRINT_BYTES).digest()
+
+
 def fingerprint_numbers(fingerprints: Sequence[bytes]) -> np.ndarray:
     """uint64 (N,): the first :data:`FINGERPRINT_BYTES` of each fingerprint, which none has fewer of."""
     joined = b"".join([fingerprint[:FINGERPRINT_BYTES] for fingerprint in fingerprints])

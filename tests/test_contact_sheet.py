@@ -105,6 +105,15 @@ def test_fingerprints_of_earlier_versions_are_longer(tmp_path: Path, monkeypatch
     assert sheet.found == 1 and "changed since" not in sheet.html
 
 
+def test_what_was_appended_from_memory_is_compared_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    content = encode_picture(np.zeros((4, 4, 3), np.uint8), 3)
+    (tmp_path / "in" / "a.png").write_bytes(content)
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.append({"a.png": content}, "webp")
+    assert "changed since" not in contact_sheet(archive, source=Source.open(tmp_path / "in")).html
+
+
 def test_pictures_that_are_taken_out_meanwhile_are_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Archive, "read_rows", lambda *_: iter(()))
     with pytest.raises(ArchiveError, match="another run has taken these pictures out meanwhile"):
