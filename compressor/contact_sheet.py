@@ -76,7 +76,8 @@ def contact_sheet(
     Raises
     ------
     ArchiveError
-        No key matches, or the archive cannot be read. A damaged picture is no error: the page names it.
+        No key matches, or the archive or one of its files cannot be read. A picture whose payload is damaged is no
+        error: the page names it.
     """
     chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
     if not chosen:
@@ -153,7 +154,7 @@ def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Ima
                 pixels: np.ndarray | Exception = decode_picture(content, limits).pixels
             except (ImageError, MemoryError) as error:
                 pixels = error
-            yield file.key, _image("source" if same else "source, changed since", file.key, pixels), True
+            yield file.key, _image("source" if same else "source, changed or copied since", file.key, pixels), True
 
 
 def _image(label: str, key: str, pixels: np.ndarray | Exception) -> _Image:

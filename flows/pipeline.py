@@ -264,6 +264,10 @@ class _Encoding:
                 progress.show(summary)
                 last = summary.tried == self._planned and not plan.more
                 if self._budget.exceeded(summary.quarantined, summary.tried, last):
+                    if not summary.stopped:
+                        get_run_logger().warning(
+                            "too many pictures failed: no more are begun, those under way are finished"
+                        )
                     summary.stopped = f"{summary.quarantined:,} of {number(summary.tried, 'picture')} failed"
         if summary.stopped:
             summary.not_reached = self._planned - summary.tried

@@ -89,9 +89,9 @@ def test_each_beside_its_source(tmp_path: Path) -> None:
     assert np.array_equal(images(sheet.html)[-2], pixels)
     assert np.array_equal(images(sheet.html)[-1], archive.read("here.png"))
     labels = re.findall(r'title="(.*?)"', sheet.html)
-    assert labels == ["archive", "source, changed since", "archive", "archive", "source", "archive"]
+    assert labels == ["archive", "source, changed or copied since", "archive", "archive", "source", "archive"]
     assert "source: no longer there" in sheet.html
-    assert "source, changed since: no known picture format" in sheet.html
+    assert "source, changed or copied since: no known picture format" in sheet.html
 
 
 def test_fingerprints_of_earlier_versions_are_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_fingerprints_of_earlier_versions_are_longer(tmp_path: Path, monkeypatch
     earlier = replace(picture_row("a.png"), fingerprint=file.fingerprint + b"abc")
     monkeypatch.setattr(Archive, "read_rows", lambda *_: iter([earlier]))
     sheet = contact_sheet(archive_of(tmp_path, {"a.png": 34.0}), source=source)
-    assert sheet.found == 1 and "changed since" not in sheet.html
+    assert sheet.found == 1 and "changed or copied since" not in sheet.html
 
 
 def test_what_was_appended_from_memory_is_compared_by_its_bytes(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_was_appended_from_memory_is_compared_by_its_bytes(tmp_path: Path) 
     (tmp_path / "in" / "a.png").write_bytes(content)
     archive = Archive.create(str(tmp_path / "archive"))
     archive.append({"a.png": content}, "webp")
-    assert "changed since" not in contact_sheet(archive, source=Source.open(tmp_path / "in")).html
+    assert "changed or copied since" not in contact_sheet(archive, source=Source.open(tmp_path / "in")).html
 
 
 def test_pictures_that_are_taken_out_meanwhile_are_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
