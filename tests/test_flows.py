@@ -522,5 +522,5 @@ def test_what_the_demo_recommends_are_commands_and_keep_the_promise(tmp_path: Pa
 
     lines = [line.split() for line in _next(tmp_path).splitlines() if line.startswith("  latentpack")]
     commands = [build_parser().parse_known_args(words[1:])[0] for words in lines]
-    assert [given.command for given in commands] == ["run", "info", "restore", "train"]
+    assert [given.command for given in commands] == ["run", "info", "sheet", "restore", "train"]
     assert commands[-1].start in released()  # of a family with a choice of qualities
