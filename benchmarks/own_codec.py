@@ -1,48 +1,64 @@
 """What a codec of one's own gives: faces as it is, trained on for some minutes, and a new one trained as long.
 
-    python benchmarks/own_codec.py [--minutes 15] [--folder DIR]
+    python benchmarks/own_codec.py [--minutes 15]
 
-Pictures are scikit-image's photographs: the codecs learn from overlapping tiles of all but the last 128 columns of
-each, and are measured on tiles of these columns. Both trainings run at the same time, each on one core. DIR keeps the
-pictures and the codecs.
+Pictures are scikit-image's photographs. Tiles of the last 128 columns of each are measured, tiles of the 128 before
+them are validated on, and overlapping tiles of all others are learned from, as `latentpack train` does. Both trainings
+run at the same time, each on one core.
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
+import torch
 
 from compressor.codec import Codec, load_codec
 from compressor.defaults import CODEC
 from compressor.images import decode_picture
+from compressor.learning import learn
 from compressor.metrics import RateCurve
-from compressor.picture_writing import encode_picture
 from compressor.quality import encode_measured
 from compressor.samples import PHOTOGRAPHS, TEXTURES, TILE, photograph, tiles
+from flows.parameters import CodecTrainingParameters
+from flows.train import configure
 
 STRIDE = 32  # pixels from one tile that is learned from to the next
 TARGETS = (34.0, 36.0, 38.0)
-TRAININGS = {"--start faces": ("--start", CODEC), "--family v5": ("--family", "v5")}
+TRAININGS = {"--start faces": CODEC, "--family v5": None}
 
 
-def learned_from(folder: Path) -> int:
-    """Write the tiles to learn from; how many."""
-    folder.mkdir()
-    count = 0
-    for name in (*PHOTOGRAPHS, *TEXTURES):
-        pixels = decode_picture(photograph(name)).pixels[:, :-TILE]
-        height, width = pixels.shape[:2]
-        for top in range(0, height - TILE + 1, STRIDE):
-            for left in range(0, width - TILE + 1, STRIDE):
-                tile = pixels[top : top + TILE, left : left + TILE]
-                (folder / f"{count:05d}.png").write_bytes(encode_picture(tile, 3))
-                count += 1
-    return count
+def photographs() -> list[np.ndarray]:
+    return [decode_picture(photograph(name)).pixels for name in (*PHOTOGRAPHS, *TEXTURES)]
+
+
+def columns(first: int, behind: int | None) -> list[np.ndarray]:
+    """Tiles of these columns of every photograph."""
+    return [tile for pixels in photographs() for tile in tiles(np.ascontiguousarray(pixels[:, first:behind]))]
+
+
+def learned_from() -> np.ndarray:
+    """Overlapping tiles of what is left of these, uint8 (N, 128, 128, 3)."""
+    return np.stack(
+        [
+            pixels[top : top + TILE, left : left + TILE]
+            for pixels in photographs()
+            for top in range(0, pixels.shape[0] - TILE + 1, STRIDE)
+            for left in range(0, pixels.shape[1] - 3 * TILE + 1, STRIDE)
+        ]
+    )
+
+
+def trained(title: str, minutes: float) -> bytes:
+    """The artifact of one training."""
+    torch.set_num_threads(1)
+    start = TRAININGS[title]
+    config = configure(CodecTrainingParameters(minutes=minutes), start is not None)
+    made = learn("v5", learned_from(), np.stack(columns(-2 * TILE, -TILE)), config, start=start, weights="int8")
+    print(f"{title}: step {made.state.kept['step']:.0f} of {made.state.step} was best", flush=True)
+    return made.data
 
 
 def curve(codec: Codec, pictures: Sequence[np.ndarray]) -> RateCurve:
@@ -57,37 +73,22 @@ def curve(codec: Codec, pictures: Sequence[np.ndarray]) -> RateCurve:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", default="15")
-    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--minutes", type=float, default=15)
     options = parser.parse_args()
-    folder = options.folder or Path(tempfile.mkdtemp())
-    count = learned_from(folder / "learned")
-    measured = [
-        tile
-        for name in (*PHOTOGRAPHS, *TEXTURES)
-        for tile in tiles(np.ascontiguousarray(decode_picture(photograph(name)).pixels[:, -TILE:]))
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LATENTPACK_HOME": str(folder / "home")}
-    paths = {title: folder / f"codec-{number}.safetensors" for number, title in enumerate(TRAININGS)}
-    running = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "flows.cli", "train", folder / "learned", "--out", paths[title]),
-                *(*how, "--minutes", options.minutes, "--workers", "1"),
-            ],
-            env=environment,
-        )
-        for title, how in TRAININGS.items()
-    ]
-    if any([process.wait() for process in running]):
-        raise SystemExit("a training failed")
-    codecs = {"faces": CODEC} | {f"train {title}": str(path) for title, path in paths.items()}
-    print(f"\n{len(measured)} tiles measured, {count} learned from, bytes of payload at equal mean PSNR\n")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        made = dict(zip(TRAININGS, pool.map(trained, TRAININGS, [options.minutes] * 2), strict=True))
+    measured = columns(-TILE, None)
+    print(
+        f"\n{len(measured)} tiles measured, {len(learned_from())} learned from, bytes of payload at equal mean PSNR\n"
+    )
     print("| | " + " | ".join(f"{target:.0f} dB" for target in TARGETS) + " |\n| --- |" + " ---: |" * len(TARGETS))
-    for title, address in codecs.items():
-        points = curve(load_codec(address), measured)
+    for title, codec in [
+        ("faces", load_codec(CODEC)),
+        *((f"train {name}", load_codec(data)) for name, data in made.items()),
+    ]:
+        points = curve(codec, measured)
         cells = (points.rate_at(target) for target in TARGETS)
-        print(f"| {title} | " + " | ".join("" if cell is None else f"{cell:.0f}" for cell in cells) + " |", flush=True)
+        print(f"| {title} | " + " | ".join("–" if cell is None else f"{cell:.0f}" for cell in cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from compressor.wording import by_reason, number
 from flows.machine import worker_count
 from flows.parameters import ExperimentsParameters
 from flows.progress import listener
-from flows.train import RATE, RATE_ONWARD, configure, prepare_shards
+from flows.train import configure, prepare_shards
 from flows.worded import worded_flow
 from tasks.caching import fresh
 from tasks.experiments import CellRecord, MeasurementRecord, measure, measure_standards, quantize, report, train_cell
@@ -202,7 +202,7 @@ def _elsewhere(work: _Work, tops: Pairs, given: Pairs) -> Iterator[Elsewhere]:
             record, trial = tuned
             label = f"{trial.name}, fine-tuned"
             cell = Cell(trial.family, start=record.id)
-            onward = replace(work.half, learning_rate=work.half.learning_rate * RATE_ONWARD / RATE)
+            onward = replace(work.half, learning_rate=work.half.learning_rate / 3)
             further = _trained(there, f"{label} on {name}", cell, onward, record.path)
             trials.append(_measured(there, label, further, trial.family, full=False))
         trials += [_measured(there, trial.name, record, trial.family, full=False) for record, trial in given]

@@ -188,7 +188,7 @@ class TrainingParameters(Parameters):
     batch: int = Field(default=16, ge=1, le=65_536, description="pictures in one training step")
     optimizer: Optimizer = Field(default="muon", description="how steps are taken; muon learns in fewer of them")
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="peak learning rate (default: 0.003, or 0.001 from a codec)"
+        default=None, gt=0, le=1, description="peak learning rate (default: 0.003, or 0.0002 from a codec)"
     )
     patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement; 0: never")
     side: int = Field(

@@ -36,7 +36,7 @@ from tasks.threads import pin_threads
 from tasks.train import TrainingRecord, codec_folder, train, train_there
 
 MINUTES = 15.0  # where neither steps nor minutes are given
-RATE, RATE_ONWARD = 3e-3, 1e-3  # of learning, from nothing and from a codec
+RATE, RATE_ONWARD = 3e-3, 2e-4  # of learning, from nothing and from a codec
 VALIDATIONS = 40  # in a run of a given number of steps
 VALIDATE_EVERY = 200  # steps, where only minutes are given
 PARALLEL_FROM = 4  # shards: starting processes takes as long as preparing a few
