@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.artifact import Artifact, parse
+from compressor.artifact import Artifact, dump, parse
 from compressor.baselines import STANDARD
 from compressor.codec import artifact_bytes, naming, released
 from compressor.devices import pick_device
@@ -46,7 +46,7 @@ def learn(
     loss: Callable[[Any], nn.Module] | None = None,
     weights: str | None = None,
 ) -> Learned:
-    """Train a codec and freeze it.
+    """Train a codec and freeze it. One that goes on from another is that other where no validation found it better.
 
     Parameters
     ----------
@@ -94,6 +94,8 @@ def learn(
         trained=before is not None,
     )
     count = len(pictures_NHWC)
+    if before and not state.kept["step"]:
+        return Learned(dump(before.metadata, before.tensors), count, state, device.type)
     full_card = {
         **(card or {}),
         "training": asdict(config),

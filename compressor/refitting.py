@@ -14,7 +14,7 @@ from compressor.networks.qualities import draw_qualities, quality_to_lambda
 
 SHORTCUT = "synthesis.shortcut"  # the layer, with 2 % of the weights
 _BATCH = 32  # pictures
-_TESTED = 4  # one picture in so many
+_TESTED = 4  # the last of so many parts of the pictures
 _DAMPING = 0.1  # of the mean of the diagonal, added to it: of 0.001 to 3 the best on portraits left out
 
 
@@ -23,7 +23,8 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor) -> bool:
     """Give the linear shortcut of the synthesis the weights of least squared error, all else as it is.
 
     At random quality steps, each error weighed by what it costs there, so that all tell about as much. What is fitted
-    to three of four pictures must serve the fourth ones too: a fit to few serves these alone, and lost others dBs.
+    to the first three fourths must serve the last one too: a fit to few serves these alone, and lost others dBs. Of
+    bursts and a film's frames every fourth picture would be served by any fit.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor) -> bool:
     Returns
     -------
     bool
-        Whether the weights are new: where those fourth pictures would not gain, they are as they were.
+        Whether the weights are new: where that last fourth would not gain, they are as they were.
 
     Raises
     ------
@@ -46,14 +47,14 @@ def refit_shortcut(network: Hyperprior, pictures_NCHW: Tensor) -> bool:
     network.eval()
     generator = torch.Generator().manual_seed(0)
     fitted, tested = _Sums(), _Sums()
-    for part_BCHW in pictures_NCHW.split(_BATCH):
+    is_tested_N = torch.arange(len(pictures_NCHW)) >= len(pictures_NCHW) - len(pictures_NCHW) // _TESTED
+    for part_BCHW, tested_B in zip(pictures_NCHW.split(_BATCH), is_tested_N.split(_BATCH), strict=True):
         x_BCHW = part_BCHW.float() / 255
         quality_B = draw_qualities(len(x_BCHW), generator)
         weight_B = quality_to_lambda(quality_B).sqrt()[:, None, None, None]
         y_hat, _ = network.coded(x_BCHW, quality_B)
         error = F.pixel_unshuffle(F.pixel_unshuffle(x_BCHW - network.synthesis(y_hat, quality_B), 8), 2)
         y_hat, error = y_hat * weight_B, error * weight_B
-        tested_B = torch.arange(len(x_BCHW)) % _TESTED == _TESTED - 1
         fitted.add(y_hat[~tested_B], error[~tested_B])
         tested.add(y_hat[tested_B], error[tested_B])
     if tested.gain(fitted.change()) <= 0:

@@ -440,6 +440,8 @@ def train(options: argparse.Namespace) -> int:
             *((_OF_BEST.get(name, name), f"{value:.5g}") for name, value in result["validation"].items()),
         ]
         print_rows("trained", rows)
+        if not result["validation"].get("step", 1):
+            warn("of pictures held out none was shown better by what it learned: the codec is the one it started from")
     return DONE
 
 

@@ -265,7 +265,7 @@ def test_fine_tuning_never_ends_below_its_start() -> None:
     harmful = TrainingConfig(steps=4, batch=2, warmup=1, learning_rate=0.5, validate_every=1)
     after = train_cell(Cell("v1", start=identify(start)), pictures, harmful, start)
     assert min(one["loss"] for one in after.state.history) > before
-    assert measure(load_codec(after.data), list(pictures))[0].mse <= 1.01 * before
+    assert after.data == start
 
 
 def test_structure_is_judged_on_pictures_of_any_side_that_trains() -> None:

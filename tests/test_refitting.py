@@ -85,4 +85,6 @@ def test_a_fit_that_others_do_not_gain_by_is_dropped() -> None:
     noise = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert not refit_shortcut(network, torch.cat((noise, NCHW[:1])))
     assert torch.equal(network.synthesis.shortcut.weight, before)
+    burst = noise.repeat_interleave(4, dim=0)
+    assert not refit_shortcut(network, torch.cat((burst, NCHW[:4])))  # of which every fourth is like the one before it
     assert refit_shortcut(network, torch.cat((noise, noise[:1])))
