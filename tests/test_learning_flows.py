@@ -124,15 +124,16 @@ def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
     gentle = train_flow(TrainParameters(**given, steps=1, learning_rate=1e-12))
     before, after = parse(start.read_bytes()), parse(out.read_bytes())
     assert gentle["family"] == family and after.metadata["network"] == before.metadata["network"]
-    assert after.metadata["card"]["start"]["id"] == before.id
 
     def values(artifact: Artifact) -> np.ndarray:
         return np.concatenate([p.numpy().ravel() for p in FAMILIES[family].network(artifact).parameters()])
 
     np.testing.assert_array_equal(values(after), values(before))
-    train_flow(TrainParameters(**given, steps=20))
-    assert parse(out.read_bytes()).metadata["card"]["training"]["learning_rate"] == 1e-3
-    assert (values(parse(out.read_bytes())) != values(before)).mean() > 0.5
+    train_flow(TrainParameters(**given, steps=60))
+    learned = parse(out.read_bytes())
+    card = learned.metadata["card"]
+    assert card["start"]["id"] == before.id and card["training"]["learning_rate"] == 2e-4
+    assert (values(learned) != values(before)).mean() > 0.5
 
 
 @pytest.mark.parametrize(
