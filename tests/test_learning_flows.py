@@ -114,7 +114,7 @@ def test_a_codec_is_trained_and_stored_as_asked(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("family", ["v2", "v6"])
 def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
     from compressor.families import FAMILIES
-    from flows.train import train_flow
+    from flows.train import configure, train_flow
 
     folder, out = write_pictures(tmp_path / "in", 12), tmp_path / "out.safetensors"
     start = tmp_path / "start.safetensors"
@@ -129,10 +129,10 @@ def test_a_training_goes_on_from_a_codec(tmp_path: Path, family: str) -> None:
         return np.concatenate([p.numpy().ravel() for p in FAMILIES[family].network(artifact).parameters()])
 
     np.testing.assert_array_equal(values(after), values(before))
-    train_flow(TrainParameters(**given, steps=60))
+    train_flow(TrainParameters(**given, steps=20, learning_rate=1e-3))
     learned = parse(out.read_bytes())
-    card = learned.metadata["card"]
-    assert card["start"]["id"] == before.id and card["training"]["learning_rate"] == 2e-4
+    assert learned.metadata["card"]["start"]["id"] == before.id
+    assert configure(TrainParameters(**given), learned=True).learning_rate == 2e-4
     assert (values(learned) != values(before)).mean() > 0.5
 
 
