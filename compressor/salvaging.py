@@ -30,7 +30,7 @@ from compressor.store import Store
 from compressor.verifying import DAMAGE, raise_if_refused
 from compressor.wording import number
 
-CHECKPOINT = ".checkpoint.parquet"
+_CHECKPOINT = ".checkpoint.parquet"
 # In an entry of a log, in milliseconds
 _TIME = re.compile(rb'"(?:timestamp|modificationTime|deletionTimestamp|lastUpdated)":(\d{1,15})')
 
@@ -172,14 +172,14 @@ def _legible(store: Store, log: str) -> tuple[dict[str, float], set[str]]:
     added: dict[str, float] = {}
     removed: set[str] = set()
     for name in store.names(log):
-        if not (name[:20].isdigit() and name.endswith((".json", CHECKPOINT))):
+        if not (name[:20].isdigit() and name.endswith((".json", _CHECKPOINT))):
             continue
         try:
             entry = store.get(f"{log}/{name}")
         except OSError as error:  # a bad sector
             raise_if_refused(store, f"{log}/{name}", error)
             continue
-        if name.endswith(CHECKPOINT):
+        if name.endswith(_CHECKPOINT):
             live, taken_out = _at_checkpoint(entry)
             removed = (removed | taken_out) - live
             continue

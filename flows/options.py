@@ -49,10 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "list", "Keys of an archive's pictures, one on a line, as --keys-from takes them.",
         result="each picture as one JSON object on a line, with its size, codec, PSNR and bytes,",
     )  # fmt: skip
-    keys.add_argument(
-        "pattern", nargs="?", metavar="PATTERN",
-        help="only matching keys; quote it: * is any text, even /, ? any character, [abc] one of these",
-    )  # fmt: skip
+    keys.add_argument("pattern", nargs="?", metavar="PATTERN", help=SheetParameters.model_fields["pattern"].description)
     _from_model(commands, "sheet", SheetParameters, ("archive", "pattern"))
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     _add_keys(delete, "to erase")

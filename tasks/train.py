@@ -24,7 +24,7 @@ from tasks.home import home, is_watched
 from tasks.retries import NOT_KEPT, retry_unless_told
 from tasks.threads import pin_threads
 
-VERSION = 5  # raise it when the same shards and configuration give another codec
+VERSION = 6  # raise it when the same shards and configuration give another codec
 VALIDATION = 512  # pictures at most that training is validated on
 
 
