@@ -58,7 +58,8 @@ def train_flow(parameters: TrainParameters) -> tuple[dict[str, Any], str]:
         raise CodecError(f"cannot write {out}: {reason}; the codec is trained, and lies at {record.path}") from error
     on = f"{number(record.pictures, 'picture')}, {number(record.steps, 'step')}"
     place = out if "://" in out else Folder(Path(out).parent).told(Path(out).name)
-    return {**vars(record), "path": out}, f"codec {short(record.id)}, trained on {on}: {place}"
+    as_it_was = "" if record.validation.get("step", 1) else " and no better for it, so as it was"
+    return {**vars(record), "path": out}, f"codec {short(record.id)}, trained on {on}{as_it_was}: {place}"
 
 
 def _check_out(out: str) -> None:
