@@ -2,8 +2,8 @@
 
 Not here: where the bytes come from (sources.py), the structure of the files (picture_files.py), profiles (colours.py),
 files that are written (picture_writing.py).
-imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow), simplejpeg JPEG (it tells
-what libjpeg remarks on, with the same pixels), pillow-heif HEIC, Pillow the rest.
+imagecodecs decodes PNG and ordinary TIFF (it is quiet, and faster than OpenCV and Pillow) and JPEG XL, simplejpeg JPEG
+(it tells what libjpeg remarks on, with the same pixels), pillow-heif HEIC, Pillow the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor import colours, picture_files
+from compressor import colours, jpegxl, picture_files
 from compressor.defaults import MAX_BYTES, MAX_PIXELS
 from compressor.errors import ImageError, LatentpackError, is_shortage, told
 from compressor.picture_files import Header
@@ -30,7 +30,6 @@ from compressor.picture_files import Header
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
 
 DECODING_BYTES = 32  # of memory for a pixel: libjxl takes 16, OpenJPEG more than 12
-FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "heic", "jpeg2000", "gif")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Picture:
     channels
         1 grey (the three planes are equal), 3 colour.
     format
-        One of :data:`FORMATS`.
+        As :func:`compressor.picture_files.sniff` names it, such as ``jpeg``.
     keep
         None if ``pixels`` are all there is to the picture. Otherwise why only its bytes are faithful: ``alpha``,
         ``16-bit`` (any depth over 8), ``float``, ``signed`` and ``untyped`` (samples of a TIFF that are no unsigned
@@ -88,8 +87,6 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     name = picture_files.sniff(data)
     if name is None:
         raise ImageError("not_a_picture", f"no known picture format begins with {bytes(data[:8])!r}")
-    if name not in FORMATS:
-        raise ImageError("unsupported", f"{name} is not read here: convert it to PNG, AVIF or JPEG first")
     if len(data) > limits.max_bytes:
         raise ImageError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
     try:
@@ -105,6 +102,10 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
                     return _finish(samples, replace(header, keep=header.keep or why))
         if name == "heic":
             return _heic(data, limits)
+        if name == "jpegxl":
+            header = jpegxl.read_header(data)
+            with _within(header.width, header.height, limits):
+                return _finish(_jpegxl(data, header), header)
         return _decode_by_pillow(data, name, limits)
     except (ImageError, MemoryError, ImportError):  # a library that is not loaded says nothing of a file
         raise
@@ -197,6 +198,15 @@ def _jpeg(data: bytes, header: Header) -> tuple[np.ndarray, str | None]:
 _MADE_UP = re.compile("premature end|bad huffman|bad arithmetic|inconsistent progression", re.IGNORECASE)
 
 
+def _jpegxl(data: bytes, header: Header) -> np.ndarray:
+    """Samples of the first picture, upright."""
+    import imagecodecs
+
+    samples = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
+    most = (1 << header.depth) - 1  # libjxl hands out those of few bits as they are
+    return samples if most >= 255 else ((samples.astype(np.uint16) * 255 + most // 2) // most).astype(np.uint8)
+
+
 def _heic(data: bytes, limits: Limits) -> Picture:
     """The primary picture of a HEIC, turned as the file says; EXIF has no say in that.
 
@@ -231,12 +241,15 @@ def _heic(data: bytes, limits: Limits) -> Picture:
     return _finish(samples, Header("heic", width, height, icc, keep=keep or why))
 
 
+_EARLY_ENDS = ("truncated", "too small", "not enough image data", "need_more_input")  # Pillow's and libjxl's words
+
+
 def _refusal(name: str, error: Exception) -> ImageError:
     text = str(error) or type(error).__name__
     lower = text.lower()
     if "decompression bomb" in lower:
         return ImageError("too_large", text)
-    if "truncated" in lower or "too small" in lower:
+    if any(word in lower for word in _EARLY_ENDS):
         return ImageError("truncated", f"the {name} file ends early ({text}): copy or download it again")
     if (
         "unknown pixel mode" in lower
@@ -321,6 +334,7 @@ _PLUGINS = {
     "avif": "AvifImagePlugin.AvifImageFile",
     "jpeg2000": "Jpeg2KImagePlugin.Jpeg2KImageFile",
     "gif": "GifImagePlugin.GifImageFile",
+    "pnm": "PpmImagePlugin.PpmImageFile",
 }
 
 
@@ -338,6 +352,8 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
         picture_files.check_tiff(data)
+    elif name == "pnm":
+        keep = picture_files.read_pnm_keep(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
     module, _, plugin = _PLUGINS[name].partition(".")
     with opening:

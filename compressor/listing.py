@@ -18,6 +18,7 @@ from compressor.known import FINGERPRINT_BYTES
 READ_EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
     | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif"}
+    | {".jxl", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is a thumbnail
     {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"}
@@ -25,9 +26,8 @@ RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is
 )
 # These are listed although nothing here decodes them: quarantine names them, silence would lose them
 UNREAD_EXTENSIONS = RAW_EXTENSIONS | frozenset(
-    {".jxl", ".jxr", ".hdp", ".wdp", ".jls", ".jph", ".psd", ".psb"}
-    | {".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".ico", ".exr", ".hdr", ".dpx", ".pcx", ".sgi", ".dds"}
-    | {".xcf", ".qoi", ".bpg", ".flif"}
+    {".jxr", ".hdp", ".wdp", ".jls", ".jph", ".psd", ".psb", ".tga", ".pam", ".pfm", ".ico", ".exr", ".hdr", ".dpx"}
+    | {".pcx", ".sgi", ".dds", ".xcf", ".qoi", ".bpg", ".flif"}
 )
 PICTURE_EXTENSIONS = READ_EXTENSIONS | UNREAD_EXTENSIONS
 NAMES_HELD = 32_768  # of one local directory at a time, about 8 MB

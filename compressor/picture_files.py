@@ -43,6 +43,8 @@ def sniff(data: bytes) -> str | None:
             return "avif"
         if brands & {b"heic", b"heix", b"mif1", *_SEQUENCES}:
             return "heic"
+    if re.match(rb"P[1-6][\s#]", data):
+        return "pnm"
     # Two letters are common at the start of a text: what follows must be a bitmap's header too
     if data[:2] == b"BM" and len(data) >= 18 and struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS:
         return "bmp"
@@ -151,8 +153,8 @@ _SRGB_PRIMARIES = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000
 
 
 def is_srgb_like(primaries: int, transfer: int) -> bool:
-    """ITU-T H.273 codes: BT.709 or unsaid primaries, and a transfer function that is not for HDR or linear light."""
-    return primaries in (1, 2) and transfer not in (8, 16, 18)
+    """ITU-T H.273 codes: BT.709 or unsaid primaries, and a transfer function not for HDR, cinemas or linear light."""
+    return primaries in (1, 2) and transfer not in (8, 16, 17, 18)
 
 
 # JPEG: markers, entropy-coded scans between them (ITU-T T.81 annex B)
@@ -222,36 +224,6 @@ def read_avif_size(data: bytes) -> tuple[int, int]:
         raise ImageError("corrupt", "the AVIF says no size")
     width, height = struct.unpack_from(">II", data, at + 8)
     return width, height
-
-
-_JPEGXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
-
-
-def read_jpegxl_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a JPEG XL (ISO/IEC 18181-1, D.2), in a container (18181-2) or without one."""
-    at = 0
-    if data.startswith(b"\0\0\0\x0cJXL "):  # whole, or in parts that are numbered
-        at = next((at + 4 * (kind == b"jxlp") for kind, at, _ in boxes(data) if kind in (b"jxlc", b"jxlp")), len(data))
-    if data[at : at + 2] != b"\xff\x0a" or len(data) < at + 12:
-        raise ImageError("corrupt", "it is no JPEG XL codestream")
-    bits = int.from_bytes(data[at + 2 : at + 12], "little")
-
-    def take(count: int) -> int:
-        nonlocal bits
-        value, bits = bits & (1 << count) - 1, bits >> count
-        return value
-
-    small = take(1)
-
-    def side() -> int:
-        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
-
-    height = side()
-    ratio = take(3)
-    if not ratio:
-        return side(), height
-    over, under = _JPEGXL_RATIOS[ratio - 1]
-    return height * over // under, height
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -336,3 +308,31 @@ def read_jpeg2000_keep(data: bytes) -> str | None:
         return "16-bit"
     box = data.find(b"colr", 0, at)
     return "wide-gamut" if box >= 0 and data[box + 4] in (2, 3) else None
+
+
+def read_pnm_keep(data: bytes) -> str | None:
+    """Whether a PBM, PGM or PPM has samples of more than 8 bits, or more pictures than the first (netpbm's formats).
+
+    Where samples are text, the end of the first picture is not looked for.
+    """
+    header = _BITMAP.match(data) or _PIXMAP.match(data)
+    if not header:
+        raise ImageError("corrupt", "what follows P and a number is no header of a PBM, PGM or PPM")
+    kind, (width, height, *most) = header[1], map(int, header.groups()[1:])
+    deep = most > [255]
+    if kind in b"456":
+        samples = width * (3 if kind == b"6" else 1) * (2 if deep else 1)
+        end = header.end() + height * (-(-width // 8) if kind == b"4" else samples)
+        if end > len(data):
+            raise truncated("its samples do")
+        if data[end : end + 1] == b"P":
+            return "multi-page"
+    return "16-bit" if deep else None
+
+
+def _pnm(kinds: bytes, numbers: int) -> re.Pattern[bytes]:
+    gap = rb"(?:\s|#[^\r\n]*[\r\n])+"  # a comment counts as one
+    return re.compile(rb"P([" + kinds + rb"])" + numbers * (gap + rb"(\d{1,10})") + rb"\s")
+
+
+_BITMAP, _PIXMAP = _pnm(b"14", 2), _pnm(b"2356", 3)

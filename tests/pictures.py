@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pillow_heif
 import pytest
@@ -28,13 +29,17 @@ FORMATS = {
     "avif": {"quality": 95},
     "heic": {"quality": 95},
     "jpeg2000": {},
+    "jpegxl": {},
     "gif": {},
+    "pnm": {},
 }
 
 
 def file_of(picture, format="png", **settings):
+    if format == "jpegxl":
+        return imagecodecs.jpegxl_encode(np.asarray(picture), lossless=True, **settings)
     file = io.BytesIO()
-    picture.save(file, "heif" if format == "heic" else format, **settings)
+    picture.save(file, {"heic": "heif", "pnm": "ppm"}.get(format, format), **settings)
     return file.getvalue()
 
 

@@ -17,8 +17,8 @@ from compressor.codec import Codec, Encoded
 from compressor.containers import payload_size
 from compressor.errors import CodecError, ImageError
 from compressor.images import decode_picture
+from compressor.jpegxl import read_size
 from compressor.metrics import psnr
-from compressor.picture_files import read_jpegxl_size
 from compressor.picture_writing import encode_picture
 from compressor.quality import encode_to_target
 
@@ -283,22 +283,22 @@ def test_a_file_of_another_size_than_its_row_is_not_decoded(
 def test_a_jpegxl_tells_its_size_in_every_way_that_it_may(width: int, height: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
     [encoded] = STANDARD[LOSSLESS].encode([pixels], -1)
-    assert read_jpegxl_size(encoded.payload) == (width, height)
+    assert read_size(encoded.payload) == (width, height)
     for at in range(min(len(encoded.payload), 99)):
         with suppress(ImageError):
-            read_jpegxl_size(encoded.payload[:at])
+            read_size(encoded.payload[:at])
 
 
 def test_a_jpegxl_container_is_read_by_its_outermost_boxes() -> None:
     [encoded] = STANDARD[LOSSLESS].encode([np.zeros((40, 30, 3), np.uint8)], -1)
     start, size = b"\0\0\0\x0cJXL \r\n\x87\n", len(encoded.payload)
     hidden = struct.pack(">I", 28) + b"freejxlc\xff\x0a" + bytes(14)
-    assert read_jpegxl_size(start + hidden + struct.pack(">I", size + 8) + b"jxlc" + encoded.payload) == (30, 40)
-    assert read_jpegxl_size(start + struct.pack(">I4sQ", 1, b"jxlc", size + 16) + encoded.payload) == (30, 40)
-    assert read_jpegxl_size(start + struct.pack(">I4sI", size + 12, b"jxlp", 0) + encoded.payload) == (30, 40)
+    assert read_size(start + hidden + struct.pack(">I", size + 8) + b"jxlc" + encoded.payload) == (30, 40)
+    assert read_size(start + struct.pack(">I4sQ", 1, b"jxlc", size + 16) + encoded.payload) == (30, 40)
+    assert read_size(start + struct.pack(">I4sI", size + 12, b"jxlp", 0) + encoded.payload) == (30, 40)
     for odd in (start, start + hidden, start + hidden + encoded.payload, start + b"\0\0\0\0free" + encoded.payload):
         with pytest.raises(ImageError, match="no JPEG XL codestream"):
-            read_jpegxl_size(odd)
+            read_size(odd)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (10, 20_000)])

@@ -26,7 +26,7 @@ def test_formats(format):
     assert close(picture.pixels, PIXELS)
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "bmp", "heic", "jpeg2000"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "bmp", "heic", "jpeg2000", "jpegxl", "pnm"])
 def test_grey(format):
     picture = decode_picture(file_of(GREY, format))
     assert picture.channels == 1 and picture.keep is None
@@ -49,6 +49,38 @@ def test_a_long_webp_is_as_large_as_it_says(size, settings):
     data = file_of(RGB.resize(size), "webp", **settings)
     assert decode_picture(data, Limits(max_pixels=3300)).pixels.shape == (*size[::-1], 3)
     assert read_webp_size(data) == size, "before Pillow, which takes the memory first"
+
+
+def test_portable_maps_of_every_kind():
+    """PBM, PGM and PPM, with samples as bytes or as text, of few levels, and with remarks between the numbers."""
+    text = b" ".join(b"%d" % sample for sample in PIXELS.ravel())
+    assert (decode_picture(b"P3\n56 40\n255\n" + text).pixels == PIXELS).all()
+    head = b"P6 # by hand\n#\n56# wide\n 40\t\n#high\n255\n"
+    assert (decode_picture(head + PIXELS.tobytes()).pixels == PIXELS).all()
+    grey = decode_picture(b"P2 56 40 15 " + b" ".join(b"%d" % (level >> 4) for level in PIXELS[..., 0].ravel()))
+    assert grey.channels == 1 and (grey.pixels[..., 0] == (PIXELS[..., 0] >> 4) * 17).all()
+    white = PIXELS[..., 0] > 100
+    packed = np.packbits(~white, axis=1).tobytes()
+    for data in (b"P4\n56 40\n" + packed, b"P1 56 40\n" + b"".join(b"%d" % dark for dark in ~white.ravel())):
+        two = decode_picture(data)
+        assert (two.format, two.channels, two.keep) == ("pnm", 1, None) and (two.pixels[..., 0] == white * 255).all()
+
+
+def test_portable_maps_that_8_bits_or_one_picture_do_not_hold():
+    deep = (PIXELS.astype(">u2") * 257).tobytes()
+    for data in (b"P6 56 40 65535 " + deep, b"P3 56 40 1023 " + b"7 " * PIXELS.size):
+        assert decode_picture(data).keep == "16-bit"
+    one = file_of(RGB, "pnm")
+    assert decode_picture(one + one).keep == "multi-page"
+    assert decode_picture(one + b"\n").keep is None
+    for short in (b"P6 56 40 65535 " + deep[:-1], b"P4 57 40\n" + bytes(8 * 40 - 1), b"P3 56 40 255 " + b"7 " * 99):
+        with pytest.raises(ImageError) as caught:
+            decode_picture(short)
+        assert caught.value.reason == "truncated"
+    for odd in (b"P6 56 40 255", b"P5 56 forty 255 ", b"P6 56 0 255 ", b"P5 1 1 70000 12", b"P2 1 1 255 x", b"P1\n2 1 2"):
+        with pytest.raises(ImageError) as caught:
+            decode_picture(odd)
+        assert caught.value.reason == "corrupt"
 
 
 def test_palette_and_two_levels():

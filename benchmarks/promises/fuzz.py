@@ -132,6 +132,7 @@ def _pictures(_: str) -> list[bytes]:
         (rgb, "webp", {"lossless": True}), (translucent, "webp", {}), (rgb, "webp", frames),
         (rgb, "avif", {}), (translucent, "avif", {}), (rgb, "avif", frames),
         (rgb, "jpeg2000", {}), (rgb, "bmp", {}), (grey.convert("1"), "bmp", {}), (rgb, "gif", frames),
+        (rgb, "ppm", {}), (grey.convert("1"), "ppm", {}),
         (rgb, "tiff", frames), (grey.convert("1"), "tiff", {"compression": "group4"}),
     ]  # fmt: skip
     kinds += [
@@ -148,6 +149,9 @@ def _pictures(_: str) -> list[bytes]:
         imagecodecs.png_encode(deep),
         imagecodecs.tiff_encode(deep),
         imagecodecs.avif_encode(deep >> 6, bitspersample=10),
+        imagecodecs.jpegxl_encode(pixels, level=90, lossless=False),
+        imagecodecs.jpegxl_encode(np.asarray(translucent), lossless=True, usecontainer=True),
+        imagecodecs.jpegxl_encode(np.stack([pixels, pixels[::-1]]), lossless=True),
     ]
     files += [imagecodecs.jpeg2k_encode(deep, level=0), imagecodecs.jpeg8_encode(deep >> 4, bitspersample=12)]
     return [bytes(file) for file in files]

@@ -164,12 +164,17 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     files["TIFF, 16-bit.tiff"] = imagecodecs.tiff_encode(deep), None
     files["TIFF, signed.tiff"] = imagecodecs.tiff_encode((pixels // 2).astype(np.int8)), None
     add("JPEG 2000", rgb, "jp2")
+    jxl = imagecodecs.jpegxl_encode(pixels, level=95, lossless=False)
+    files["JPEG XL.jxl"] = jxl, imagecodecs.jpegxl_decode(jxl)
+    files["JPEG XL, 16-bit.jxl"] = imagecodecs.jpegxl_encode(deep, lossless=True), None
+    files["JPEG XL, animated.jxl"] = imagecodecs.jpegxl_encode(np.stack([pixels, pixels[::-1]]), lossless=True), None
+    files["JPEG XL with alpha.jxl"] = imagecodecs.jpegxl_encode(np.asarray(translucent), lossless=True), None
+    add("PPM", rgb, "ppm")
     add("BMP", rgb, "bmp")
     add("PNG, 1 x 1", rgb.resize((1, 1)), "png")
     add("PNG, 3 x 2000", rgb.resize((3, 2000)), "png")
     add("JPEG, 12 megapixels", rgb.resize((4000, 3000), Image.Resampling.BICUBIC), "jpeg", quality=95)
     add("PNG, 144 megapixels", Image.new("RGB", (12_000, 12_000), "teal"), "png")
-    files["JPEG XL.jxl"] = imagecodecs.jpegxl_encode(pixels), None
     files["empty file.png"] = b"", None
     files["text named .png.png"] = b"no picture at all", None
     return files
