@@ -10,9 +10,8 @@ import numpy as np
 
 from compressor.archive import Archive, Row
 from compressor.baselines import STANDARD
-from compressor.chunks import bounded_chunks
-from compressor.codec import ORIGINAL, padded_pixels
-from compressor.decoding import DECODED_PIXELS, DECODED_ROWS, decoded_apart
+from compressor.codec import ORIGINAL
+from compressor.decoding import decoded_apart, decoded_together
 from compressor.errors import ArchiveError, ImageError, told
 from compressor.images import Limits, decode_picture
 from compressor.keys import matcher
@@ -87,10 +86,7 @@ def contact_sheet(
     rows: dict[str, Row] = {}
     captions: dict[str, str] = {}
     images: dict[str, list[_Image]] = {key: [] for key in chosen}
-    together = bounded_chunks(
-        archive.read_rows(chosen), lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS
-    )
-    for chunk in together:
+    for chunk in decoded_together(archive.read_rows(chosen)):
         for row, decoded in zip(chunk, decoded_apart(chunk, archive.codec), strict=True):
             captions[row.key] = _caption(row)
             rows[row.key] = replace(row, payload=b"")  # of all pictures, kept originals may be gigabytes

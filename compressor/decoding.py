@@ -43,7 +43,7 @@ def decode(rows: Iterable[Row], codec_of: Callable[[str], Codec]) -> list[np.nda
     return [pixels[index] for index in range(len(rows))]
 
 
-def decoded_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def decoded_together(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Rows in order, as many together as may be in memory once they are decoded."""
     return bounded_chunks(rows, lambda row: padded_pixels(row.height, row.width), DECODED_PIXELS, DECODED_ROWS)
 
