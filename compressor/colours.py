@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import struct
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,32 @@ def transform_of(icc: bytes, mode: str, back: bool = False) -> Any:
     there = np.asarray(transform.apply(Image.fromarray(probe))).astype(int)
     change = np.abs(there - (probe if mode == "RGB" else probe[..., None])).max()
     return transform if change > 2 else None  # vendors' sRGB profiles differ by rounding
+
+
+@functools.cache
+def adobe_rgb() -> bytes:
+    """A profile of Adobe RGB (1998), for files that name it and have none: LittleCMS's of sRGB with other numbers."""
+    from PIL import ImageCms
+
+    profile = bytearray(with_primaries(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), _ADOBE_RGB))
+    # Curves are one (ICC.1, 10.18): a power of a * x + b; of 563 / 256 alone here
+    struct.pack_into(
+        ">5i", profile, _place(profile, b"rTRC") + 12, *(round(v * 65536) for v in (563 / 256, 1, 0, 0, 0))
+    )
+    return bytes(profile)
+
+
+_ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+
+
+def with_primaries(profile: bytes, columns: tuple[tuple[float, float, float], ...]) -> bytes:
+    """A profile with other primaries: XYZ at D50 of red, green and blue (ICC.1, tags rXYZ, gXYZ, bXYZ)."""
+    out = bytearray(profile)
+    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True):
+        struct.pack_into(">3i", out, _place(out, name) + 8, *(round(value * 65536) for value in column))
+    return bytes(out)
+
+
+def _place(profile: bytes | bytearray, tag: bytes) -> int:
+    """Where a tag's data begin."""
+    return int.from_bytes(profile[(entry := profile.index(tag)) + 4 : entry + 8], "big")

@@ -55,8 +55,10 @@ class Picture:
     keep
         None if ``pixels`` are all there is to the picture. Otherwise why only its bytes are faithful: ``alpha``,
         ``16-bit`` (any depth over 8), ``float``, ``signed`` and ``untyped`` (samples of a TIFF that are no unsigned
-        integers), ``animated``, ``multi-page``, ``cmyk``, ``wide-gamut`` (colours that sRGB does not have, or by
-        primaries that a PNG gives as numbers, or not from 0 to 255), ``gamma`` (a PNG's, where it is not sRGB's),
+        integers), ``animated``, ``multi-page`` (a preview of a raw file, or one of several views, too), ``layers`` (of
+        Photoshop), ``cmyk``, ``lab``, ``wide-gamut`` (colours that sRGB does not have, or by primaries that a file
+        gives as numbers, or by a profile that is not read, or not from 0 to 255), ``gamma`` (a PNG's, where it is not
+        sRGB's),
         ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white,
         rounded to 8 bits, the first frame. An alpha channel that is opaque everywhere is dropped and no reason.
     """
@@ -87,6 +89,8 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     name = picture_files.sniff(data)
     if name is None:
         raise ImageError("not_a_picture", f"no known picture format begins with {bytes(data[:8])!r}")
+    if name in picture_files.UNREAD.values():
+        raise ImageError("unsupported", f"{name} is not read here: convert it to PNG, TIFF or JPEG first")
     if len(data) > limits.max_bytes:
         raise ImageError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
     try:
@@ -279,11 +283,15 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
             weight = alpha.astype(np.uint16)
             colour = ((colour * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
         samples = colour
+    icc = header.icc
     if header.exif:  # Pillow and libheif turn by themselves, so their headers have none
-        samples = _upright(samples, header.exif)
+        exif = _exif(header.exif)
+        samples = _TURNS.get(exif.get(274, 1), lambda x: x)(samples)
+        if header.format == "jpeg" and not icc and _is_adobe_rgb(exif):
+            icc = colours.adobe_rgb()
     channels = samples.shape[2]
-    if header.icc:
-        samples, all_there = colours.to_srgb(samples, header.icc)
+    if icc:
+        samples, all_there = colours.to_srgb(samples, icc)
         keep = keep or (None if all_there else "wide-gamut")
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
@@ -311,16 +319,24 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _upright(samples: np.ndarray, exif: bytes) -> np.ndarray:
+def _exif(block: bytes) -> Any:
+    """A broken EXIF block is as good as none."""
     from PIL import Image
 
-    block = Image.Exif()
+    exif = Image.Exif()
     try:
-        block.load(exif)
-        orientation = block.get(274, 1)
-    except Exception:  # a broken EXIF block is as good as none
-        return samples
-    return _TURNS.get(orientation, lambda x: x)(samples)
+        exif.load(block)
+    except Exception:
+        return Image.Exif()
+    return exif
+
+
+def _is_adobe_rgb(exif: Any) -> bool:
+    """Whether a camera says so, which writes no profile (CIPA DC-010, section 4.3: interoperability of R03)."""
+    try:
+        return str(exif.get_ifd(0xA005).get(1, "")).startswith("R03")
+    except Exception:
+        return False
 
 
 # Pillow speaks of odd metadata through warnings, which are nothing a user could act on
@@ -342,6 +358,7 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     import importlib
 
     keep = None
+    tags: dict[int, int] = {}
     opening: AbstractContextManager[None] = nullcontext()
     if name == "webp":
         opening = _within(*picture_files.read_webp_size(data), limits)  # libwebp decodes some of it at once
@@ -351,13 +368,22 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     elif name == "jpeg2000":
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
-        picture_files.check_tiff(data)
+        tags = picture_files.read_tiff(data)
+    elif name == "bmp":
+        keep = picture_files.read_bmp_keep(data)
     elif name == "pnm":
         keep = picture_files.read_pnm_keep(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
     module, _, plugin = _PLUGINS[name].partition(".")
-    with opening:
-        picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
+    try:
+        with opening:
+            picture = getattr(importlib.import_module(f"PIL.{module}"), plugin)(io.BytesIO(data))
+    except (SyntaxError, KeyError):  # of a TIFF: samples, or a compression, that Pillow does not know
+        if name != "tiff":
+            raise
+        return _other_tiff(data, tags, limits)
+    if picture.mode == "LAB":
+        return _other_tiff(data, tags, limits)
     width, height = picture.size
     with _within(width, height, limits):
         return _decode_opened(picture, data, name, keep)
@@ -375,6 +401,8 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
         with _quiet(name == "tiff"):
+            for xmp in ("xmp", "XML:com.adobe.xmp"):  # Pillow would turn by it, of some formats, where EXIF does not
+                picture.info.pop(xmp, None)
             with suppress(Exception):  # a broken EXIF block is as good as none, which Pillow takes it for from now on
                 picture.getexif()
             picture = ImageOps.exif_transpose(picture)
@@ -411,6 +439,10 @@ def _check_tiff(picture: Any, data: bytes) -> str | None:
         ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
         if max(ends, default=0) > len(data):
             raise picture_files.truncated("its TIFF data do")
+    if 37724 in tags:
+        return "layers"  # of Photoshop
+    if 330 in tags or tags.get(254, 0) & 1:  # other pictures beside the first, or that is said to be a preview
+        return "multi-page"
     if picture.mode == "F":
         return "float"
     if max(tags.get(258, (1,))) > 8:
@@ -439,6 +471,40 @@ def _plain_tiff(picture: Any, data: bytes) -> np.ndarray | None:
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8) * 255
     return 255 - samples if photometric == 0 else samples
+
+
+def _other_tiff(data: bytes, tags: dict[int, int], limits: Limits) -> Picture:
+    """A TIFF of samples that Pillow has no mode for, of which the file itself is kept: deep colour, CIELAB.
+
+    ImageError where 8 bits would do, or nothing here decodes it.
+    """
+    import imagecodecs
+    from PIL.TiffImagePlugin import COMPRESSION_INFO
+
+    compression, width, height = (tags.get(tag, least) for tag, least in ((259, 1), (256, 0), (257, 0)))
+    planes, bits, kind = (tags.get(tag, 1) for tag in (277, 258, 339))
+    if compression not in COMPRESSION_INFO:
+        advice = "save it with LZW or Deflate first"
+        raise ImageError("unsupported", f"TIFF's compression {compression} is not read here: {advice}")
+    keep = "lab" if tags.get(262) in _LAB else _SAMPLE_FORMATS.get(kind) or ("16-bit" if bits > 8 else None)
+    if keep is None or planes > _MOST_PLANES:
+        told = f"{planes} channels of {bits} bits, photometric interpretation {tags.get(262)}"
+        raise ImageError("unsupported", f"a TIFF of {told} is not read here: convert it to RGB first")
+    with _within(width, height, limits):
+        samples = np.squeeze(imagecodecs.tiff_decode(data))
+        if samples.ndim == 3 and samples.shape[1:] == (height, width):  # planes apart
+            samples = np.moveaxis(samples, 0, 2)
+        if samples.shape[:2] != (height, width) or samples.dtype.kind not in "uif":
+            raise ImageError("unsupported", f"a TIFF of {samples.dtype} is not read here: convert it to RGB first")
+        if keep == "lab":  # its lightness
+            samples = samples if samples.ndim == 2 else samples[..., 0]
+        return _finish(
+            _TURNS.get(tags.get(274, 1), lambda x: x)(samples), Header("tiff", width, height, keep=keep, depth=bits)
+        )
+
+
+_LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
+_MOST_PLANES = 16
 
 
 def _samples(picture: Any, icc: bytes | None) -> tuple[np.ndarray, str | None]:

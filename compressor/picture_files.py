@@ -16,9 +16,9 @@ from compressor.errors import ImageError
 class Header:
     """What a file says about itself.
 
-    ``icc`` is its colour profile unless that is said to be sRGB, ``exif`` its TIFF-like block, ``keep`` as in
-    :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a sample in what decodes to
-    more than 8.
+    ``icc`` is its colour profile unless what it says otherwise counts before that, ``exif`` its TIFF-like block,
+    ``keep`` as in :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a sample in what
+    decodes to more than 8.
     """
 
     format: str
@@ -32,7 +32,7 @@ class Header:
 
 def sniff(data: bytes) -> str | None:
     """The format by the file's first bytes, whatever its name; None for what is no known picture."""
-    for magic, name in _MAGIC.items():
+    for magic, name in (*UNREAD.items(), *_MAGIC.items()):
         if data.startswith(magic):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -58,6 +58,23 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 _SEQUENCES = frozenset({b"hevc", b"hevx", b"msf1"})  # HEIF's brands of several pictures in time
+# Pictures that nothing here reads: they are refused as such, and not for what they are not
+UNREAD = {
+    b"II\xbc": "JPEG XR",
+    b"8BPS": "Photoshop's PSD",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"P7\n": "PAM",
+    b"PF\n": "PFM",
+    b"Pf\n": "PFM",
+    b"SDPX": "DPX",
+    b"XPDS": "DPX",
+    b"DDS ": "DDS",
+    b"gimp xcf": "GIMP's XCF",
+    b"qoif": "QOI",
+    b"BPG\xfb": "BPG",
+    b"FLIF": "FLIF",
+}
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -125,9 +142,9 @@ def read_png(data: bytes) -> Header:
             other = other or "wide-gamut"  # of a grey picture primaries say nothing
     if not has_pixels:
         raise ImageError("corrupt", "the PNG holds no picture")
-    if other and not (said_srgb or said_cicp or icc):  # which count before it, wherever they stand
+    if other and not (said_cicp or icc or said_srgb):  # which count before it, in that order, wherever they stand
         keep = keep or other
-    return Header("png", width, height, None if said_srgb else icc, exif, keep)
+    return Header("png", width, height, None if said_cicp else icc, exif, keep)
 
 
 def _png_profile(content: bytes) -> bytes | None:
@@ -167,6 +184,7 @@ def read_jpeg(data: bytes) -> Header:
     """Walk all markers, through all scans, up to the end of the first picture (what follows is a preview or depth)."""
     profile: dict[int, bytes] = {}
     exif = frame = None
+    several = False
     at = 2
     while True:
         found = _NEXT_MARKER.search(data, at)
@@ -184,6 +202,8 @@ def read_jpeg(data: bytes) -> Header:
             raise truncated("its JPEG segments do")
         content = data[at + 2 : end]
         at = end
+        if marker == 0xF7:
+            raise ImageError("unsupported", "JPEG-LS is not read here: convert it to PNG, TIFF or JPEG first")
         if marker in _FRAMES and frame is None:
             if len(content) < 6:
                 raise ImageError("corrupt", "the JPEG frame header is too short")
@@ -192,12 +212,33 @@ def read_jpeg(data: bytes) -> Header:
             exif = exif or content[6:]
         elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0") and len(content) > 14:
             profile[content[12]] = content[14:]
+        elif marker == 0xE2 and content.startswith(b"MPF\0"):
+            several = several or _has_views(content[4:])
     if frame is None:
         raise ImageError("corrupt", "the JPEG holds no picture")
     precision, height, width, components = frame
-    keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else None
+    keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
     icc = b"".join(profile[i] for i in sorted(profile)) or None
     return Header("jpeg", width, height, icc, exif, keep, max(precision, 9))
+
+
+def _has_views(index: bytes) -> bool:
+    """Whether a JPEG's index of pictures (CIPA DC-007) lists parts of a panorama, a stereo pair or other views.
+
+    Not previews, nor what has no kind, such as a gain map.
+    """
+    order = "<" if index[:2] == b"II" else ">"
+    try:
+        (at,) = struct.unpack_from(order + "I", index, 4)
+        (entries,) = struct.unpack_from(order + "H", index, at)
+        for entry in range(entries):
+            tag, _, size, first = struct.unpack_from(order + "HHII", index, at + 2 + 12 * entry)
+            if tag == 0xB002:
+                kinds = (struct.unpack_from(order + "I", index, first + 16 * one)[0] for one in range(size // 16))
+                return any(kind & 0xFF0000 == 0x020000 for kind in kinds)
+    except struct.error:  # a broken index is as good as none
+        pass
+    return False
 
 
 # The others: Pillow reads their headers; here is what it does not tell or check
@@ -253,11 +294,15 @@ def check_boxes(data: bytes) -> None:
         raise truncated("its boxes do")
 
 
-def check_tiff(data: bytes) -> None:
-    """Refuse a TIFF whose first directory, or what that points at, lies beyond the file's end (TIFF 6.0, section 2)."""
+def read_tiff(data: bytes) -> dict[int, int]:
+    """The largest value of each tag of a TIFF's first directory that decoders need (TIFF 6.0, section 2).
+
+    Refused where the directory, or what it points at, lies beyond the file's end.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     offset, count, entry, link = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
+    tags = {}
     try:
         (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
         (entries,) = struct.unpack_from(order + count, data, at)
@@ -265,15 +310,22 @@ def check_tiff(data: bytes) -> None:
         for _ in range(entries):
             tag, kind, length, value = struct.unpack_from(order + entry, data, at)
             size = length * _TIFF_SIZES.get(kind, 0)
-            if size > link and value + size > len(data) and tag in _TIFF_NEEDED:
-                raise truncated("its TIFF directory does")
             at += struct.calcsize(order + entry)
+            if tag not in _TIFF_NEEDED:
+                continue
+            if size > link and value + size > len(data):
+                raise truncated("its TIFF directory does")
+            if kind in _TIFF_INTEGERS and length:
+                first = value if size > link else at - link
+                tags[tag] = max(struct.unpack_from(f"{order}{length}{_TIFF_INTEGERS[kind]}", data, first))
     except struct.error:
         raise truncated("its TIFF directory does") from None
+    return tags
 
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 277, 278, 279, 320, 322, 323, 324, 325, 339, 347})
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 320, 322, 323, 324, 325, 339, 347})
 
 
 def read_avif_keep(data: bytes) -> str | None:
@@ -285,6 +337,12 @@ def read_avif_keep(data: bytes) -> str | None:
     if 0 < at < len(data) - 12 and not is_srgb_like(*struct.unpack_from(">HH", data, at + 8)):
         return "wide-gamut"
     return None
+
+
+def read_bmp_keep(data: bytes) -> str | None:
+    """Whether a BMP has a profile, within it or elsewhere, which Pillow does not read."""
+    (size,) = struct.unpack_from("<I", data, 14)
+    return "wide-gamut" if size >= 124 and data[70:74] in (b"DEBM", b"KNIL") else None
 
 
 def read_heic_keep(data: bytes) -> str | None:

@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from compressor.errors import ImageError
 from compressor.images import Limits, decode_picture, resize_picture
@@ -77,7 +77,14 @@ def test_portable_maps_that_8_bits_or_one_picture_do_not_hold():
         with pytest.raises(ImageError) as caught:
             decode_picture(short)
         assert caught.value.reason == "truncated"
-    for odd in (b"P6 56 40 255", b"P5 56 forty 255 ", b"P6 56 0 255 ", b"P5 1 1 70000 12", b"P2 1 1 255 x", b"P1\n2 1 2"):
+    for odd in (
+        b"P6 56 40 255",
+        b"P5 56 forty 255 ",
+        b"P6 56 0 255 ",
+        b"P5 1 1 70000 12",
+        b"P2 1 1 255 x",
+        b"P1\n2 1 2",
+    ):
         with pytest.raises(ImageError) as caught:
             decode_picture(odd)
         assert caught.value.reason == "corrupt"
@@ -108,6 +115,20 @@ def test_orientation(format, orientation):
     settings = FORMATS[format] | ({"compression": compression} if compression else {})
     data = file_of(RGB, format, exif=exif.tobytes(), **settings)
     assert close(decode_picture(data).pixels, np.asarray(upright))
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff", "tiff of few colours", "avif"])
+def test_only_exif_turns_a_picture(format):
+    """XMP repeats it, and stays as it was where a program has turned the pixels."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    format, _, few = format.partition(" ")
+    picture = RGB.quantize(64) if few else RGB
+    settings = {"tiffinfo": {700: xmp}} if format == "tiff" else {"xmp": xmp}
+    if format == "png":
+        settings = {"pnginfo": PngImagePlugin.PngInfo()}
+        settings["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    data = file_of(picture, format, **FORMATS[format], **settings)
+    assert xmp in data and decode_picture(data).pixels.shape == PIXELS.shape
 
 
 def test_the_first_exif_of_a_jpeg_counts():

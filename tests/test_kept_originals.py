@@ -1,16 +1,19 @@
 """What only a file's own bytes keep, and 8-bit sRGB pixels would lose, is told."""
 
+import io
 import struct
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
+from compressor import colours
 from compressor.errors import ImageError
 from compressor.images import decode_picture
-from tests.pictures import GREY, PIXELS, RGB, close, file_of, heic_of, wide, with_chunk
+from tests.pictures import GREY, PIXELS, RGB, close, file_of, heic_of, refusal, wide, with_chunk
 from tests.pictures import silent as silent
 
 
@@ -172,3 +175,174 @@ def test_a_heic_for_hdr_keeps_the_file_unless_a_profile_says_otherwise():
     assert decode_picture(heic_of(PIXELS, save_nclx_profile=True, **hdr)).keep == "wide-gamut"
     picture = decode_picture(file_of(RGB, "heic", quality=95, icc_profile=srgb))
     assert picture.keep is None and close(picture.pixels, PIXELS)
+
+
+def tiff_of(*pages, **settings):
+    """Each of ``pages`` samples, or samples and settings of their own; tifffile writes what Pillow does not know."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            samples, own = page if isinstance(page, tuple) else (page, {})
+            writer.write(samples, **settings | own)
+    return file.getvalue()
+
+
+def test_a_tiff_that_shows_a_preview_of_what_lies_behind_it_keeps_the_file():
+    """As DNG, NEF and others do, whatever they are named; and pyramids of one picture."""
+    small, deep = PIXELS[::4, ::4].copy(), PIXELS[..., 0].astype(np.uint16)
+    for data in (
+        tiff_of((small, {"subifds": 1, "photometric": "rgb"}), (deep, {"photometric": "minisblack"})),
+        tiff_of((PIXELS, {"subifds": 1, "photometric": "rgb"}), (small, {"photometric": "rgb", "subfiletype": 1})),
+        tiff_of(small, photometric="rgb", subfiletype=1),
+    ):
+        assert decode_picture(data).keep == "multi-page"
+
+
+def test_a_tiff_with_layers_keeps_the_file():
+    layers = b"Adobe Photoshop Document Data Block\0" + bytes(64)
+    data = tiff_of(PIXELS, photometric="rgb", extratags=[(37724, 7, len(layers), layers, True)])
+    picture = decode_picture(data)
+    assert picture.keep == "layers" and (picture.pixels == PIXELS).all()
+
+
+DEEP = PIXELS.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings", "keep"),
+    [
+        (PIXELS.astype(np.float32) / 255, {"photometric": "rgb"}, "float"),
+        (PIXELS.astype(np.float16) / 255, {"photometric": "rgb"}, "float"),
+        (PIXELS[..., 0] / 255, {"photometric": "minisblack"}, "float"),
+        (PIXELS.astype(np.uint32) << 24, {"photometric": "rgb"}, "16-bit"),
+        (PIXELS.astype(np.uint16) << 4, {"photometric": "rgb", "bitspersample": 12}, "16-bit"),
+        (DEEP[..., :2].copy(), {"photometric": "minisblack", "extrasamples": ["unspecified"]}, "16-bit"),
+        (np.dstack([DEEP, DEEP[..., :2]]), {"photometric": "rgb", "extrasamples": ["unspecified"] * 2}, "16-bit"),
+        (
+            DEEP.transpose(2, 0, 1).astype(np.uint32).copy(),
+            {"photometric": "rgb", "planarconfig": "separate"},
+            "16-bit",
+        ),
+        (PIXELS, {"photometric": "cielab"}, "lab"),
+        (DEEP, {"photometric": "cielab"}, "lab"),
+    ],
+)
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_tiff_of_samples_that_pillow_does_not_know_keeps_the_file(samples, settings, keep, byteorder):
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, byteorder=byteorder, extratags=[(274, "H", 1, 6, True)], **settings)
+    picture = decode_picture(file.getvalue())
+    assert picture.keep == keep and picture.pixels.shape == (*PIXELS.shape[1::-1], 3), "turned as it says"
+    if keep != "lab" and picture.channels == 3 and not (byteorder == ">" and settings.get("bitspersample") == 12):
+        assert close(picture.pixels, np.rot90(PIXELS, -1), 3)
+
+
+def test_a_tiff_that_nothing_here_decodes_is_refused_by_what_it_is():
+    data = tiff_of(PIXELS, photometric="rgb")
+    entry = struct.pack("<HHII", 259, 3, 1, 1)
+    assert data.count(entry) == 1
+    with pytest.raises(ImageError, match="TIFF's compression 50002 is not read here: save it") as caught:
+        decode_picture(data.replace(entry, struct.pack("<HHII", 259, 3, 1, 50002)))
+    assert caught.value.reason == "unsupported"
+    five = tiff_of(np.dstack([PIXELS, PIXELS[..., :2]]), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ImageError, match="5 channels of 8 bits, photometric interpretation 1") as caught:
+        decode_picture(five)
+    assert caught.value.reason == "unsupported"
+    assert refusal(tiff_of(PIXELS.astype(np.float32), photometric="rgb"), max_pixels=2_239) == "too_large"
+
+
+def test_a_png_s_profile_counts_before_srgb_and_code_points_before_both():
+    profile = wide(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    muted = Image.fromarray(PIXELS // 8 + 96)
+    data = file_of(muted, icc_profile=profile)
+    shown = decode_picture(data).pixels
+    assert (shown != np.asarray(muted)).any()
+    assert (decode_picture(with_chunk(data, b"sRGB", b"\0")).pixels == shown).all()
+    by_numbers = decode_picture(with_chunk(data, b"cICP", bytes([1, 13, 0, 1])))
+    assert by_numbers.keep is None and (by_numbers.pixels == np.asarray(muted)).all()
+
+
+def exif_of(*, interoperability=b"R03\0", order="<"):
+    """As cameras write it that have no profile: EXIF names a directory, and that one the colours."""
+    directories = [
+        [(0x8769, 4, 1, struct.pack(order + "I", 26))],
+        [(0xA001, 3, 1, struct.pack(order + "HH", 65535, 0)), (0xA005, 4, 1, struct.pack(order + "I", 56))],
+        [(1, 2, 4, interoperability), (2, 7, 4, b"0100")],
+    ]
+    block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    for entries in directories:
+        block += struct.pack(order + "H", len(entries))
+        for tag, kind, count, value in entries:
+            block += struct.pack(order + "HHI", tag, kind, count) + value
+        block += bytes(4)
+    return b"Exif\0\0" + block
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_camera_s_adobe_rgb_without_a_profile_is_shown_as_it_was_meant(order):
+    meant = PIXELS // 2 + 64
+    srgb = ImageCms.createProfile("sRGB")
+    adobe = ImageCms.ImageCmsProfile(io.BytesIO(colours.adobe_rgb()))
+    samples = ImageCms.profileToProfile(Image.fromarray(meant), srgb, adobe, outputMode="RGB")
+    data = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(order=order))
+    picture = decode_picture(data)
+    assert picture.keep is None and close(picture.pixels, meant, 1.5)
+    assert not close(decode_picture(file_of(samples, "jpeg", quality=98, subsampling=0)).pixels, meant, 4)
+    as_usual = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(interoperability=b"R98\0", order=order))
+    assert close(decode_picture(as_usual).pixels, np.asarray(samples), 1.5)
+    vivid = Image.fromarray(np.where(PIXELS > 128, 255, 0).astype(np.uint8))
+    assert decode_picture(file_of(vivid, "jpeg", exif=exif_of(order=order))).keep == "wide-gamut"
+    own = file_of(
+        samples, "jpeg", quality=98, exif=exif_of(order=order), icc_profile=ImageCms.ImageCmsProfile(srgb).tobytes()
+    )
+    assert close(decode_picture(own).pixels, np.asarray(samples), 3), "a profile counts before it"
+
+
+def test_adobe_rgb_is_what_its_specification_says():
+    """Adobe RGB (1998), 4.3.1: greys are a power of 563 / 256, green has its place."""
+    adobe = ImageCms.ImageCmsProfile(io.BytesIO(colours.adobe_rgb()))
+    lab = ImageCms.buildTransform(adobe, ImageCms.createProfile("LAB", 5000), "RGB", "LAB", 1)
+    grey = Image.fromarray(np.full((1, 1, 3), 128, np.uint8))
+    lightness = 116 * ((128 / 255) ** (563 / 256)) ** (1 / 3) - 16
+    assert abs(np.asarray(lab.apply(grey))[0, 0, 0] / 2.55 - lightness) < 0.5
+    green = np.asarray(lab.apply(Image.fromarray(np.uint8([[[0, 255, 0]]]))))[0, 0].astype(np.int8)
+    x, y, z = (v / w for v, w in zip((0.20528, 0.62567, 0.06087), (0.9642, 1, 0.8249), strict=True))
+    expected = (500 * (x ** (1 / 3) - y ** (1 / 3)), 200 * (y ** (1 / 3) - z ** (1 / 3)))
+    assert max(-128, expected[0]) == pytest.approx(green[1], abs=1) and expected[1] == pytest.approx(green[2], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [
+        (0x020001, "multi-page"),
+        (0x020002, "multi-page"),
+        (0x020003, "multi-page"),
+        (0x010001, None),
+        (0x030000, None),
+        (0, None),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_jpeg_that_is_one_of_several_views_keeps_the_file(kind, keep, order):
+    entries = struct.pack(order + "IIIHH", 0x20000000 | 0x030000, 99, 0, 0, 0) + struct.pack(
+        order + "IIIHH", kind, 99, 99, 0, 0
+    )
+    index = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8) + struct.pack(order + "H", 3)
+    index += struct.pack(order + "HHI4s", 0xB000, 7, 4, b"0100") + struct.pack(order + "HHII", 0xB001, 4, 1, 2)
+    index += struct.pack(order + "HHII", 0xB002, 7, len(entries), 50) + bytes(4) + entries
+    one = file_of(RGB, "jpeg", quality=95)
+    data = one[:2] + b"\xff\xe2" + struct.pack(">H", 6 + len(index)) + b"MPF\0" + index + one[2:] + one
+    picture = decode_picture(data)
+    assert picture.keep == keep and close(picture.pixels, PIXELS)
+    for cut in range(6, len(index)):
+        decode_picture(one[:2] + b"\xff\xe2" + struct.pack(">H", 6 + cut) + b"MPF\0" + index[:cut] + one[2:])
+
+
+@pytest.mark.parametrize("space", [b"DEBM", b"KNIL", b"BGRs"])
+def test_a_bmp_with_a_profile_keeps_the_file(space):
+    plain = file_of(RGB, "bmp")
+    (old,) = struct.unpack_from("<I", plain, 14)
+    header = struct.pack("<I", 124) + plain[18 : 14 + old] + bytes(16) + space + bytes(64)
+    data = plain[:10] + struct.pack("<I", 14 + 124) + header + plain[14 + old :]
+    picture = decode_picture(data)
+    assert picture.keep == (None if space == b"BGRs" else "wide-gamut") and (picture.pixels == PIXELS).all()

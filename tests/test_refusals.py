@@ -36,6 +36,8 @@ def test_empty_and_unsupported():
     assert refusal(b"") == "empty"
     png = file_of(RGB)
     assert refusal(png[:33] + png_chunk(b"IEND", b"")) == "corrupt"
+    for other in (imagecodecs.jpegls_encode(PIXELS), imagecodecs.jpegxr_encode(PIXELS), b"8BPS\0\1" + bytes(20)):
+        assert refusal(other) == "unsupported"
     assert refusal(imagecodecs.avif_encode(PIXELS).replace(b"avif", b"mif1")) == "unsupported"  # a HEIF of AV1
     assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)) == "corrupt"
 

@@ -15,6 +15,7 @@ from skimage import data as samples
 
 from compressor.archive import Archive
 from compressor.codec import ORIGINAL
+from compressor.colours import with_primaries
 from compressor.metrics import psnr
 from compressor.restoring import restore
 from promises.common import archive_files, listed, print_table
@@ -178,16 +179,6 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     files["empty file.png"] = b"", None
     files["text named .png.png"] = b"no picture at all", None
     return files
-
-
-def with_primaries(profile: bytes, columns: tuple[tuple[float, float, float], ...]) -> bytes:
-    """A profile with other primaries: XYZ at D50 of red, green and blue (ICC.1, tags rXYZ, gXYZ, bXYZ)."""
-    out = bytearray(profile)
-    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True):
-        entry = profile.index(name)
-        at = int.from_bytes(profile[entry + 4 : entry + 8], "big")
-        out[at + 8 : at + 20] = struct.pack(">3i", *(round(value * 65536) for value in column))
-    return bytes(out)
 
 
 def _with_chunk(png: bytes, kind: bytes, content: bytes) -> bytes:
