@@ -20,6 +20,7 @@ from compressor.codec import Codec
 from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
+from compressor.images import Limits, would_fit
 from compressor.keyed_table import KeyedTable
 from compressor.keys import require_text, several, several_keys
 from compressor.known import KnownKeys, hash_keys
@@ -310,13 +311,19 @@ class Archive:
         return self.read(key)
 
     @_reopens
-    def known(self) -> KnownKeys:
-        """What is archived or quarantined, to compare a source with."""
+    def known(self, limits: Limits = Limits()) -> KnownKeys:  # noqa: B008 - frozen
+        """What is archived or quarantined, to compare a source with that is read within ``limits``."""
         hashes, fingerprints = self._quarantine.fingerprints()
-        # What crashed a worker is tried again: the fault may have been the program's, and mended since. So is what the
-        # source did not give: it may give it now. What was damaged here never was the file's fault.
-        again = hash_keys([row.key for row in self.quarantined() if row.reason in (CRASHED, UNREADABLE, DAMAGED)])
-        return KnownKeys(self._images.fingerprints(), (hashes, fingerprints), again)
+
+        def again(row: QuarantineRow) -> bool:
+            # What crashed a worker is tried again: the fault may have been the program's, and mended since. So is what
+            # the source did not give: it may give it now. What was damaged here never was the file's fault.
+            if row.reason == "too_large":
+                return would_fit(row.detail, limits)
+            return row.reason in (CRASHED, UNREADABLE, DAMAGED)
+
+        tried_again = hash_keys([row.key for row in self.quarantined() if again(row)])
+        return KnownKeys(self._images.fingerprints(), (hashes, fingerprints), tried_again)
 
     @_reopens
     def read_row(self, key: str) -> Row:

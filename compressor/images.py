@@ -92,7 +92,7 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     if name in picture_files.UNREAD.values():
         raise ImageError("unsupported", f"{name} is not read here: convert it to PNG, TIFF or JPEG first")
     if len(data) > limits.max_bytes:
-        raise ImageError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+        raise file_too_large(len(data), limits)
     try:
         if name == "png":
             header = picture_files.read_png(data)
@@ -138,7 +138,22 @@ def check_size(width: int, height: int, limits: Limits) -> None:
     if not width or not height:
         raise ImageError("corrupt", f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:
-        raise ImageError("too_large", f"{width} x {height} pixels, the limit is {limits.max_pixels} in all")
+        told = f"{width} x {height} pixels, the limit is {limits.max_pixels:,} in all (--max-pixels)"
+        raise ImageError("too_large", told)
+
+
+def file_too_large(size: int, limits: Limits) -> ImageError:
+    return ImageError("too_large", f"{size:,} bytes, the limit is {limits.max_bytes:,} (--max-bytes)")
+
+
+def would_fit(detail: str, limits: Limits) -> bool:
+    """Whether what was refused as ``too_large`` with these words is within ``limits``."""
+    found = re.search(r"(\d+) x (\d+) pixels, the limit|([\d,]+) bytes, the limit", detail)
+    if not found:
+        return False
+    if found[3]:
+        return int(found[3].replace(",", "")) <= limits.max_bytes
+    return int(found[1]) * int(found[2]) <= limits.max_pixels
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ImageError, causes
-from compressor.images import Limits, decode_picture
+from compressor.images import Limits, decode_picture, file_too_large
 from compressor.listing import is_raw
 from compressor.sources import Source, SourceFile
 
@@ -48,7 +48,7 @@ def refusal(file: SourceFile, limits: Limits) -> ImageError | None:
         detail = "the raw file of a camera is not read here: develop it to TIFF, PNG or JPEG first"
         return ImageError("unsupported", detail)
     if file.size > limits.max_bytes:
-        return ImageError("too_large", f"the file has {file.size:,} bytes, the limit is {limits.max_bytes:,}")
+        return file_too_large(file.size, limits)
     return None
 
 

@@ -88,7 +88,7 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         with clock("plan"):
-            known = known_keys(archive)
+            known = known_keys(archive, _limits(parameters))
         while more and not summary.stopped:
             with clock("plan"):
                 listener().stage("listing")
@@ -176,8 +176,12 @@ def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeO
         packer=packer,
         effort=parameters.effort,
         resize=parameters.resize,
-        limits=Limits(parameters.max_bytes, parameters.max_pixels),
+        limits=_limits(parameters),
     )
+
+
+def _limits(parameters: PipelineParameters) -> Limits:
+    return Limits(parameters.max_bytes, parameters.max_pixels)
 
 
 def _mirror(mirror: Mirror, source: Source, limit: str, summary: RunSummary) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import task
 
 from compressor.archive import Archive, KnownKeys
+from compressor.images import Limits
 from compressor.planning import Listing, Plan, plan
 from tasks.retries import IF_TRANSIENT, NOT_KEPT
 
@@ -19,10 +20,10 @@ def plan_run(listing: Listing, known: KnownKeys, folder: Path, limit: int | None
 
 # Once a run: its waves are told apart by their keys, so what it adds itself it never lists again.
 @task(name="known", retries=3, **IF_TRANSIENT, **NOT_KEPT)
-def known_keys(archive: Archive) -> KnownKeys:
+def known_keys(archive: Archive, limits: Limits) -> KnownKeys:
     """What the archive holds now."""
     archive.refresh()
-    return archive.known()
+    return archive.known(limits)
 
 
 @task(name="heal", retries=3, **IF_TRANSIENT, **NOT_KEPT)

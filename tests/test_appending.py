@@ -175,7 +175,7 @@ def test_one_that_cannot_be_archived_keeps_all_out_and_all_such_are_named(archiv
 
 def test_an_array_whose_png_is_too_large_is_refused_too(archive: Archive):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    with pytest.raises(NotAppended, match="a: .* bytes, the limit is 4000") as refused:
+    with pytest.raises(NotAppended, match="a: .* bytes, the limit is 4,000 ") as refused:
         archive.append({"a": noise}, "jpeg", limits=Limits(max_bytes=4000))
     assert isinstance(refused.value.refused["a"], ImageError) and len(archive) == 0
 

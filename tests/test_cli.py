@@ -261,6 +261,24 @@ def test_help_tells_ranges_and_what_each_action_does(capsys: pytest.CaptureFixtu
     assert "list: show" in help_of("quarantine")
 
 
+def test_a_picture_that_was_too_large_is_tried_once_the_limits_allow_it(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = len(list(pictures.iterdir()))
+    Image.new("RGB", (100, 100)).save(pictures / "wide.png")
+    Image.new("RGB", (200, 200)).save(pictures / "long.bmp")
+    limits = ("--max-pixels", 9_999, "--max-bytes", 99_999)
+    assert said(capsys, "run", pictures, archive, "--codec", "webp", *limits)[0] == 1
+    listed = said(capsys, "quarantine", "list", archive)[1]
+    assert "120,054 bytes, the limit is 99,999 (--max-bytes)" in listed
+    assert "100 x 100 pixels, the limit is 9,999 in all (--max-pixels)" in listed
+    code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--max-pixels", 10_000)
+    assert code == 1 and re.search(rf"already there +{count}\n", out) and re.search(r"archived +1\n", out)
+    assert "200 x 200 pixels" in said(capsys, "quarantine", "list", archive)[1], "and why it is refused now"
+    assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 0
+    assert said(capsys, "quarantine", "list", archive)[1] == ""
+
+
 def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "bad.png").write_text("text")
     assert said(capsys, "run", pictures, archive, "--codec", "webp")[0] == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compressor.errors import ImageError
-from compressor.images import Limits, decode_picture
+from compressor.images import Limits, decode_picture, would_fit
 from tests.pictures import FORMATS, GREY, PIXELS, RGB, file_of, png_chunk, refusal
 from tests.pictures import silent as silent
 
@@ -98,6 +98,20 @@ def test_limits_before_decoding():
         assert refusal(data, max_pixels=40 * 56 - 1) == "too_large"
         assert refusal(data, max_bytes=len(data) - 1) == "too_large"
         assert decode_picture(data, Limits(len(data), 40 * 56)).pixels.shape == PIXELS.shape
+
+
+@pytest.mark.parametrize(
+    ("detail", "fits"),
+    [
+        ("60 x 50 pixels, the limit is 2999 in all", True),
+        ("60 x 51 pixels, the limit is 2,999 in all (--max-pixels)", False),
+        ("the file has 1,000 bytes, the limit is 999", True),  # as earlier versions put it
+        ("1001 bytes, the limit is 999", False),
+        ("Image size (3 pixels) exceeds limit of 2 pixels, could be decompression bomb DOS attack.", False),
+    ],
+)
+def test_whether_what_was_too_large_would_fit_is_told_by_its_words(detail, fits):
+    assert would_fit(detail, Limits(max_bytes=1000, max_pixels=3000)) is fits
 
 
 def test_pillow_s_own_limit_is_a_refusal_too():
