@@ -89,8 +89,9 @@ class BatchReport:
     """What became of a batch, small whatever the batch.
 
     ``psnr_sum`` and ``psnr_min`` are in dB, over the pictures that have a PSNR, ``psnr_counts`` is how many of them are
-    in each of ``PSNR_BINS``; ``seconds`` are by stage. ``not_resized`` are archived pictures that keep their bytes, and
-    so another size than ``resize`` asks for.
+    in each of ``PSNR_BINS``; ``seconds`` are by stage. ``kept`` are archived pictures that keep their bytes, by why
+    (see :class:`~compressor.images.Picture`; ``no gain``: they are no longer than what encodes them), ``not_resized``
+    those of another size than ``resize`` asks for; ``dropped`` counts of the others what their files held beside them.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -105,6 +106,8 @@ class BatchReport:
     psnr_counts: list[int] = field(default_factory=lambda: [0] * (len(PSNR_BINS) - 1))
     seconds: dict[str, float] = field(default_factory=dict)
     not_resized: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def errors(self) -> Counter[str]:
@@ -173,14 +176,20 @@ def encode_contents(
     writer = _Writer(archive, clock)
     quarantined: list[QuarantineRow] = []
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
+    kept: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     pixels = held = held_bytes = not_resized = 0
 
     def encode_waiting() -> None:
         ends = _encode_pictures(waiting, codec, options, clock, threads)
         writer.add([end for end in ends if isinstance(end, Row)])
-        for (file, *_), end in zip(waiting, ends, strict=True):
+        for (file, _, picture), end in zip(waiting, ends, strict=True):
             if isinstance(end, ImageError):
                 quarantined.append(_quarantine_row(file, end, run))
+            elif end.codec == ORIGINAL:
+                kept[picture.keep or "no gain"] += 1
+            else:
+                dropped.update(picture.extras)
 
     for file, content in contents:
         try:
@@ -221,6 +230,8 @@ def encode_contents(
         psnr_counts=[int(count) for count in np.histogram(measured, PSNR_BINS)[0]],
         seconds=dict(clock.seconds),
         not_resized=not_resized,
+        kept=dict(kept),
+        dropped=dict(dropped),
     )
 
 

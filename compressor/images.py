@@ -61,12 +61,15 @@ class Picture:
         sRGB's),
         ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white,
         rounded to 8 bits, the first frame. An alpha channel that is opaque everywhere is dropped and no reason.
+    extras
+        What the file holds beside its picture, in words: EXIF, XMP, IPTC, text (of a PNG), data behind the picture.
     """
 
     pixels: np.ndarray
     channels: int
     format: str
     keep: str | None
+    extras: frozenset[str] = frozenset()
 
 
 def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: B008 - frozen
@@ -257,7 +260,9 @@ def _heic(data: bytes, limits: Limits) -> Picture:
     width, height = opened.size
     with _within(width, height, limits):
         samples, why = _samples(opened.to_pillow(), icc)
-    return _finish(samples, Header("heic", width, height, icc, keep=keep or why))
+    return _finish(
+        samples, Header("heic", width, height, icc, keep=keep or why, extras=picture_files.read_extras(data))
+    )
 
 
 _EARLY_ENDS = ("truncated", "too small", "not enough image data", "need_more_input")  # Pillow's and libjxl's words
@@ -310,7 +315,7 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
         keep = keep or (None if all_there else "wide-gamut")
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
-    return Picture(np.ascontiguousarray(samples), channels, header.format, keep)
+    return Picture(np.ascontiguousarray(samples), channels, header.format, keep, header.extras)
 
 
 def _to_8_bits(samples: np.ndarray, depth: int) -> np.ndarray:
@@ -412,7 +417,7 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
         keep = _check_tiff(picture, data)
     if getattr(picture, "n_frames", 1) > 1:
         keep = "multi-page" if name == "tiff" else "animated"
-    header = Header(name, width, height, icc=picture.info.get("icc_profile"), keep=keep)
+    header = Header(name, width, height, picture.info.get("icc_profile"), keep=keep, extras=_extras(picture, data))
     samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
     if samples is None:
         with _quiet(name == "tiff"):
@@ -425,6 +430,19 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     if picture.mode == "CMYK":
         header = replace(header, icc=None)  # used already
     return _finish(samples, replace(header, keep=header.keep or why))
+
+
+def _extras(picture: Any, data: bytes) -> frozenset[str]:
+    """See :class:`Picture`."""
+    if picture.format == "AVIF":  # Pillow makes EXIF of its own where the picture is turned
+        return picture_files.read_extras(data)
+    tags = getattr(picture, "tag_v2", ())
+    found = {
+        picture_files.EXIF: bool(picture.info.get("exif")) or any(tag in tags for tag in (34665, 34853)),
+        picture_files.XMP: bool(picture.info.get("xmp")),
+        picture_files.IPTC: 33723 in tags,
+    }
+    return frozenset(name for name, there in found.items() if there)
 
 
 _stderr = threading.Lock()

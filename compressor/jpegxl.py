@@ -4,12 +4,13 @@ Not here: decoding (images.py, baselines.py).
 """
 
 from compressor.errors import ImageError
-from compressor.picture_files import Header, boxes, check_boxes, is_srgb_like
+from compressor.picture_files import BEHIND, EXIF, XMP, Header, boxes, check_boxes, is_srgb_like
 
 CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 CODESTREAM = b"\xff\x0a"
 _HEADERS = 2**16  # bytes of a codestream in which its headers end; all but names of channels take fewer than 100
 _MOST_CHANNELS = 4  # beside the colours, as in 18181-1's level 5: each takes memory for all pixels
+_EXTRAS = {b"Exif": EXIF, b"xml ": XMP, b"jhgm": BEHIND}  # the last is a gain map
 _RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 # How many bits follow a choice of two, and what is added to them (18181-1, B.2.2)
@@ -53,12 +54,15 @@ def read_header(data: bytes) -> Header:
     ImageError
         It is no JPEG XL, or has so many channels that no limit on pixels would bound the memory for them.
     """
+    extras = frozenset[str]()
     if data.startswith(CONTAINER):
         check_boxes(data)
+        kinds_of_boxes = (data[at : at + 4] if kind == b"brob" else kind for kind, at, _ in boxes(data))
+        extras = frozenset(_EXTRAS[kind] for kind in kinds_of_boxes if kind in _EXTRAS)
     bits = _Bits(_codestream(data))
     width, height = _size(bits)
     if bits.flag():  # everything is as usual: 8 bits, sRGB
-        return Header("jpegxl", width, height)
+        return Header("jpegxl", width, height, extras=extras)
     keep = None
     if bits.flag():
         bits.take(3)  # orientation
@@ -89,7 +93,8 @@ def read_header(data: bytes) -> Header:
         keep = keep or "float"
     if depth > 8:
         keep = keep or "16-bit"
-    return Header("jpegxl", width, height, keep=keep or (None if faithful else "wide-gamut"), depth=depth)
+    keep = keep or (None if faithful else "wide-gamut")
+    return Header("jpegxl", width, height, keep=keep, depth=depth, extras=extras)
 
 
 class _Bits:

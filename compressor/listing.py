@@ -16,9 +16,10 @@ from compressor.errors import LatentpackError, SourceError
 from compressor.known import FINGERPRINT_BYTES
 
 READ_EXTENSIONS = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs"}
-    | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".gif"}
-    | {".jxl", ".ppm", ".pgm", ".pbm", ".pnm"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".jps", ".insp"}  # JPEG by many names
+    | {".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".avif", ".avifs", ".gif", ".jxl"}
+    | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 RAW_EXTENSIONS = frozenset(  # of cameras; most are TIFF, whose first picture is a thumbnail
     {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"}

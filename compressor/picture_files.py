@@ -17,8 +17,8 @@ class Header:
     """What a file says about itself.
 
     ``icc`` is its colour profile unless what it says otherwise counts before that, ``exif`` its TIFF-like block,
-    ``keep`` as in :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a sample in what
-    decodes to more than 8.
+    ``keep`` and ``extras`` as in :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a
+    sample in what decodes to more than 8.
     """
 
     format: str
@@ -28,6 +28,10 @@ class Header:
     exif: bytes | None = None
     keep: str | None = None
     depth: int = 16
+    extras: frozenset[str] = frozenset()
+
+
+EXIF, XMP, IPTC, TEXT, BEHIND = "EXIF", "XMP", "IPTC", "text", "data behind the picture"
 
 
 def sniff(data: bytes) -> str | None:
@@ -108,6 +112,7 @@ def read_png(data: bytes) -> Header:
     keep = "16-bit" if depth == 16 else None
     icc = exif = other = None
     said_srgb = said_cicp = has_pixels = False
+    extras = set()
     at, kind = 8, b""
     while kind != b"IEND":
         if at + 12 > len(data):
@@ -126,6 +131,9 @@ def read_png(data: bytes) -> Header:
             has_pixels = True
         elif kind == b"eXIf":
             exif = bytes(content)
+            extras.add(EXIF)
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            extras.add(_kind_of_text(bytes(content[:80]).partition(b"\0")[0].lower()))
         elif kind == b"sRGB":
             said_srgb = True
         elif kind == b"iCCP":
@@ -144,7 +152,20 @@ def read_png(data: bytes) -> Header:
         raise ImageError("corrupt", "the PNG holds no picture")
     if other and not (said_cicp or icc or said_srgb):  # which count before it, in that order, wherever they stand
         keep = keep or other
-    return Header("png", width, height, None if said_cicp else icc, exif, keep)
+    extras.discard("")
+    return Header("png", width, height, None if said_cicp else icc, exif, keep, extras=frozenset(extras))
+
+
+def _kind_of_text(keyword: bytes) -> str:
+    """What a PNG's text of this keyword is; empty where a program wrote it for itself."""
+    if keyword == b"xml:com.adobe.xmp" or keyword == b"raw profile type xmp":
+        return XMP
+    if keyword in (b"raw profile type exif", b"raw profile type app1"):
+        return EXIF
+    return IPTC if keyword == b"raw profile type iptc" else "" if _OF_PROGRAMS.match(keyword) else TEXT
+
+
+_OF_PROGRAMS = re.compile(rb"software|date:|creation time|raw profile type ic|png:|thumb::|signature")
 
 
 def _png_profile(content: bytes) -> bytes | None:
@@ -185,6 +206,7 @@ def read_jpeg(data: bytes) -> Header:
     profile: dict[int, bytes] = {}
     exif = frame = None
     several = False
+    extras = set()
     at = 2
     while True:
         found = _NEXT_MARKER.search(data, at)
@@ -210,16 +232,23 @@ def read_jpeg(data: bytes) -> Header:
             frame = struct.unpack_from(">BHHB", content)
         elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
             exif = exif or content[6:]
+            extras.add(EXIF)
+        elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/x"):
+            extras.add(XMP)
+        elif marker == 0xED and b"8BIM\4\4" in content:
+            extras.add(IPTC)
         elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0") and len(content) > 14:
             profile[content[12]] = content[14:]
         elif marker == 0xE2 and content.startswith(b"MPF\0"):
             several = several or _has_views(content[4:])
     if frame is None:
         raise ImageError("corrupt", "the JPEG holds no picture")
+    if len(data) > at and data[at:].strip(b"\0\r\n"):
+        extras.add(BEHIND)
     precision, height, width, components = frame
     keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
     icc = b"".join(profile[i] for i in sorted(profile)) or None
-    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9))
+    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9), frozenset(extras))
 
 
 def _has_views(index: bytes) -> bool:
@@ -326,6 +355,15 @@ def read_tiff(data: bytes) -> dict[int, int]:
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 320, 322, 323, 324, 325, 339, 347})
+
+
+def read_extras(data: bytes) -> frozenset[str]:
+    """What lies beside the picture in an AVIF or HEIC, by the types of its items (ISO/IEC 14496-12, 8.11.6)."""
+    kinds = {b"Exif": EXIF, b"mime": XMP}
+    return frozenset(kinds[found[1]] for found in _ITEMS.finditer(data))
+
+
+_ITEMS = re.compile(rb"infe.{8}(Exif|mime)", re.DOTALL)
 
 
 def read_avif_keep(data: bytes) -> str | None:

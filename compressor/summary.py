@@ -50,8 +50,9 @@ class RunSummary:
     ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, listed beyond
     the limit, and given up when the run was ``stopped``. ``limited``: the listing was ended by the limit, and what
     follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an older row,
-    ``overtaken`` those that another run archived meanwhile, whose rows stay, ``not_resized`` those that keep their
-    bytes and size although others are resized. ``deleted`` were gone from the source; ``not_mirrored`` says why none
+    ``overtaken`` those that another run archived meanwhile, whose rows stay, ``kept`` those that keep their bytes, by
+    why, ``not_resized`` those that keep their size too although others are resized; ``dropped`` counts what the files
+    of the others held beside their pictures. ``deleted`` were gone from the source; ``not_mirrored`` says why none
     was deleted, where that was asked for. ``unlisted`` counts files without a picture's extension, by
     theirs. ``one_quality``: the codec has no other, and no floor was given.
     ``chosen``: options, given explicitly, of how pictures are stored, in which those already there have no part. Bytes:
@@ -84,6 +85,8 @@ class RunSummary:
     pixels: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     ignored_names: list[tuple[str, str]] = field(default_factory=list)
@@ -126,6 +129,8 @@ class RunSummary:
         self.not_resized += report.not_resized
         self.errors.update(report.errors)
         self.codecs.update(report.codecs)
+        self.kept.update(report.kept)
+        self.dropped.update(report.dropped)
         self.psnr_sum += report.psnr_sum
         self.psnr_min = min(self.psnr_min, report.psnr_min)
         self.psnr_counts += np.array(report.psnr_counts)
@@ -179,6 +184,8 @@ class RunSummary:
             **values,
             "errors": dict(self.errors.most_common()),
             "codecs": dict(self.codecs.most_common()),
+            "kept": dict(self.kept.most_common()),
+            "dropped": dict(self.dropped.most_common()),
             "unlisted": dict(self.unlisted.most_common()),
             "worker_seconds": {name: round(value, 3) for name, value in self.worker_seconds.items()},
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},

@@ -104,6 +104,7 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("codec", run["codec"]),
         ("listed", number(run["listed"], "picture") + (f", {NO_FURTHER}" if run["limited"] else "")),
         ("archived", f"{run['archived']:,}{replaced}{overtaken}"),
+        *([("as they came", by_reason(run["kept"]))] if run["kept"] else []),
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
     ]
@@ -158,6 +159,9 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{number(run['not_resized'], 'picture')} not resized: what is more than plain 8-bit colour, such as "
             "transparency, keeps its own bytes and size"
         )
+    if run["dropped"]:
+        held = [f"{kind} of {count:,}" for kind, count in run["dropped"].items()]
+        told.append(f"pictures are archived, not what their files hold beside them: {', '.join(held)}")
     if run["one_quality"] and run["psnr_min"] is not None:
         told.append(
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "

@@ -401,9 +401,9 @@ def test_verify_tells_sound_pictures_that_lack_their_codec_from_bad_ones(
 
 def test_repair_takes_the_limits_of_the_run(pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip_middle_of(archive, "sub/b.jpg")
-    for option, limit, told in (("--max-pixels", 1000, "1000 in all"), ("--max-bytes", 100, "100")):
+    for option, limit, told in (("--max-pixels", 1000, "1,000 in all"), ("--max-bytes", 100, "100")):
         code, out, _ = said(capsys, "repair", archive, pictures, "--codec", "webp", option, limit)
-        assert code == 1 and out.startswith("sub/b.jpg\t") and f"the limit is {told}\n" in out
+        assert code == 1 and out.startswith("sub/b.jpg\t") and f"the limit is {told} ({option})\n" in out
     assert said(capsys, "repair", archive, pictures, "--codec", "webp", "--max-pixels", "4000")[0] == 0
 
 

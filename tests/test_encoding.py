@@ -239,6 +239,37 @@ def test_what_keeps_its_bytes_and_so_its_size_is_counted_where_others_are_resize
     assert counts == {32: 1, 8: 2, None: 0}
 
 
+def test_why_pictures_keep_their_bytes_and_what_the_others_lose_is_counted(tmp_path: Path) -> None:
+    from compressor.summary import RunSummary
+    from compressor.wording import describe, remarks
+
+    colour = smooth_pictures(1, 50, 70)[0]
+    exif = Image.Exif()
+    exif[306] = "2026:11:27 00:00:00"
+    noted = io.BytesIO()
+    Image.fromarray(colour).save(noted, "jpeg", quality=95, exif=exif.tobytes())
+    translucent = io.BytesIO()
+    Image.fromarray(np.full((40, 40, 4), 90, np.uint8)).save(translucent, "png", exif=exif.tobytes())
+    coarse = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(coarse, "jpeg", quality=2, optimize=True)
+    files = {
+        "a.png": file_of(colour),
+        "b.jpg": noted.getvalue(),
+        "c.png": translucent.getvalue(),
+        "d.png": file_of(np.zeros((8, 8), np.uint16)),
+        "e.jpg": coarse.getvalue(),
+    }
+    _, report = run(tmp_path, files, codec="av1-444")
+    assert report.kept == {"alpha": 1, "16-bit": 1, "no gain": 1} and report.dropped == {"EXIF": 1}
+    summary = RunSummary("run", "in", "archive", "av1-444", listed=5)
+    summary.add(report, 0)
+    summary.add(report, 0)
+    told = summary.to_dict()
+    assert dict(describe(told))["as they came"] == "6 files: 2 alpha, 2 16-bit, 2 no gain"
+    assert "pictures are archived, not what their files hold beside them: EXIF of 2" in remarks(told)
+
+
 def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match="from 0 to 63"):
         run(tmp_path, {"a.png": file_of(smooth_pictures(1)[0])}, quality=99)

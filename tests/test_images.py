@@ -276,3 +276,38 @@ def test_a_heic_of_tiles_as_phones_write_them():
     pillow_heif.from_pillow(large).save(file, **settings)
     picture = decode_picture(file.getvalue())
     assert picture.keep is None and close(picture.pixels, np.asarray(large))
+
+
+def exif_block():
+    exif = Image.Exif()
+    exif[306] = "2026:11:27 00:00:00"
+    exif.get_ifd(0x8769)[36867] = "2026:11:27 00:00:00"
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff", "avif", "heic"])
+def test_what_a_file_holds_beside_its_picture_is_told(format):
+    settings, xmp = FORMATS[format], b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    assert decode_picture(file_of(RGB, format, **settings)).extras == frozenset()
+    assert decode_picture(file_of(RGB, format, exif=exif_block(), **settings)).extras == {"EXIF"}
+    told = {"tiffinfo": {700: xmp}} if format == "tiff" else {"xmp": xmp}
+    if format == "png":
+        told = {"pnginfo": PngImagePlugin.PngInfo()}
+        told["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    assert decode_picture(file_of(RGB, format, **told, **settings)).extras == {"XMP"}
+
+
+def test_captions_and_what_lies_behind_a_picture_are_told_too():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", "a program")
+    assert decode_picture(file_of(RGB, pnginfo=text)).extras == frozenset()
+    text.add_text("Comment", "a remark", zip=True)
+    assert decode_picture(file_of(RGB, pnginfo=text)).extras == {"text"}
+    jpeg = file_of(RGB, "jpeg")
+    caption = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", 4) + b"\x1c\2\0\0"
+    segment = b"\xff\xed" + struct.pack(">H", 2 + len(caption)) + caption
+    assert decode_picture(jpeg[:2] + segment + jpeg[2:]).extras == {"IPTC"}
+    assert decode_picture(jpeg + jpeg).extras == {"data behind the picture"}
+    assert decode_picture(jpeg + bytes(99) + b"\r\n").extras == frozenset()
+    tiff = file_of(RGB, "tiff", tiffinfo={33723: b"\x1c\2\0\0"})
+    assert decode_picture(tiff).extras == {"IPTC"}

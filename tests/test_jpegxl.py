@@ -88,6 +88,19 @@ def test_a_container_may_hold_it_in_parts() -> None:
     assert refusal(START + boxes[:-1]) == "truncated"
 
 
+def test_what_lies_beside_the_picture_in_a_container_is_told() -> None:
+    data = file_of(RGB, "jpegxl")
+    for content, told in (
+        (b"Exif\0\0\0\0MM\0*", {"EXIF"}),
+        (b"brobxml \x0b\x02\x80", {"XMP"}),
+        (b"jhgm\0", {"data behind the picture"}),
+        (b"jbrd\0", set()),
+    ):
+        box = struct.pack(">I", 4 + len(content)) + content
+        picture = decode_picture(START + box + struct.pack(">I4s", 8 + len(data), b"jxlc") + data)
+        assert picture.extras == told and (picture.pixels == PIXELS).all()
+
+
 @pytest.mark.parametrize("bits", [1, 4, 7])
 def test_few_bits_have_all_of_their_range(bits: int) -> None:
     few = PIXELS >> (8 - bits)
