@@ -378,8 +378,8 @@ class Archive:
     def read(self, key: str) -> np.ndarray:
         """One picture's pixels: uint8 (H, W, 3). ArchiveError where there is none, CodecError where it is damaged.
 
-        Of a file that keeps its own bytes they are what 8-bit sRGB holds of it: alpha on white, the first frame or page.
-        The file itself is ``read_row(key).payload``, and what :meth:`restore` writes.
+        Of a file that keeps its own bytes they are what 8-bit sRGB holds of it: alpha on white, the first frame. The
+        file itself is ``read_row(key).payload``, and what :meth:`restore` writes.
 
         Many pictures are read several times faster in batches, 64 at a time: ``decode(read_rows(keys))``. A learned
         codec's pixels may differ there by one level, as sums of floating point round otherwise in another batch.
