@@ -10,6 +10,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pillow_heif
+import tifffile
 from PIL import Image, ImageCms
 from skimage import data as samples
 
@@ -163,6 +164,14 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     add("TIFF, CMYK", rgb.convert("CMYK"), "tiff", True)
     add("TIFF, float", Image.fromarray(pixels[..., 0] / np.float32(255)), "tiff", True)
     files["TIFF, 16-bit.tiff"] = imagecodecs.tiff_encode(deep), None
+    files["TIFF, RGB float.tiff"] = imagecodecs.tiff_encode(pixels / np.float32(255)), None
+    preview = io.BytesIO()
+    with tifffile.TiffWriter(preview) as tiff:
+        tiff.write(pixels[::4, ::4].copy(), photometric="rgb", subifds=1)
+        tiff.write(deep[..., 1].copy(), photometric="minisblack")
+    files["TIFF, a preview before a raw picture.tiff"] = preview.getvalue(), None
+    layers = b"Adobe Photoshop Document Data Block\0"
+    add("TIFF with layers", rgb, "tiff", True, tiffinfo={37724: layers})
     files["TIFF, signed.tiff"] = imagecodecs.tiff_encode((pixels // 2).astype(np.int8)), None
     add("JPEG 2000", rgb, "jp2")
     jxl = imagecodecs.jpegxl_encode(pixels, level=95, lossless=False)
