@@ -524,8 +524,8 @@ def _other_tiff(data: bytes, tags: dict[int, int], limits: Limits) -> Picture:
         told = f"{planes} channels of {bits} bits, photometric interpretation {tags.get(262)}"
         raise ImageError("unsupported", f"a TIFF of {told} is not read here: convert it to RGB first")
     with _within(width, height, limits):
-        samples = np.squeeze(imagecodecs.tiff_decode(data))
-        if samples.ndim == 3 and samples.shape[1:] == (height, width):  # planes apart
+        samples = imagecodecs.tiff_decode(data)
+        if planes > 1 and tags.get(284) == 2:
             samples = np.moveaxis(samples, 0, 2)
         if samples.shape[:2] != (height, width) or samples.dtype.kind not in "uif":
             raise ImageError("unsupported", f"a TIFF of {samples.dtype} is not read here: convert it to RGB first")

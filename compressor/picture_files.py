@@ -354,7 +354,7 @@ def read_tiff(data: bytes) -> dict[int, int]:
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 320, 322, 323, 324, 325, 339, 347})
+_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 320, 322, 323, 324, 325, 339, 347})
 
 
 def read_extras(data: bytes) -> frozenset[str]:

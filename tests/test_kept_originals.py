@@ -237,6 +237,17 @@ def test_a_tiff_of_samples_that_pillow_does_not_know_keeps_the_file(samples, set
         assert close(picture.pixels, np.rot90(PIXELS, -1), 3)
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 3), (3, 3, 3), (1, 1, 3)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_deep_tiff_of_few_pixels_is_read_by_its_planes(shape, apart):
+    samples = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / np.prod(shape)
+    stored = samples.transpose(2, 0, 1).copy() if apart else samples
+    planes = {"photometric": "rgb", "planarconfig": "separate" if apart else "contig"}
+    picture = decode_picture(tiff_of(stored, **planes))
+    low, high = samples.min(), samples.max()
+    assert picture.keep == "float" and close(picture.pixels, (samples - low) / (high - low) * 255, 1)
+
+
 def test_a_tiff_that_nothing_here_decodes_is_refused_by_what_it_is():
     data = tiff_of(PIXELS, photometric="rgb")
     entry = struct.pack("<HHII", 259, 3, 1, 1)
