@@ -34,7 +34,8 @@ from compressor.baselines import StandardCodec
 from compressor.codec import Codec, artifact_bytes, load_codec
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.hyperprior_codec import HyperpriorCodec
-from compressor.images import Limits, decode_picture, resize_picture
+from compressor.images import decode_picture, resize_picture
+from compressor.limits import Limits
 from compressor.metrics import psnr, ssim
 from compressor.networks.integer import has_exact_bytes
 from compressor.quality import encode_measured, encode_to_target

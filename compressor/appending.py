@@ -16,9 +16,10 @@ from compressor.choosing import put_codec
 from compressor.defaults import CODEC, HIGHEST_TARGET, LEAST_TARGET, TARGET_PSNR
 from compressor.encoding import BatchReport, EncodeOptions, encode_contents
 from compressor.errors import ArchiveError, ImageError, LatentpackError, enough_memory
-from compressor.images import Limits, check_size, decode_picture
+from compressor.images import decode_picture
 from compressor.keys import require_text
 from compressor.known import content_fingerprint
+from compressor.limits import Limits, check_size
 from compressor.picture_writing import encode_picture
 from compressor.reading import refusal
 from compressor.sources import SourceFile, name_problem
@@ -130,7 +131,7 @@ def _check_arguments(target_psnr: float | None, quality: int | None, limits: Lim
     if quality is not None and target_psnr not in (None, TARGET_PSNR):  # as of a run, whose form sends the usual one
         raise ArchiveError(f"quality does not go with a target PSNR: leave out quality={quality} or {target_psnr=}")
     if not isinstance(limits, Limits):
-        raise TypeError(f"limits are compressor.images.Limits(max_bytes, max_pixels), not {type(limits).__name__}")
+        raise TypeError(f"limits are compressor.limits.Limits(max_bytes, max_pixels), not {type(limits).__name__}")
     if not isinstance(threads, Integral) or threads < 1:
         raise ArchiveError(f"threads are 1 or more, not {threads!r}")
 

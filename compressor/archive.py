@@ -20,10 +20,10 @@ from compressor.codec import Codec
 from compressor.decoding import DECODED
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
-from compressor.images import Limits, would_fit
 from compressor.keyed_table import KeyedTable
 from compressor.keys import require_text, several, several_keys
 from compressor.known import KnownKeys, hash_keys
+from compressor.limits import Limits, would_fit
 from compressor.marker import FORMAT, MARKER, check_marker, check_vacant, write_marker
 from compressor.parquet import IMAGES, QUARANTINE, Part, QuarantineRow, Row, Spans, from_table, to_table
 from compressor.scanning import to_the_end
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from compressor.appending import Appended
     from compressor.dataset import ArchiveDataset
-    from compressor.images import Limits
+    from compressor.limits import Limits
     from compressor.restoring import Restored
 
 __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]

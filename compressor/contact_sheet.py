@@ -13,9 +13,10 @@ from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
 from compressor.decoding import decoded_apart, decoded_together
 from compressor.errors import ArchiveError, ImageError, told
-from compressor.images import Limits, decode_picture
+from compressor.images import decode_picture
 from compressor.keys import matcher
 from compressor.known import FINGERPRINT_BYTES, content_fingerprint
+from compressor.limits import Limits
 from compressor.pages import data_uri, template
 from compressor.picture_writing import encode_picture
 from compressor.reading import read_contents, read_together

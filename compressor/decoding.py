@@ -11,7 +11,8 @@ import numpy as np
 from compressor.chunks import bounded_chunks
 from compressor.codec import ORIGINAL, Codec, Encoded, padded_pixels
 from compressor.errors import ArchiveError, CodecError, ImageError, is_shortage
-from compressor.images import DECODING_BYTES, Limits, decode_picture, memory_for
+from compressor.images import decode_picture
+from compressor.limits import DECODING_BYTES, Limits, memory_for
 from compressor.parquet import Row
 
 DECODED = ("key", "width", "height", "channels", "codec", "quality", "packer", "payload", "crc32c")  # columns

@@ -19,7 +19,8 @@ from compressor.codec import ORIGINAL, Codec, Encoded, check_packer, check_quali
 from compressor.defaults import TARGET_PSNR
 from compressor.errors import UNREADABLE, CodecError, ImageError, is_shortage
 from compressor.fallback import fall_back, is_costly
-from compressor.images import Limits, Picture, decode_picture, resize_picture
+from compressor.images import Picture, decode_picture, resize_picture
+from compressor.limits import Limits
 from compressor.metrics import ssim
 from compressor.quality import Stored, as_grey, encode_measured, encode_to_target, smallest
 from compressor.reading import read_contents, read_together

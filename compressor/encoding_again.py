@@ -11,7 +11,7 @@ from compressor.baselines import LOSSLESS, is_carried
 from compressor.codec import ORIGINAL, released_ids
 from compressor.encoding import EncodeOptions
 from compressor.errors import ArchiveError
-from compressor.images import Limits
+from compressor.limits import Limits
 
 EXACT = 200.0  # dB: whatever has as many is exact
 # How many rows are stored by a codec at a PSNR in dB (None: exactly)

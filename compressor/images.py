@@ -10,34 +10,22 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from compressor import colours, jpegxl, picture_files
-from compressor.defaults import MAX_BYTES, MAX_PIXELS
-from compressor.errors import ImageError, LatentpackError, is_shortage, told
+from compressor import colours, jpegxl, picture_files, tiffs
+from compressor.errors import ImageError
+from compressor.limits import Limits, file_too_large, within
 from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
-
-DECODING_BYTES = 32  # of memory for a pixel: libjxl takes 16, OpenJPEG more than 12
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may ask for. TIFF that imagecodecs does not decode keeps Pillow's limit too, 178,956,970 pixels."""
-
-    max_bytes: int = MAX_BYTES
-    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -99,19 +87,19 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     try:
         if name == "png":
             header = picture_files.read_png(data)
-            with _within(header.width, header.height, limits):
+            with within(header.width, header.height, limits):
                 return _finish(_png(data), header)
         if name == "jpeg":
             header = picture_files.read_jpeg(data)
             if header.keep != "cmyk":
-                with _within(header.width, header.height, limits):
+                with within(header.width, header.height, limits):
                     samples, why = _jpeg(data, header)
                     return _finish(samples, replace(header, keep=header.keep or why))
         if name == "heic":
             return _heic(data, limits)
         if name == "jpegxl":
             header = jpegxl.read_header(data)
-            with _within(header.width, header.height, limits):
+            with within(header.width, header.height, limits):
                 return _finish(_jpegxl(data, header), header)
         return _decode_by_pillow(data, name, limits)
     except (ImageError, MemoryError, ImportError):  # a library that is not loaded says nothing of a file
@@ -135,62 +123,6 @@ def resize_picture(pixels: np.ndarray, side: int) -> np.ndarray:
         return np.ascontiguousarray(square)
     method = cv2.INTER_AREA if edge > side else cv2.INTER_CUBIC
     return cv2.resize(np.ascontiguousarray(square), (side, side), interpolation=method)
-
-
-def check_size(width: int, height: int, limits: Limits) -> None:
-    if not width or not height:
-        raise ImageError("corrupt", f"the header says {width} x {height} pixels")
-    if width * height > limits.max_pixels:
-        told = f"{width} x {height} pixels, the limit is {limits.max_pixels:,} in all (--max-pixels)"
-        raise ImageError("too_large", told)
-
-
-def file_too_large(size: int, limits: Limits) -> ImageError:
-    return ImageError("too_large", f"{size:,} bytes, the limit is {limits.max_bytes:,} (--max-bytes)")
-
-
-def would_fit(detail: str, limits: Limits) -> bool:
-    """Whether what was refused as ``too_large`` with these words is within ``limits``."""
-    found = re.search(r"(\d+) x (\d+) pixels, the limit|([\d,]+) bytes, the limit", detail)
-    if not found:
-        return False
-    if found[3]:
-        return int(found[3].replace(",", "")) <= limits.max_bytes
-    return int(found[1]) * int(found[2]) <= limits.max_pixels
-
-
-@contextmanager
-def _within(width: int, height: int, limits: Limits) -> Iterator[None]:
-    """Decode a picture of this size. ImageError where ``limits`` do not allow it."""
-    check_size(width, height, limits)
-    with memory_for(width * height):
-        yield
-
-
-@contextmanager
-def memory_for(pixels: int, each: int = DECODING_BYTES) -> Iterator[None]:
-    """MemoryError in place of what decoders raise where ``each`` byte of so many pixels cannot be had.
-
-    Many of them speak of damage then: libwebp, dav1d, libjxl, OpenJPEG.
-    """
-    try:
-        yield
-    except Exception as error:
-        found_before_decoding = isinstance(error, LatentpackError) and error.__cause__ is None
-        if found_before_decoding or isinstance(error, ImportError) or type(error).__name__ == "DecompressionBombError":
-            raise
-        if not is_shortage(error) and _can_have(pixels * each):
-            raise
-        needed = f"{pixels * each / 1e6:,.1f} MB for {pixels:,} pixels"
-        raise MemoryError(f"not enough memory to decode it, up to {needed}: {told(error)}") from error
-
-
-def _can_have(size: int) -> bool:
-    try:
-        np.empty(size, np.uint8)  # asked for and not touched: it costs microseconds
-    except MemoryError:
-        return False
-    return True
 
 
 def _png(data: bytes) -> np.ndarray:
@@ -258,7 +190,7 @@ def _heic(data: bytes, limits: Limits) -> Picture:
         keep = keep or "wide-gamut"
     opened = BaseImage(primary)
     width, height = opened.size
-    with _within(width, height, limits):
+    with within(width, height, limits):
         samples, why = _samples(opened.to_pillow(), icc)
     return _finish(
         samples, Header("heic", width, height, icc, keep=keep or why, extras=picture_files.read_extras(data))
@@ -303,12 +235,13 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
             weight = alpha.astype(np.uint16)
             colour = ((colour * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
         samples = colour
-    icc = header.icc
+    icc, orientation = header.icc, header.orientation
     if header.exif:  # Pillow and libheif turn by themselves, so their headers have none
         exif = _exif(header.exif)
-        samples = _TURNS.get(exif.get(274, 1), lambda x: x)(samples)
+        orientation = exif.get(274, 1)
         if header.format == "jpeg" and not icc and _is_adobe_rgb(exif):
             icc = colours.adobe_rgb()
+    samples = _TURNS.get(orientation, lambda x: x)(samples)
     channels = samples.shape[2]
     if icc:
         samples, all_there = colours.to_srgb(samples, icc)
@@ -381,14 +314,14 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     tags: dict[int, int] = {}
     opening: AbstractContextManager[None] = nullcontext()
     if name == "webp":
-        opening = _within(*picture_files.read_webp_size(data), limits)  # libwebp decodes some of it at once
+        opening = within(*picture_files.read_webp_size(data), limits)  # libwebp decodes some of it at once
     elif name == "avif":
         picture_files.check_boxes(data)
         keep = picture_files.read_avif_keep(data)
     elif name == "jpeg2000":
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
-        tags = picture_files.read_tiff(data)
+        tags = tiffs.read_directory(data)
     elif name == "bmp":
         keep = picture_files.read_bmp_keep(data)
     elif name == "pnm":
@@ -401,11 +334,11 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     except (SyntaxError, KeyError):  # of a TIFF: samples, or a compression, that Pillow does not know
         if name != "tiff":
             raise
-        return _other_tiff(data, tags, limits)
+        return _finish(*tiffs.other_samples(data, tags, limits))
     if picture.mode == "LAB":
-        return _other_tiff(data, tags, limits)
+        return _finish(*tiffs.other_samples(data, tags, limits))
     width, height = picture.size
-    with _within(width, height, limits):
+    with within(width, height, limits):
         return _decode_opened(picture, data, name, keep)
 
 
@@ -414,13 +347,13 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
 
     width, height = picture.size
     if name == "tiff":
-        keep = _check_tiff(picture, data)
+        keep = tiffs.why_kept(picture, data)
     if getattr(picture, "n_frames", 1) > 1:
         keep = "multi-page" if name == "tiff" else "animated"
     header = Header(name, width, height, picture.info.get("icc_profile"), keep=keep, extras=_extras(picture, data))
-    samples, why = _plain_tiff(picture, data) if name == "tiff" else None, None
+    samples, why = tiffs.plain_samples(picture, data) if name == "tiff" else None, None
     if samples is None:
-        with _quiet(name == "tiff"):
+        with tiffs.quiet(name == "tiff"):
             for xmp in ("xmp", "XML:com.adobe.xmp"):  # Pillow would turn by it, of some formats, where EXIF does not
                 picture.info.pop(xmp, None)
             with suppress(Exception):  # a broken EXIF block is as good as none, which Pillow takes it for from now on
@@ -443,101 +376,6 @@ def _extras(picture: Any, data: bytes) -> frozenset[str]:
         picture_files.IPTC: 33723 in tags,
     }
     return frozenset(name for name, there in found.items() if there)
-
-
-_stderr = threading.Lock()
-
-
-@contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
-    """Have what libtiff writes of damage, past Python, go nowhere: an ImageError says it."""
-    if not wanted:
-        yield
-        return
-    with _stderr:
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
-
-
-def _check_tiff(picture: Any, data: bytes) -> str | None:
-    """Refuse strips or tiles beyond the file's end; tell samples that Pillow rounds off or takes for unsigned."""
-    tags = picture.tag_v2
-    for offsets, counts in ((273, 279), (324, 325)):
-        ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
-        if max(ends, default=0) > len(data):
-            raise picture_files.truncated("its TIFF data do")
-    if 37724 in tags:
-        return "layers"  # of Photoshop
-    if 330 in tags or tags.get(254, 0) & 1:  # other pictures beside the first, or that is said to be a preview
-        return "multi-page"
-    if picture.mode == "F":
-        return "float"
-    if max(tags.get(258, (1,))) > 8:
-        return "16-bit"
-    return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
-
-
-_SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers
-
-
-def _plain_tiff(picture: Any, data: bytes) -> np.ndarray | None:
-    """Samples of the ordinary kinds of TIFF; Pillow's libtiff would write of damage to the terminal."""
-    import imagecodecs
-
-    tags = picture.tag_v2
-    photometric = tags.get(262)
-    ordinary = (picture.mode, photometric) in (("1", 0), ("1", 1), ("L", 1), ("RGB", 2), ("RGBA", 2))
-    # Turned pictures are Pillow's: libtiff turns some (JPEG in YCbCr) half by itself
-    # Samples of two and four bits would come as they are: Pillow makes 0 to 255 of them.
-    bits = set(tags.get(258, (1,)))
-    if not ordinary or tags.get(274, 1) != 1 or bits != ({1} if picture.mode == "1" else {8}):
-        return None
-    samples = imagecodecs.tiff_decode(data)
-    if samples.shape[:2] != picture.size[::-1] or samples.dtype not in (np.bool_, np.uint8):
-        return None
-    if samples.dtype == np.bool_:
-        samples = samples.astype(np.uint8) * 255
-    return 255 - samples if photometric == 0 else samples
-
-
-def _other_tiff(data: bytes, tags: dict[int, int], limits: Limits) -> Picture:
-    """A TIFF of samples that Pillow has no mode for, of which the file itself is kept: deep colour, CIELAB.
-
-    ImageError where 8 bits would do, or nothing here decodes it.
-    """
-    import imagecodecs
-    from PIL.TiffImagePlugin import COMPRESSION_INFO
-
-    compression, width, height = (tags.get(tag, least) for tag, least in ((259, 1), (256, 0), (257, 0)))
-    planes, bits, kind = (tags.get(tag, 1) for tag in (277, 258, 339))
-    if compression not in COMPRESSION_INFO:
-        advice = "save it with LZW or Deflate first"
-        raise ImageError("unsupported", f"TIFF's compression {compression} is not read here: {advice}")
-    keep = "lab" if tags.get(262) in _LAB else _SAMPLE_FORMATS.get(kind) or ("16-bit" if bits > 8 else None)
-    if keep is None or planes > _MOST_PLANES:
-        told = f"{planes} channels of {bits} bits, photometric interpretation {tags.get(262)}"
-        raise ImageError("unsupported", f"a TIFF of {told} is not read here: convert it to RGB first")
-    with _within(width, height, limits):
-        samples = imagecodecs.tiff_decode(data)
-        if planes > 1 and tags.get(284) == 2:
-            samples = np.moveaxis(samples, 0, 2)
-        if samples.shape[:2] != (height, width) or samples.dtype.kind not in "uif":
-            raise ImageError("unsupported", f"a TIFF of {samples.dtype} is not read here: convert it to RGB first")
-        if keep == "lab":  # its lightness
-            samples = samples if samples.ndim == 2 else samples[..., 0]
-        return _finish(
-            _TURNS.get(tags.get(274, 1), lambda x: x)(samples), Header("tiff", width, height, keep=keep, depth=bits)
-        )
-
-
-_LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
-_MOST_PLANES = 16
 
 
 def _samples(picture: Any, icc: bytes | None) -> tuple[np.ndarray, str | None]:

@@ -18,7 +18,8 @@ class Header:
 
     ``icc`` is its colour profile unless what it says otherwise counts before that, ``exif`` its TIFF-like block,
     ``keep`` and ``extras`` as in :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a
-    sample in what decodes to more than 8.
+    sample in what decodes to more than 8, ``orientation`` as in EXIF, where the decoder does not turn and EXIF does not
+    tell.
     """
 
     format: str
@@ -28,6 +29,7 @@ class Header:
     exif: bytes | None = None
     keep: str | None = None
     depth: int = 16
+    orientation: int = 1
     extras: frozenset[str] = frozenset()
 
 
@@ -248,7 +250,7 @@ def read_jpeg(data: bytes) -> Header:
     precision, height, width, components = frame
     keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
     icc = b"".join(profile[i] for i in sorted(profile)) or None
-    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9), frozenset(extras))
+    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9), extras=frozenset(extras))
 
 
 def _has_views(index: bytes) -> bool:
@@ -321,40 +323,6 @@ def check_boxes(data: bytes) -> None:
         raise ImageError("corrupt", f"the box at byte {end} is smaller than its own header")
     if end > len(data):
         raise truncated("its boxes do")
-
-
-def read_tiff(data: bytes) -> dict[int, int]:
-    """The largest value of each tag of a TIFF's first directory that decoders need (TIFF 6.0, section 2).
-
-    Refused where the directory, or what it points at, lies beyond the file's end.
-    """
-    order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    offset, count, entry, link = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
-    tags = {}
-    try:
-        (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
-        (entries,) = struct.unpack_from(order + count, data, at)
-        at += struct.calcsize(order + count)
-        for _ in range(entries):
-            tag, kind, length, value = struct.unpack_from(order + entry, data, at)
-            size = length * _TIFF_SIZES.get(kind, 0)
-            at += struct.calcsize(order + entry)
-            if tag not in _TIFF_NEEDED:
-                continue
-            if size > link and value + size > len(data):
-                raise truncated("its TIFF directory does")
-            if kind in _TIFF_INTEGERS and length:
-                first = value if size > link else at - link
-                tags[tag] = max(struct.unpack_from(f"{order}{length}{_TIFF_INTEGERS[kind]}", data, first))
-    except struct.error:
-        raise truncated("its TIFF directory does") from None
-    return tags
-
-
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_TIFF_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 320, 322, 323, 324, 325, 339, 347})
 
 
 def read_extras(data: bytes) -> frozenset[str]:

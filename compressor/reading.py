@@ -7,7 +7,8 @@ import numpy as np
 
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, ImageError, causes
-from compressor.images import Limits, decode_picture, file_too_large
+from compressor.images import decode_picture
+from compressor.limits import Limits, file_too_large
 from compressor.listing import is_raw
 from compressor.sources import Source, SourceFile
 

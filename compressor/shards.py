@@ -19,7 +19,8 @@ import pyarrow.ipc
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.errors import UNREADABLE, SourceError
 from compressor.files import replacing
-from compressor.images import Limits, resize_picture
+from compressor.images import resize_picture
+from compressor.limits import Limits
 from compressor.reading import plain_pictures
 from compressor.sources import Source, SourceFile
 from compressor.wording import by_reason

@@ -21,7 +21,7 @@ from compressor.clock import Clock
 from compressor.codec import Codec, check_quality, with_effort
 from compressor.encoding import BatchReport, EncodeOptions
 from compressor.errors import CRASHED, LatentpackError, told
-from compressor.images import Limits
+from compressor.limits import Limits
 from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
 from compressor.parquet import QuarantineRow

@@ -16,8 +16,8 @@ from compressor.destinations import Folder, object_at, write_file
 from compressor.errors import ArchiveError, CodecError, LatentpackError
 from compressor.families import family as family_named
 from compressor.files import write_whole
-from compressor.images import Limits
 from compressor.learning import origin
+from compressor.limits import Limits
 from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile

@@ -39,7 +39,7 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
     from compressor.choosing import check_codec, put_codec
     from compressor.encoding_again import AgainOptions
-    from compressor.images import Limits
+    from compressor.limits import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source
     from tasks.threads import pin_threads

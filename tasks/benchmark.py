@@ -14,7 +14,7 @@ from compressor.baselines import STANDARD
 from compressor.codec import Codec, artifact_bytes, load_codec, titles, with_effort
 from compressor.destinations import Destination, filled
 from compressor.errors import CodecError, SourceError
-from compressor.images import Limits
+from compressor.limits import Limits
 from compressor.pages import make_folder
 from compressor.reading import plain_pictures
 from compressor.sources import Source

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import task
 
 from compressor.archive import Archive, KnownKeys
-from compressor.images import Limits
+from compressor.limits import Limits
 from compressor.planning import Listing, Plan, plan
 from tasks.retries import IF_TRANSIENT, NOT_KEPT
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from compressor.errors import ImageError
-from compressor.images import Limits, decode_picture
+from compressor.images import decode_picture
+from compressor.limits import Limits
 
 pillow_heif.register_heif_opener()
 

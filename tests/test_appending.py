@@ -20,7 +20,7 @@ from compressor.artifact import identify
 from compressor.baselines import STANDARD
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, ImageError, LatentpackError
-from compressor.images import Limits
+from compressor.limits import Limits
 from compressor.metrics import psnr
 from compressor.parquet import QuarantineRow
 from compressor.sources import Source
@@ -223,7 +223,7 @@ def test_what_is_called_wrongly_is_told_in_words(archive: Archive):
         with pytest.raises(LatentpackError, match=told):
             archive.append({"a": picture}, **options)  # type: ignore[arg-type]
     for options, told in (
-        ({"limits": 100}, r"limits are compressor\.images\.Limits\(max_bytes, max_pixels\), not int"),
+        ({"limits": 100}, r"limits are compressor\.limits\.Limits\(max_bytes, max_pixels\), not int"),
         ({"codec": STANDARD["jpeg"]}, "by name, path or id, or as an artifact's bytes, not as StandardCodec; .* .id"),
         ({"codec": None}, "not as NoneType"),
     ):

@@ -7,13 +7,14 @@ import crc32c
 import numpy as np
 import pytest
 
-from compressor import images
+from compressor import limits
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
 from compressor.decoding import decode, grey_planes
 from compressor.errors import ArchiveError, CodecError
-from compressor.images import Limits, decode_picture
+from compressor.images import decode_picture
+from compressor.limits import Limits
 from compressor.picture_writing import encode_picture
 from tests.codecs import smooth_pictures, tiny_artifact, tiny_codec
 from tests.rows import add, original_row, picture_row
@@ -65,7 +66,7 @@ def test_an_original_reads_back_whatever_limits_it_was_archived_under(archive, m
 
 @pytest.mark.parametrize("name", STANDARD)
 def test_a_row_that_lies_of_its_size_is_damaged_and_lacks_no_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_can_have", lambda size: False)
+    monkeypatch.setattr(limits, "_can_have", lambda size: False)
     codec = STANDARD[name]
     [encoded] = codec.encode(smooth_pictures(1), 50 if codec.qualities else -1)
     row = replace(picture_row("a"), codec=name, payload=encoded.payload, crc32c=crc32c.crc32c(encoded.payload))

@@ -17,7 +17,8 @@ from compressor.archive import Archive
 from compressor.baselines import STANDARD
 from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.errors import CodecError
-from compressor.images import Limits, decode_picture
+from compressor.images import decode_picture
+from compressor.limits import Limits
 from compressor.metrics import psnr, ssim
 from compressor.sources import Source
 from tests.codecs import smooth_pictures, tiny_artifact

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from compressor.errors import ImageError
-from compressor.images import Limits, decode_picture, resize_picture
+from compressor.images import decode_picture, resize_picture
+from compressor.limits import Limits
 from compressor.picture_files import read_webp_size
 from compressor.picture_writing import encode_picture
 from tests.pictures import FORMATS, GREY, PIXELS, RGB, close, file_of

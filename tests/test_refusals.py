@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compressor.errors import ImageError
-from compressor.images import Limits, decode_picture, would_fit
+from compressor.images import decode_picture
+from compressor.limits import Limits, would_fit
 from tests.pictures import FORMATS, GREY, PIXELS, RGB, file_of, png_chunk, refusal
 from tests.pictures import silent as silent
 
@@ -150,7 +151,7 @@ def test_a_shortage_of_memory_is_no_damage(monkeypatch, error):
 
 
 def test_what_is_found_without_a_decoder_is_told_however_little_memory_there_is(monkeypatch):
-    monkeypatch.setattr("compressor.images._can_have", lambda size: False)
+    monkeypatch.setattr("compressor.limits._can_have", lambda size: False)
     assert refusal(file_of(RGB, "tiff")[:-10]) == "truncated"
     assert refusal(file_of(RGB), max_pixels=1) == "too_large"
 

@@ -23,8 +23,8 @@ from compressor.defaults import CODEC
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.errors import DAMAGED, ArchiveError, CodecError, LatentpackError
-from compressor.images import Limits
 from compressor.known import FINGERPRINT_BYTES
+from compressor.limits import Limits
 from compressor.parquet import IMAGES, QuarantineRow, _start
 from compressor.picture_writing import encode_picture
 from compressor.repairing import Repaired, repair
@@ -659,7 +659,7 @@ def test_a_decoder_that_speaks_of_damage_where_there_is_no_memory_is_not_believe
 
     monkeypatch.setattr(StandardCodec, "_decode", broken)
     assert len(Archive.open(archive.url).verify()) == 6
-    monkeypatch.setattr("compressor.images._can_have", lambda size: False)
+    monkeypatch.setattr("compressor.limits._can_have", lambda size: False)
     refused_with(archive, "not enough memory to decode it, up to 0.0 MB for 768 pixels: not a webp file")
 
 

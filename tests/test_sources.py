@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from compressor.errors import SourceError
-from compressor.images import Limits
 from compressor.known import FINGERPRINT_BYTES
+from compressor.limits import Limits
 from compressor.reading import read_contents
 from compressor.sources import Source
 from tests.trees import NAMES, keys

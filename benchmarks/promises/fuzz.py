@@ -20,7 +20,8 @@ from compressor import artifact, integrity
 from compressor.archive import Archive
 from compressor.codec import load_codec
 from compressor.errors import ImageError, LatentpackError
-from compressor.images import Limits, decode_picture
+from compressor.images import decode_picture
+from compressor.limits import Limits
 from compressor.parquet import IMAGES, RangeFile, Row, encode, from_table, read_groups, read_metadata, to_table
 from compressor.quality import Searchable
 from promises.common import Worker, elapsed, limit_memory, print_table

@@ -14,7 +14,7 @@ from compressor.choosing import put_codec
 from compressor.codec import ORIGINAL
 from compressor.defaults import CODEC as DEFAULT
 from compressor.encoding import EncodeOptions, encode_batch
-from compressor.images import Limits
+from compressor.limits import Limits
 from promises.common import Worker, listed, print_table
 from tasks.threads import pin_threads
 

@@ -1,0 +1,146 @@
+"""TIFF (TIFF 6.0): what its first directory tells, what 8 bits lose of it, and samples that Pillow does not read.
+
+Pillow reads the others (images.py).
+"""
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from compressor import picture_files
+from compressor.errors import ImageError
+from compressor.limits import Limits, within
+from compressor.picture_files import Header
+
+
+def read_directory(data: bytes) -> dict[int, int]:
+    """The largest value of each tag of a TIFF's first directory that decoders need (TIFF 6.0, section 2).
+
+    Refused where the directory, or what it points at, lies beyond the file's end.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    offset, count, entry, link = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
+    tags = {}
+    try:
+        (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count)
+        for _ in range(entries):
+            tag, kind, length, value = struct.unpack_from(order + entry, data, at)
+            size = length * _SIZES.get(kind, 0)
+            at += struct.calcsize(order + entry)
+            if tag not in _NEEDED:
+                continue
+            if size > link and value + size > len(data):
+                raise picture_files.truncated("its TIFF directory does")
+            if kind in _INTEGERS and 0 < length <= _MOST_VALUES:  # of offsets and counts there may be millions
+                first = value if size > link else at - link
+                tags[tag] = max(struct.unpack_from(f"{order}{length}{_INTEGERS[kind]}", data, first))
+    except struct.error:
+        raise picture_files.truncated("its TIFF directory does") from None
+    return tags
+
+
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_MOST_VALUES = 64
+_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 320, 322, 323, 324, 325, 339, 347})
+
+
+_stderr = threading.Lock()
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Have what libtiff writes of damage, past Python, go nowhere: an ImageError says it."""
+    if not wanted:
+        yield
+        return
+    with _stderr:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def why_kept(picture: Any, data: bytes) -> str | None:
+    """Refuse strips or tiles beyond the file's end; tell samples that Pillow rounds off or takes for unsigned."""
+    tags = picture.tag_v2
+    for offsets, counts in ((273, 279), (324, 325)):
+        ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
+        if max(ends, default=0) > len(data):
+            raise picture_files.truncated("its TIFF data do")
+    if 37724 in tags:
+        return "layers"  # of Photoshop
+    if 330 in tags or tags.get(254, 0) & 1:  # other pictures beside the first, or that is said to be a preview
+        return "multi-page"
+    if picture.mode == "F":
+        return "float"
+    if max(tags.get(258, (1,))) > 8:
+        return "16-bit"
+    return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
+
+
+_SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers
+
+
+def plain_samples(picture: Any, data: bytes) -> np.ndarray | None:
+    """Samples of the ordinary kinds of TIFF; Pillow's libtiff would write of damage to the terminal."""
+    import imagecodecs
+
+    tags = picture.tag_v2
+    photometric = tags.get(262)
+    ordinary = (picture.mode, photometric) in (("1", 0), ("1", 1), ("L", 1), ("RGB", 2), ("RGBA", 2))
+    # Turned pictures are Pillow's: libtiff turns some (JPEG in YCbCr) half by itself
+    # Samples of two and four bits would come as they are: Pillow makes 0 to 255 of them.
+    bits = set(tags.get(258, (1,)))
+    if not ordinary or tags.get(274, 1) != 1 or bits != ({1} if picture.mode == "1" else {8}):
+        return None
+    samples = imagecodecs.tiff_decode(data)
+    if samples.shape[:2] != picture.size[::-1] or samples.dtype not in (np.bool_, np.uint8):
+        return None
+    if samples.dtype == np.bool_:
+        samples = samples.astype(np.uint8) * 255
+    return 255 - samples if photometric == 0 else samples
+
+
+def other_samples(data: bytes, tags: dict[int, int], limits: Limits) -> tuple[np.ndarray, Header]:
+    """Samples of a TIFF that Pillow has no mode for, and of which the file itself is kept: deep colour, CIELAB.
+
+    ImageError where 8 bits would do, or nothing here decodes it.
+    """
+    import imagecodecs
+    from PIL.TiffImagePlugin import COMPRESSION_INFO
+
+    compression, width, height = (tags.get(tag, least) for tag, least in ((259, 1), (256, 0), (257, 0)))
+    planes, bits, kind = (tags.get(tag, 1) for tag in (277, 258, 339))
+    if compression not in COMPRESSION_INFO:
+        advice = "save it with LZW or Deflate first"
+        raise ImageError("unsupported", f"TIFF's compression {compression} is not read here: {advice}")
+    keep = "lab" if tags.get(262) in _LAB else _SAMPLE_FORMATS.get(kind) or ("16-bit" if bits > 8 else None)
+    if keep is None or planes > _MOST_PLANES:
+        told = f"{planes} channels of {bits} bits, photometric interpretation {tags.get(262)}"
+        raise ImageError("unsupported", f"a TIFF of {told} is not read here: convert it to RGB first")
+    with within(width, height, limits):
+        samples = imagecodecs.tiff_decode(data)
+        if planes > 1 and tags.get(284) == 2:
+            samples = np.moveaxis(samples, 0, 2)
+        if samples.shape[:2] != (height, width) or samples.dtype.kind not in "uif":
+            raise ImageError("unsupported", f"a TIFF of {samples.dtype} is not read here: convert it to RGB first")
+        if keep == "lab":  # its lightness
+            samples = samples if samples.ndim == 2 else samples[..., 0]
+    return samples, Header("tiff", width, height, keep=keep, depth=bits, orientation=tags.get(274, 1))
+
+
+_LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
+_MOST_PLANES = 16
