@@ -404,7 +404,7 @@ class Archive:
         ----------
         columns
             What to read. The fields of other columns are None, whatever their types say; so are ``psnr`` and ``ssim``,
-            where None would mean that the pixels are exact: read those before you ask. Without ``payload`` a scan reads
+            where None would mean that nothing is lost: read those before you ask. Without ``payload`` a scan reads
             some 20 bytes a row.
         batch_size
             Rows in a batch. There are fewer where their payloads would exceed 64 MiB.

@@ -50,7 +50,8 @@ class Picture:
         ``irregular`` (bytes in a JPEG that its decoder passes over); ``pixels`` are then a preview: composed on white,
         rounded to 8 bits, the first frame. An alpha channel that is opaque everywhere is dropped and no reason.
     extras
-        What the file holds beside its picture, in words: EXIF, XMP, IPTC, text (of a PNG), data behind the picture.
+        What the file holds beside its picture, in words: EXIF, XMP, IPTC, text
+        (comments), other data (behind a JPEG's picture; gain maps and depth).
     """
 
     pixels: np.ndarray
@@ -374,8 +375,14 @@ def _extras(picture: Any, data: bytes) -> frozenset[str]:
         picture_files.EXIF: bool(picture.info.get("exif")) or any(tag in tags for tag in (34665, 34853)),
         picture_files.XMP: bool(picture.info.get("xmp")),
         picture_files.IPTC: 33723 in tags,
+        picture_files.TEXT: picture_files.is_remark(_remark(picture)),
     }
     return frozenset(name for name, there in found.items() if there)
+
+
+def _remark(picture: Any) -> bytes:
+    told = picture.info.get("comment") or getattr(picture, "tag_v2", {}).get(270)  # of GIF and JPEG 2000; of TIFF
+    return told.encode(errors="replace") if isinstance(told, str) else told if isinstance(told, bytes) else b""
 
 
 def _samples(picture: Any, icc: bytes | None) -> tuple[np.ndarray, str | None]:

@@ -4,13 +4,13 @@ Not here: decoding (images.py, baselines.py).
 """
 
 from compressor.errors import ImageError
-from compressor.picture_files import BEHIND, EXIF, XMP, Header, boxes, check_boxes, is_srgb_like
+from compressor.picture_files import EXIF, OTHER, XMP, Header, boxes, check_boxes, is_srgb_like
 
 CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 CODESTREAM = b"\xff\x0a"
 _HEADERS = 2**16  # bytes of a codestream in which its headers end; all but names of channels take fewer than 100
 _MOST_CHANNELS = 4  # beside the colours, as in 18181-1's level 5: each takes memory for all pixels
-_EXTRAS = {b"Exif": EXIF, b"xml ": XMP, b"jhgm": BEHIND}  # the last is a gain map
+_EXTRAS = {b"Exif": EXIF, b"xml ": XMP, b"jhgm": OTHER}  # the last is a gain map
 _RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 # How many bits follow a choice of two, and what is added to them (18181-1, B.2.2)

@@ -33,7 +33,7 @@ class Row:
     """One archived picture.
 
     ``fingerprint`` is 5 bytes (8 in rows of earlier versions), ``crc32c`` the payload's checksum as an unsigned number,
-    ``psnr`` in dB and ``ssim`` are None where the pixels are exact, ``quality`` is -1 and ``packer`` empty where the
+    ``psnr`` in dB and ``ssim`` are None where nothing is lost, ``quality`` is -1 and ``packer`` empty where the
     codec has no choice of them. Of a scan of some columns, the fields of all others are None.
     """
 

@@ -33,7 +33,7 @@ class Header:
     extras: frozenset[str] = frozenset()
 
 
-EXIF, XMP, IPTC, TEXT, BEHIND = "EXIF", "XMP", "IPTC", "text", "data behind the picture"
+EXIF, XMP, IPTC, TEXT, OTHER = "EXIF", "XMP", "IPTC", "text", "other data"
 
 
 def sniff(data: bytes) -> str | None:
@@ -164,10 +164,22 @@ def _kind_of_text(keyword: bytes) -> str:
         return XMP
     if keyword in (b"raw profile type exif", b"raw profile type app1"):
         return EXIF
-    return IPTC if keyword == b"raw profile type iptc" else "" if _OF_PROGRAMS.match(keyword) else TEXT
+    return IPTC if keyword == b"raw profile type iptc" else "" if _KEYWORDS.match(keyword) else TEXT
 
 
-_OF_PROGRAMS = re.compile(rb"software|date:|creation time|raw profile type ic|png:|thumb::|signature")
+_KEYWORDS = re.compile(rb"software|date:|creation time|raw profile type ic|png:|thumb::|signature")
+
+
+def is_remark(text: bytes) -> bool:
+    """Whether a comment may be a person's: programs and cameras write which they are."""
+    return bool(text.strip(b"\0 \r\n")) and not _PROGRAMS.match(text)
+
+
+_PROGRAMS = re.compile(
+    rb"\s*(creator|created (with|by|using)|file (written|source)|lavc|lead tech|handmade|process|optimi[sz]|compress|"
+    rb"ffmpeg|intel|appl?eMark|olympus digital|samsung|minolta|jpeg|gif|made with|edited|resized|cs=|\*|ascii)",
+    re.IGNORECASE,
+)
 
 
 def _png_profile(content: bytes) -> bytes | None:
@@ -239,6 +251,8 @@ def read_jpeg(data: bytes) -> Header:
             extras.add(XMP)
         elif marker == 0xED and b"8BIM\4\4" in content:
             extras.add(IPTC)
+        elif marker == 0xFE and is_remark(content):
+            extras.add(TEXT)
         elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0") and len(content) > 14:
             profile[content[12]] = content[14:]
         elif marker == 0xE2 and content.startswith(b"MPF\0"):
@@ -246,7 +260,7 @@ def read_jpeg(data: bytes) -> Header:
     if frame is None:
         raise ImageError("corrupt", "the JPEG holds no picture")
     if len(data) > at and data[at:].strip(b"\0\r\n"):
-        extras.add(BEHIND)
+        extras.add(OTHER)
     precision, height, width, components = frame
     keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
     icc = b"".join(profile[i] for i in sorted(profile)) or None
@@ -315,7 +329,7 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def check_boxes(data: bytes) -> None:
-    """Refuse an ISO base media file (AVIF, HEIC, JPEG 2000) whose outermost boxes reach beyond its end."""
+    """Refuse an ISO base media file (AVIF, HEIC, JPEG 2000, JPEG XL) whose outermost boxes reach beyond its end."""
     end = 0
     for _, content, size in boxes(data):
         end = content + size
@@ -327,11 +341,15 @@ def check_boxes(data: bytes) -> None:
 
 def read_extras(data: bytes) -> frozenset[str]:
     """What lies beside the picture in an AVIF or HEIC, by the types of its items (ISO/IEC 14496-12, 8.11.6)."""
-    kinds = {b"Exif": EXIF, b"mime": XMP}
-    return frozenset(kinds[found[1]] for found in _ITEMS.finditer(data))
+    found = {_KINDS[item[1]] for item in _ITEMS.finditer(data)}
+    return frozenset(found | {OTHER} if _OTHERS.search(data) else found)
 
 
-_ITEMS = re.compile(rb"infe.{8}(Exif|mime)", re.DOTALL)
+_KINDS = {b"Exif": EXIF, b"mime": XMP, b"tmap": OTHER}  # the last is a gain map's (ISO 21496-1)
+_ITEMS = re.compile(rb"infe.{8}(Exif|mime|tmap)", re.DOTALL)
+_OTHERS = re.compile(
+    rb"auxC.{4}urn:[\x21-\x7e]*?:(hdrgainmap|depth|disparity|portraiteffectsmatte|semantic|auxid:2\0)", re.DOTALL
+)
 
 
 def read_avif_keep(data: bytes) -> str | None:

@@ -1,6 +1,6 @@
 """A codec trained on your own pictures, without Prefect: python examples/train_your_own.py [FOLDER OUT MINUTES]
 
-`latentpack train FOLDER --family v5 --out codec.safetensors` does the same with caching and progress in Prefect.
+`latentpack train FOLDER --out codec.safetensors` does so with caching and progress in Prefect.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(folder: str = "example-pictures", out: str = "example-codec.safetensors
         FAMILIES["v5"].build(),
         pictures_NCHW[held_out:],
         pictures_NCHW[:held_out],
-        TrainingConfig(steps=0, minutes=float(minutes), shift=4),
+        TrainingConfig(steps=0, minutes=float(minutes), optimizer="muon", learning_rate=3e-3),
         on_progress=lambda state, done: print(f"{done:.0%}: {state.history[-1]}"),
     )
     calibration_NHWC = pictures_NHWC[held_out:][:512]

@@ -1,6 +1,6 @@
 """The command line: options from the parameter models, exit codes, no traceback unless asked for.
 
-0 done; 1 finished, but pictures are quarantined or do not verify; 2 wrong usage, or a source or archive that cannot be
+0 done; 1 finished, but something needs a look; 2 wrong usage, or a source or archive that cannot be
 used; 130 interrupted. Nothing heavy is imported before a command is known.
 """
 

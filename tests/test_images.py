@@ -308,7 +308,13 @@ def test_captions_and_what_lies_behind_a_picture_are_told_too():
     caption = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", 4) + b"\x1c\2\0\0"
     segment = b"\xff\xed" + struct.pack(">H", 2 + len(caption)) + caption
     assert decode_picture(jpeg[:2] + segment + jpeg[2:]).extras == {"IPTC"}
-    assert decode_picture(jpeg + jpeg).extras == {"data behind the picture"}
+    assert decode_picture(jpeg + jpeg).extras == {"other data"}
     assert decode_picture(jpeg + bytes(99) + b"\r\n").extras == frozenset()
     tiff = file_of(RGB, "tiff", tiffinfo={33723: b"\x1c\2\0\0"})
     assert decode_picture(tiff).extras == {"IPTC"}
+    for remark, told in (("Grandmother, 1931", {"text"}), ("Created with a program", set())):
+        assert decode_picture(file_of(RGB, "tiff", tiffinfo={270: remark})).extras == told
+        for format in ("gif", "jpeg", "jpeg2000"):
+            assert decode_picture(file_of(RGB, format, comment=remark.encode())).extras == told
+    box = struct.pack(">I4sI", 12 + 43, b"auxC", 0) + b"urn:com:apple:photo:2020:aux:hdrgainmap\0\0\0\0"
+    assert decode_picture(file_of(RGB, "heic") + box).extras == {"other data"}

@@ -93,7 +93,7 @@ def test_what_lies_beside_the_picture_in_a_container_is_told() -> None:
     for content, told in (
         (b"Exif\0\0\0\0MM\0*", {"EXIF"}),
         (b"brobxml \x0b\x02\x80", {"XMP"}),
-        (b"jhgm\0", {"data behind the picture"}),
+        (b"jhgm\0", {"other data"}),
         (b"jbrd\0", set()),
     ):
         box = struct.pack(">I", 4 + len(content)) + content
