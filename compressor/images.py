@@ -21,11 +21,12 @@ import numpy as np
 
 from compressor import colours, jpegxl, picture_files, tiffs
 from compressor.errors import ImageError
-from compressor.limits import Limits, file_too_large, within
+from compressor.limits import Limits, check_size, file_too_large, within
 from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _jpeg(data: bytes, header: Header) -> tuple[np.ndarray, str | None]:
     import simplejpeg
 
     why = None
-    if header.keep is None:
+    if header.keep in (None, "multi-page"):
         try:
             grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
             return simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", strict=True), None
@@ -158,6 +159,8 @@ def _jpegxl(data: bytes, header: Header) -> np.ndarray:
     import imagecodecs
 
     samples = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
+    if samples.ndim == 3 and not _is_of(samples, header):  # grey with more channels than alpha comes in planes
+        samples = np.moveaxis(samples, 0, 2)
     most = (1 << header.depth) - 1  # libjxl hands out those of few bits as they are
     return samples if most >= 255 else ((samples.astype(np.uint16) * 255 + most // 2) // most).astype(np.uint8)
 
@@ -223,6 +226,9 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
     keep = header.keep
     if samples.ndim == 2:
         samples = samples[..., None]
+    if not _is_of(samples, header):
+        told = f"{samples.shape[1]} x {samples.shape[0]} instead of {header.width} x {header.height} pixels"
+        raise ImageError("corrupt", f"the {header.format} file decodes to {told}")
     if samples.dtype != np.uint8:
         keep = keep or "16-bit"
         samples = _to_8_bits(samples, header.depth)
@@ -240,7 +246,7 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
     if header.exif:  # Pillow and libheif turn by themselves, so their headers have none
         exif = _exif(header.exif)
         orientation = exif.get(274, 1)
-        if header.format == "jpeg" and not icc and _is_adobe_rgb(exif):
+        if header.format == "jpeg" and not icc and b"R03" in header.exif and _is_adobe_rgb(exif):
             icc = colours.adobe_rgb()
     samples = _TURNS.get(orientation, lambda x: x)(samples)
     channels = samples.shape[2]
@@ -252,13 +258,20 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
     return Picture(np.ascontiguousarray(samples), channels, header.format, keep, header.extras)
 
 
+def _is_of(samples: np.ndarray, header: Header) -> bool:
+    """Whether they have the size that the header tells, turned or not."""
+    return samples.shape[:2] in ((header.height, header.width), (header.width, header.height))
+
+
 def _to_8_bits(samples: np.ndarray, depth: int) -> np.ndarray:
     if samples.dtype == np.uint16:
         most = (1 << depth) - 1
         return ((samples.astype(np.uint32) * 255 + most // 2) // most).clip(0, 255).astype(np.uint8)
-    low, high = float(np.nanmin(samples)), float(np.nanmax(samples))
-    scaled = (samples.astype(np.float64) - low) * (255 / max(high - low, 1e-30))
-    return np.nan_to_num(scaled, posinf=255, neginf=0).clip(0, 255).round().astype(np.uint8)
+    with np.errstate(all="ignore"):  # some may be infinite, or no numbers
+        low, high = float(np.fmin.reduce(samples, axis=None)), float(np.fmax.reduce(samples, axis=None))
+        scaled = (samples.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-30))
+    np.nan_to_num(scaled, copy=False, posinf=255, neginf=0)
+    return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8)
 
 
 # EXIF orientations 2 to 8 (CIPA DC-008, tag 274) as what makes them upright
@@ -286,9 +299,10 @@ def _exif(block: bytes) -> Any:
 
 
 def _is_adobe_rgb(exif: Any) -> bool:
-    """Whether a camera says so, which writes no profile (CIPA DC-010, section 4.3: interoperability of R03)."""
+    """Whether a camera says so, which writes no profile (CIPA DC-010, 4.3): R03, and no colour space of its own."""
     try:
-        return str(exif.get_ifd(0xA005).get(1, "")).startswith("R03")
+        named = str(exif.get_ifd(0xA005).get(1, "")).startswith("R03")
+        return named and exif.get_ifd(0x8769).get(0xA001) in (65535, 2)  # the latter some write for Adobe RGB
     except Exception:
         return False
 
@@ -311,7 +325,7 @@ _PLUGINS = {
 def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
     import importlib
 
-    keep = None
+    keep = icc = None
     tags: dict[int, int] = {}
     opening: AbstractContextManager[None] = nullcontext()
     if name == "webp":
@@ -323,10 +337,12 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
         tags = tiffs.read_directory(data)
+        if 322 in tags:
+            check_size(tags[322], tags.get(323, 1), limits)  # of a tile, however small the picture
     elif name == "bmp":
-        keep = picture_files.read_bmp_keep(data)
+        keep, icc = picture_files.read_bmp_colours(data)
     elif name == "pnm":
-        keep = picture_files.read_pnm_keep(data)
+        data, keep = picture_files.read_pnm(data)
     # The class itself rather than Image.open, whose own limit on pixels would come before ours
     module, _, plugin = _PLUGINS[name].partition(".")
     try:
@@ -340,6 +356,8 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
         return _finish(*tiffs.other_samples(data, tags, limits))
     width, height = picture.size
     with within(width, height, limits):
+        if icc:
+            picture.info["icc_profile"] = icc
         return _decode_opened(picture, data, name, keep)
 
 
@@ -348,7 +366,7 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
 
     width, height = picture.size
     if name == "tiff":
-        keep = tiffs.why_kept(picture, data)
+        keep = tiffs.why_kept(picture)
     if getattr(picture, "n_frames", 1) > 1:
         keep = "multi-page" if name == "tiff" else "animated"
     header = Header(name, width, height, picture.info.get("icc_profile"), keep=keep, extras=_extras(picture, data))

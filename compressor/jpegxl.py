@@ -4,7 +4,7 @@ Not here: decoding (images.py, baselines.py).
 """
 
 from compressor.errors import ImageError
-from compressor.picture_files import EXIF, OTHER, XMP, Header, boxes, check_boxes, is_srgb_like
+from compressor.picture_files import EXIF, OTHER, XMP, Header, boxes, check_boxes
 
 CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 CODESTREAM = b"\xff\x0a"
@@ -203,7 +203,7 @@ def _is_srgb(bits: _Bits) -> bool:
         return False
     transfer = bits.choose(_ENUM)
     bits.choose(_ENUM)  # rendering intent
-    return white == _D65 and primaries == 1 and is_srgb_like(primaries, transfer)
+    return (white, primaries, transfer) == (_D65, 1, 13)
 
 
 def _skip_points(bits: _Bits, count: int) -> None:

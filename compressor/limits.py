@@ -35,7 +35,7 @@ def file_too_large(size: int, limits: Limits) -> ImageError:
 
 def would_fit(detail: str, limits: Limits) -> bool:
     """Whether what was refused as ``too_large`` with these words is within ``limits``."""
-    found = re.search(r"(\d+) x (\d+) pixels, the limit|([\d,]+) bytes, the limit", detail)
+    found = re.search(r"(\d{1,10}) x (\d{1,10}) pixels, the limit|(\d[\d,]{0,20}) bytes, the limit", detail)
     if not found:
         return False
     if found[3]:

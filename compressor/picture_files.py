@@ -135,12 +135,14 @@ def read_png(data: bytes) -> Header:
             exif = bytes(content)
             extras.add(EXIF)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            extras.add(_kind_of_text(bytes(content[:80]).partition(b"\0")[0].lower()))
+            keyword, _, text = bytes(content[:200]).partition(b"\0")
+            if kind != b"tEXt" or is_remark(text):  # the others are compressed, or have more fields first
+                extras.add(_kind_of_text(keyword.lower()))
         elif kind == b"sRGB":
             said_srgb = True
         elif kind == b"iCCP":
             icc = _png_profile(bytes(content))
-        elif kind == b"cICP" and length == 4:
+        elif kind == b"cICP" and length == 4 and 2 not in content[:2]:  # which says nothing
             said_cicp = True
             primaries, transfer, _, full_range = content
             keep = keep if full_range and is_srgb_like(primaries, transfer) else keep or "wide-gamut"
@@ -238,7 +240,7 @@ def read_jpeg(data: bytes) -> Header:
             raise truncated("its JPEG segments do")
         content = data[at + 2 : end]
         at = end
-        if marker == 0xF7:
+        if marker == 0xF7 and frame is None:
             raise ImageError("unsupported", "JPEG-LS is not read here: convert it to PNG, TIFF or JPEG first")
         if marker in _FRAMES and frame is None:
             if len(content) < 6:
@@ -259,7 +261,7 @@ def read_jpeg(data: bytes) -> Header:
             several = several or _has_views(content[4:])
     if frame is None:
         raise ImageError("corrupt", "the JPEG holds no picture")
-    if len(data) > at and data[at:].strip(b"\0\r\n"):
+    if len(data) > at and data[at:].strip(b"\0\r\n \xff"):
         extras.add(OTHER)
     precision, height, width, components = frame
     keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
@@ -363,10 +365,16 @@ def read_avif_keep(data: bytes) -> str | None:
     return None
 
 
-def read_bmp_keep(data: bytes) -> str | None:
-    """Whether a BMP has a profile, within it or elsewhere, which Pillow does not read."""
+def read_bmp_colours(data: bytes) -> tuple[str | None, bytes | None]:
+    """Why a BMP's pixels are not faithful, and the profile that it holds: Pillow reads none."""
     (size,) = struct.unpack_from("<I", data, 14)
-    return "wide-gamut" if size >= 124 and data[70:74] in (b"DEBM", b"KNIL") else None
+    space = data[70:74] if size >= 124 else b""
+    if space == b"KNIL":
+        return "wide-gamut", None  # the profile is another file
+    if space != b"DEBM":
+        return None, None
+    at, length = struct.unpack_from("<II", data, 126)
+    return None, data[14 + at : 14 + at + length]
 
 
 def read_heic_keep(data: bytes) -> str | None:
@@ -392,29 +400,42 @@ def read_jpeg2000_keep(data: bytes) -> str | None:
     return "wide-gamut" if box >= 0 and data[box + 4] in (2, 3) else None
 
 
-def read_pnm_keep(data: bytes) -> str | None:
-    """Whether a PBM, PGM or PPM has samples of more than 8 bits, or more pictures than the first (netpbm's formats).
+def read_pnm(data: bytes) -> tuple[bytes, str | None]:
+    """A PBM, PGM or PPM without remarks, over which Pillow takes long, and why its first picture is not all of it.
 
     Where samples are text, the end of the first picture is not looked for.
     """
     header = _BITMAP.match(data) or _PIXMAP.match(data)
     if not header:
         raise ImageError("corrupt", "what follows P and a number is no header of a PBM, PGM or PPM")
-    kind, (width, height, *most) = header[1], map(int, header.groups()[1:])
+    kind, numbers = header[1], [int(number) for number in header.groups()[1:]]
+    width, height, *most = numbers
     deep = most > [255]
+    keep = "16-bit" if deep else None
+    rest = data[header.end() :]
     if kind in b"456":
         samples = width * (3 if kind == b"6" else 1) * (2 if deep else 1)
-        end = header.end() + height * (-(-width // 8) if kind == b"4" else samples)
-        if end > len(data):
+        end = height * (-(-width // 8) if kind == b"4" else samples)
+        if end > len(rest):
             raise truncated("its samples do")
-        if data[end : end + 1] == b"P":
-            return "multi-page"
-    return "16-bit" if deep else None
+        keep = "multi-page" if rest[end : end + 1] == b"P" else keep
+    else:
+        rest = b"".join(re.sub(rb"#[^\r\n]*+", b"", lines) for lines in _portions(rest))
+    return b"P%s %s\n%s" % (kind, b" ".join(b"%d" % number for number in numbers), rest), keep
+
+
+def _portions(text: bytes) -> Iterator[bytes]:
+    """Whole lines of about 64 KiB together: what replaces remarks takes fifty times the memory of the text."""
+    at = 0
+    while at < len(text):
+        end = text.find(b"\n", at + 2**16) + 1 or len(text)
+        yield text[at:end]
+        at = end
 
 
 def _pnm(kinds: bytes, numbers: int) -> re.Pattern[bytes]:
-    gap = rb"(?:\s|#[^\r\n]*[\r\n])+"  # a comment counts as one
-    return re.compile(rb"P([" + kinds + rb"])" + numbers * (gap + rb"(\d{1,10})") + rb"\s")
+    gap = rb"(?:[ \t\n\v\f\r]++|#[^\r\n]*+[\r\n])++"  # possessive: what is tried again is held in memory
+    return re.compile(rb"P([" + kinds + rb"])" + numbers * (gap + rb"(\d{1,10})") + rb"(?:#[^\r\n]*+)?\s")
 
 
 _BITMAP, _PIXMAP = _pnm(b"14", 2), _pnm(b"2356", 3)

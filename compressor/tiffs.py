@@ -4,6 +4,7 @@ Pillow reads the others (images.py).
 """
 
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -14,19 +15,20 @@ import numpy as np
 
 from compressor import picture_files
 from compressor.errors import ImageError
-from compressor.limits import Limits, within
+from compressor.limits import DECODING_BYTES, Limits, within
 from compressor.picture_files import Header
 
 
 def read_directory(data: bytes) -> dict[int, int]:
     """The largest value of each tag of a TIFF's first directory that decoders need (TIFF 6.0, section 2).
 
-    Refused where the directory, or what it points at, lies beyond the file's end.
+    Refused where the directory, or what it points at, or a strip or tile, lies beyond the file's end.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     offset, count, entry, link = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
-    tags = {}
+    tags: dict[int, int] = {}
+    places: dict[int, np.ndarray] = {}
     try:
         (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
         (entries,) = struct.unpack_from(order + count, data, at)
@@ -39,17 +41,29 @@ def read_directory(data: bytes) -> dict[int, int]:
                 continue
             if size > link and value + size > len(data):
                 raise picture_files.truncated("its TIFF directory does")
-            if kind in _INTEGERS and 0 < length <= _MOST_VALUES:  # of offsets and counts there may be millions
-                first = value if size > link else at - link
-                tags[tag] = max(struct.unpack_from(f"{order}{length}{_INTEGERS[kind]}", data, first))
+            if kind not in _INTEGERS or not length:
+                continue
+            first = value if size > link else at - link
+            values = np.frombuffer(data, np.dtype(order + _INTEGERS[kind]), length, first)
+            if tag in _PLACES:
+                places[tag] = values  # there may be millions
+            elif length <= _MOST_VALUES:
+                tags[tag] = int(values.max())
     except struct.error:
         raise picture_files.truncated("its TIFF directory does") from None
+    for offsets, counts in ((273, 279), (324, 325)):
+        if offsets in places and counts in places:
+            shared = min(len(places[offsets]), len(places[counts]))
+            starts, sizes = (places[tag][:shared].astype(np.uint64) for tag in (offsets, counts))
+            if max(starts.max(), sizes.max(), (starts + sizes).max()) > len(data):  # the sum alone may wrap around
+                raise picture_files.truncated("its TIFF data do")
     return tags
 
 
+_PLACES = frozenset({273, 279, 324, 325})  # offsets of strips and tiles, and their bytes
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _MOST_VALUES = 64
-_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 _NEEDED = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 320, 322, 323, 324, 325, 339, 347})
 
 
@@ -73,16 +87,15 @@ def quiet(wanted: bool) -> Iterator[None]:
             os.close(nowhere)
 
 
-def why_kept(picture: Any, data: bytes) -> str | None:
-    """Refuse strips or tiles beyond the file's end; tell samples that Pillow rounds off or takes for unsigned."""
+def why_kept(picture: Any) -> str | None:
+    """What Pillow's samples would lose: layers, other pictures, what it rounds off or takes for unsigned."""
     tags = picture.tag_v2
-    for offsets, counts in ((273, 279), (324, 325)):
-        ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
-        if max(ends, default=0) > len(data):
-            raise picture_files.truncated("its TIFF data do")
-    if 37724 in tags:
-        return "layers"  # of Photoshop
-    if 330 in tags or tags.get(254, 0) & 1:  # other pictures beside the first, or that is said to be a preview
+    if isinstance(photoshop := tags.get(37724), bytes) and _LAYERS.search(photoshop):
+        return "layers"
+    kind = tags.get(254, 0)
+    if 330 in tags or (
+        isinstance(kind, int) and kind & 1
+    ):  # pictures beside the first, or that is said to be a preview
         return "multi-page"
     if picture.mode == "F":
         return "float"
@@ -91,6 +104,7 @@ def why_kept(picture: Any, data: bytes) -> str | None:
     return next((_SAMPLE_FORMATS.get(one, "untyped") for one in tags.get(339, ()) if one != 1), None)
 
 
+_LAYERS = re.compile(rb"8BIM(Layr|Lr16|Lr32)|MIB8(ryaL|61rL|23rL)")  # flattened files have the tag too
 _SAMPLE_FORMATS = {2: "signed", 3: "float"}  # TIFF 6.0, section 19; 1 is unsigned integers
 
 
@@ -128,7 +142,7 @@ def other_samples(data: bytes, tags: dict[int, int], limits: Limits) -> tuple[np
         advice = "save it with LZW or Deflate first"
         raise ImageError("unsupported", f"TIFF's compression {compression} is not read here: {advice}")
     keep = "lab" if tags.get(262) in _LAB else _SAMPLE_FORMATS.get(kind) or ("16-bit" if bits > 8 else None)
-    if keep is None or planes > _MOST_PLANES:
+    if keep is None or planes * bits > 8 * DECODING_BYTES:
         told = f"{planes} channels of {bits} bits, photometric interpretation {tags.get(262)}"
         raise ImageError("unsupported", f"a TIFF of {told} is not read here: convert it to RGB first")
     with within(width, height, limits):
@@ -137,10 +151,9 @@ def other_samples(data: bytes, tags: dict[int, int], limits: Limits) -> tuple[np
             samples = np.moveaxis(samples, 0, 2)
         if samples.shape[:2] != (height, width) or samples.dtype.kind not in "uif":
             raise ImageError("unsupported", f"a TIFF of {samples.dtype} is not read here: convert it to RGB first")
-        if keep == "lab":  # its lightness
-            samples = samples if samples.ndim == 2 else samples[..., 0]
+    if samples.ndim == 3:  # of CIELAB the lightness alone
+        samples = samples[..., : 1 if keep == "lab" else 4 if planes == 4 else 3 if planes > 2 else planes]
     return samples, Header("tiff", width, height, keep=keep, depth=bits, orientation=tags.get(274, 1))
 
 
 _LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
-_MOST_PLANES = 16

@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+from contextlib import suppress
 
 import imagecodecs
 import numpy as np
@@ -65,6 +66,20 @@ def test_portable_maps_of_every_kind():
     for data in (b"P4\n56 40\n" + packed, b"P1 56 40\n" + b"".join(b"%d" % dark for dark in ~white.ravel())):
         two = decode_picture(data)
         assert (two.format, two.channels, two.keep) == ("pnm", 1, None) and (two.pixels[..., 0] == white * 255).all()
+
+
+def test_a_portable_map_of_remarks_costs_no_time_and_no_memory():
+    tracemalloc.start()
+    for data in (
+        b"P5" + b" " * 2_000_000 + b"x",
+        b"P5 " + b"#\n" * 1_000_000,
+        b"P3 1 1 255 " + b"#\n" * 1_000_000 + b"1 2 3",
+    ):
+        with suppress(ImageError):
+            assert (decode_picture(data).pixels == [1, 2, 3]).all()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
 
 
 def test_portable_maps_that_8_bits_or_one_picture_do_not_hold():
@@ -301,6 +316,7 @@ def test_what_a_file_holds_beside_its_picture_is_told(format):
 def test_captions_and_what_lies_behind_a_picture_are_told_too():
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", "a program")
+    text.add_text("Comment", "Created with a program")
     assert decode_picture(file_of(RGB, pnginfo=text)).extras == frozenset()
     text.add_text("Comment", "a remark", zip=True)
     assert decode_picture(file_of(RGB, pnginfo=text)).extras == {"text"}

@@ -154,7 +154,7 @@ WIDE = [*enum(2), *points(1.1, 0.27, 0.17, 0.797, 0.131, 0.046)]  # primaries, e
     ("colour", "keep"),
     [
         ([*COLOUR, *D65, *GAMUT, *CURVE, *INTENT], None),
-        ([*COLOUR, *D65, *GAMUT, (0, 1), (1, 2), *enum(2)], None),  # BT.709's curve, as of other formats
+        ([*COLOUR, *D65, *GAMUT, (0, 1), (1, 2), *INTENT], "wide-gamut"),  # BT.709's curve
         ([*COLOUR, *D65, *enum(11), *CURVE, *INTENT], "wide-gamut"),  # Display P3
         ([*COLOUR, *D65, *enum(9), (0, 1), *enum(16), *INTENT], "wide-gamut"),  # BT.2100, PQ
         ([*COLOUR, *D65, *GAMUT, (0, 1), *enum(18), *INTENT], "wide-gamut"),  # HLG
@@ -209,6 +209,18 @@ def test_a_preview_and_an_animation_are_passed_over(preview: Fields) -> None:
     moving = [(0, 3), (0, 1), (0, 1), (1, 1), (2, 2), (23, 10), (1, 2), (1, 2), (4, 3), (0, 1)]
     assert read_header(header(extra=moving, depth=[(0, 1), (1, 2)]) + bytes(99)).keep == "animated"
     assert read_header(header(extra=moving, depth=[(0, 1), (1, 2)]) + bytes(99)).depth == 10
+
+
+@pytest.mark.parametrize("planes", [2, 3, 5])
+def test_grey_with_channels_beside_it_has_its_own_size(planes: int) -> None:
+    """libjxl's binding hands those out as planes, and grey with alpha by the pixel."""
+    samples = np.full((planes, 40, 56), 255, np.uint8)
+    samples[0] = PIXELS[..., 0]
+    data = imagecodecs.jpegxl_encode(samples, lossless=True, planar=True, photometric="gray")
+    picture = decode_picture(data)
+    assert picture.pixels.shape == (40, 56, 3) and (picture.channels == 1 or planes > 2)
+    assert picture.keep == "alpha", "of no kind"
+    assert (picture.pixels[..., 0] == PIXELS[..., 0]).all()
 
 
 def test_more_channels_than_memory_is_planned_for_are_refused() -> None:

@@ -199,10 +199,18 @@ def test_a_tiff_that_shows_a_preview_of_what_lies_behind_it_keeps_the_file():
 
 
 def test_a_tiff_with_layers_keeps_the_file():
-    layers = b"Adobe Photoshop Document Data Block\0" + bytes(64)
-    data = tiff_of(PIXELS, photometric="rgb", extratags=[(37724, 7, len(layers), layers, True)])
-    picture = decode_picture(data)
-    assert picture.keep == "layers" and (picture.pixels == PIXELS).all()
+    for block, keep in ((b"8BIMLayr", "layers"), (b"MIB861rL", "layers"), (b"8BIMPatt", None)):
+        layers = b"Adobe Photoshop Document Data Block\0" + block + bytes(64)
+        data = tiff_of(PIXELS, photometric="rgb", extratags=[(37724, 7, len(layers), layers, True)])
+        picture = decode_picture(data)
+        assert picture.keep == keep and (picture.pixels == PIXELS).all()
+
+
+def test_a_tag_of_another_type_than_it_has_is_no_reason():
+    data = tiff_of(PIXELS, photometric="rgb", subfiletype=1)
+    entry = struct.pack("<HHII", 254, 4, 1, 1)
+    assert decode_picture(data).keep == "multi-page" and data.count(entry) == 1
+    assert decode_picture(data.replace(entry, struct.pack("<HHI4s", 254, 2, 4, b"one\0"))).keep is None
 
 
 DEEP = PIXELS.astype(np.uint16) * 257
@@ -248,6 +256,27 @@ def test_a_deep_tiff_of_few_pixels_is_read_by_its_planes(shape, apart):
     assert picture.keep == "float" and close(picture.pixels, (samples - low) / (high - low) * 255, 1)
 
 
+def test_a_deep_tiff_takes_no_more_memory_than_others():
+    with pytest.raises(ImageError, match="16 channels of 32 bits") as caught:
+        decode_picture(
+            tiff_of(np.zeros((20, 20, 16), np.float32), photometric="rgb", extrasamples=["unspecified"] * 13)
+        )
+    assert caught.value.reason == "unsupported"
+    strange = np.float32([[[np.nan, np.inf, 0], [1, -np.inf, np.nan]]])
+    for samples in (strange, strange * np.nan):
+        assert decode_picture(tiff_of(samples, photometric="rgb")).keep == "float"
+    tiled = tiff_of(np.zeros((16, 16, 3), np.float32), photometric="rgb", tile=(512, 1024))
+    assert refusal(tiled, max_pixels=512 * 1024 - 1) == "too_large"
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_deep_tiff_that_stops_early_is_truncated(compression):
+    noise = np.random.default_rng(0).random((40, 56, 3), np.float32)
+    for settings in ({}, {"tile": (16, 16)}):
+        data = tiff_of(noise, photometric="rgb", compression=compression, **settings)
+        assert refusal(data[: len(data) * 9 // 10]) == "truncated"
+
+
 def test_a_tiff_that_nothing_here_decodes_is_refused_by_what_it_is():
     data = tiff_of(PIXELS, photometric="rgb")
     entry = struct.pack("<HHII", 259, 3, 1, 1)
@@ -271,13 +300,15 @@ def test_a_png_s_profile_counts_before_srgb_and_code_points_before_both():
     assert (decode_picture(with_chunk(data, b"sRGB", b"\0")).pixels == shown).all()
     by_numbers = decode_picture(with_chunk(data, b"cICP", bytes([1, 13, 0, 1])))
     assert by_numbers.keep is None and (by_numbers.pixels == np.asarray(muted)).all()
+    for unsaid in ([2, 2, 0, 1], [2, 13, 0, 1], [1, 2, 0, 1]):
+        assert (decode_picture(with_chunk(data, b"cICP", bytes(unsaid))).pixels == shown).all()
 
 
-def exif_of(*, interoperability=b"R03\0", order="<"):
+def exif_of(*, interoperability=b"R03\0", space=65535, order="<"):
     """As cameras write it that have no profile: EXIF names a directory, and that one the colours."""
     directories = [
         [(0x8769, 4, 1, struct.pack(order + "I", 26))],
-        [(0xA001, 3, 1, struct.pack(order + "HH", 65535, 0)), (0xA005, 4, 1, struct.pack(order + "I", 56))],
+        [(0xA001, 3, 1, struct.pack(order + "HH", space, 0)), (0xA005, 4, 1, struct.pack(order + "I", 56))],
         [(1, 2, 4, interoperability), (2, 7, 4, b"0100")],
     ]
     block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
@@ -301,6 +332,8 @@ def test_a_camera_s_adobe_rgb_without_a_profile_is_shown_as_it_was_meant(order):
     assert not close(decode_picture(file_of(samples, "jpeg", quality=98, subsampling=0)).pixels, meant, 4)
     as_usual = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(interoperability=b"R98\0", order=order))
     assert close(decode_picture(as_usual).pixels, np.asarray(samples), 1.5)
+    edited = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(space=1, order=order))
+    assert close(decode_picture(edited).pixels, np.asarray(samples), 1.5), "a program has made sRGB of it"
     vivid = Image.fromarray(np.where(PIXELS > 128, 255, 0).astype(np.uint8))
     assert decode_picture(file_of(vivid, "jpeg", exif=exif_of(order=order))).keep == "wide-gamut"
     own = file_of(
@@ -349,11 +382,29 @@ def test_a_jpeg_that_is_one_of_several_views_keeps_the_file(kind, keep, order):
         decode_picture(one[:2] + b"\xff\xe2" + struct.pack(">H", 6 + cut) + b"MPF\0" + index[:cut] + one[2:])
 
 
-@pytest.mark.parametrize("space", [b"DEBM", b"KNIL", b"BGRs"])
-def test_a_bmp_with_a_profile_keeps_the_file(space):
-    plain = file_of(RGB, "bmp")
+def test_a_bmp_has_a_profile_too():
+    plain = file_of(Image.fromarray(PIXELS // 8 + 96), "bmp")
     (old,) = struct.unpack_from("<I", plain, 14)
-    header = struct.pack("<I", 124) + plain[18 : 14 + old] + bytes(16) + space + bytes(64)
-    data = plain[:10] + struct.pack("<I", 14 + 124) + header + plain[14 + old :]
-    picture = decode_picture(data)
-    assert picture.keep == (None if space == b"BGRs" else "wide-gamut") and (picture.pixels == PIXELS).all()
+
+    def with_space(space, profile=b""):
+        end = 124 + len(plain) - 14 - old
+        header = struct.pack("<I", 124) + plain[18 : 14 + old] + bytes(16) + space + bytes(52)
+        header += struct.pack("<II", end, len(profile)) + bytes(4)
+        return plain[:10] + struct.pack("<I", 14 + 124) + header + plain[14 + old :] + profile
+
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for data in (with_space(b"BGRs"), with_space(b"DEBM", srgb), with_space(b"DEBM", b"broken" * 30)):
+        picture = decode_picture(data)
+        assert picture.keep is None and (picture.pixels == PIXELS // 8 + 96).all()
+    wider = decode_picture(with_space(b"DEBM", wide(srgb)))
+    assert wider.keep is None and (wider.pixels != PIXELS // 8 + 96).any()
+    assert decode_picture(with_space(b"KNIL")).keep == "wide-gamut", "its profile is another file"
+
+
+def test_a_damaged_jpeg_of_several_views_is_damaged():
+    entries = struct.pack("<IIIHH", 0x020002, 99, 0, 0, 0)
+    index = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0xB002, 7, 16, 26, 0) + entries
+    one = file_of(RGB, "jpeg", quality=95)
+    data = one[:2] + b"\xff\xe2" + struct.pack(">H", 6 + len(index)) + b"MPF\0" + index + one[2:]
+    assert decode_picture(data).keep == "multi-page"
+    assert refusal(data[: len(data) * 2 // 3] + b"\xff\xd9") == "corrupt"

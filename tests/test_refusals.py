@@ -108,6 +108,8 @@ def test_limits_before_decoding():
         ("60 x 51 pixels, the limit is 2,999 in all (--max-pixels)", False),
         ("the file has 1,000 bytes, the limit is 999", True),  # as earlier versions put it
         ("1001 bytes, the limit is 999", False),
+        (", bytes, the limit", False),
+        ("9" * 5_000 + " x 2 pixels, the limit is 1", False),
         ("Image size (3 pixels) exceeds limit of 2 pixels, could be decompression bomb DOS attack.", False),
     ],
 )
