@@ -170,7 +170,7 @@ def _files() -> dict[str, tuple[bytes, np.ndarray | None]]:
         tiff.write(pixels[::4, ::4].copy(), photometric="rgb", subifds=1)
         tiff.write(deep[..., 1].copy(), photometric="minisblack")
     files["TIFF, a preview before a raw picture.tiff"] = preview.getvalue(), None
-    layers = b"Adobe Photoshop Document Data Block\0"
+    layers = b"Adobe Photoshop Document Data Block\x008BIMLayr" + bytes(8)
     add("TIFF with layers", rgb, "tiff", True, tiffinfo={37724: layers})
     files["TIFF, signed.tiff"] = imagecodecs.tiff_encode((pixels // 2).astype(np.int8)), None
     add("JPEG 2000", rgb, "jp2")
