@@ -310,6 +310,7 @@ def _is_adobe_rgb(exif: Any) -> bool:
 # Pillow speaks of odd metadata through warnings, which are nothing a user could act on
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_TILE = 2**24  # pixels that one may have whatever the limit
 _PLUGINS = {
     "jpeg": "JpegImagePlugin.JpegImageFile",
     "webp": "WebPImagePlugin.WebPImageFile",
@@ -337,8 +338,8 @@ def _decode_by_pillow(data: bytes, name: str, limits: Limits) -> Picture:
         keep = picture_files.read_jpeg2000_keep(data)
     elif name == "tiff":
         tags = tiffs.read_directory(data)
-        if 322 in tags:
-            check_size(tags[322], tags.get(323, 1), limits)  # of a tile, however small the picture
+        if 322 in tags:  # tiles, of which one may be larger than the picture
+            check_size(tags[322], tags.get(323, 1), replace(limits, max_pixels=max(limits.max_pixels, _TILE)))
     elif name == "bmp":
         keep, icc = picture_files.read_bmp_colours(data)
     elif name == "pnm":

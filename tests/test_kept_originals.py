@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 from compressor import colours
 from compressor.errors import ImageError
 from compressor.images import decode_picture
+from compressor.limits import Limits
 from tests.pictures import GREY, PIXELS, RGB, close, file_of, heic_of, refusal, wide, with_chunk
 from tests.pictures import silent as silent
 
@@ -266,7 +267,10 @@ def test_a_deep_tiff_takes_no_more_memory_than_others():
     for samples in (strange, strange * np.nan):
         assert decode_picture(tiff_of(samples, photometric="rgb")).keep == "float"
     tiled = tiff_of(np.zeros((16, 16, 3), np.float32), photometric="rgb", tile=(512, 1024))
-    assert refusal(tiled, max_pixels=512 * 1024 - 1) == "too_large"
+    assert decode_picture(tiled, Limits(len(tiled), 16 * 16)).keep == "float", "as an archive's reader limits it"
+    width = struct.pack("<HHIH", 322, 3, 1, 1024)
+    assert tiled.count(width) == 1
+    assert refusal(tiled.replace(width, struct.pack("<HHIH", 322, 3, 1, 65_520)), max_pixels=10**6) == "too_large"
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
