@@ -268,9 +268,9 @@ def test_a_deep_tiff_takes_no_more_memory_than_others():
         assert decode_picture(tiff_of(samples, photometric="rgb")).keep == "float"
     tiled = tiff_of(np.zeros((16, 16, 3), np.float32), photometric="rgb", tile=(512, 1024))
     assert decode_picture(tiled, Limits(len(tiled), 16 * 16)).keep == "float", "as an archive's reader limits it"
-    width = struct.pack("<HHIH", 322, 3, 1, 1024)
+    width = struct.pack("<HHII", 322, 4, 1, 1024)
     assert tiled.count(width) == 1
-    assert refusal(tiled.replace(width, struct.pack("<HHIH", 322, 3, 1, 65_520)), max_pixels=10**6) == "too_large"
+    assert refusal(tiled.replace(width, struct.pack("<HHII", 322, 4, 1, 65_520)), max_pixels=10**6) == "too_large"
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
