@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from compressor.appending import Appended
     from compressor.dataset import ArchiveDataset
-    from compressor.limits import Limits
     from compressor.restoring import Restored
 
 __all__ = ["DECODED", "Archive", "KnownKeys", "Part", "QuarantineRow", "Row"]
@@ -168,7 +167,7 @@ class Archive:
         target_psnr: float | None = TARGET_PSNR,
         quality: int | None = None,
         effort: int = 0,
-        limits: "Limits | None" = None,
+        limits: Limits | None = None,
         threads: int = 1,
     ) -> "Appended":
         """Archive pictures by key, arrays or the bytes of files, all in one commit; each is measured as in a run.

@@ -26,7 +26,7 @@ from compressor.picture_files import Header
 
 # A remark on one picture among millions helps nobody; what matters is an ImageError.
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: 
     if name is None:
         raise ImageError("not_a_picture", f"no known picture format begins with {bytes(data[:8])!r}")
     if name in picture_files.UNREAD.values():
-        raise ImageError("unsupported", f"{name} is not read here: convert it to PNG, TIFF or JPEG first")
+        raise picture_files.unread(name)
     if len(data) > limits.max_bytes:
         raise file_too_large(len(data), limits)
     try:

@@ -4,10 +4,8 @@ Not here: decoding (images.py, baselines.py).
 """
 
 from compressor.errors import ImageError
-from compressor.picture_files import EXIF, OTHER, XMP, Header, boxes, check_boxes
+from compressor.picture_files import EXIF, JPEGXL, JPEGXL_BOXES, OTHER, XMP, Header, boxes, check_boxes
 
-CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
-CODESTREAM = b"\xff\x0a"
 _HEADERS = 2**16  # bytes of a codestream in which its headers end; all but names of channels take fewer than 100
 _MOST_CHANNELS = 4  # beside the colours, as in 18181-1's level 5: each takes memory for all pixels
 _EXTRAS = {b"Exif": EXIF, b"xml ": XMP, b"jhgm": OTHER}  # the last is a gain map
@@ -55,7 +53,7 @@ def read_header(data: bytes) -> Header:
         It is no JPEG XL, or has so many channels that no limit on pixels would bound the memory for them.
     """
     extras = frozenset[str]()
-    if data.startswith(CONTAINER):
+    if data.startswith(JPEGXL_BOXES):
         check_boxes(data)
         kinds_of_boxes = (data[at : at + 4] if kind == b"brob" else kind for kind, at, _ in boxes(data))
         extras = frozenset(_EXTRAS[kind] for kind in kinds_of_boxes if kind in _EXTRAS)
@@ -101,7 +99,7 @@ class _Bits:
     """Fields of a header, from the lowest bit of the first byte on; zeros behind the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 8 * len(CODESTREAM)
+        self._data, self._at = data, 8 * len(JPEGXL)
 
     @property
     def past_end(self) -> bool:
@@ -125,7 +123,7 @@ class _Bits:
 
 def _codestream(data: bytes) -> bytes:
     """The first bytes of what is coded, which in a container may be in numbered parts."""
-    if data.startswith(CONTAINER):
+    if data.startswith(JPEGXL_BOXES):
         parts, held = [], 0
         for kind, at, size in boxes(data):
             if kind in (b"jxlc", b"jxlp") and held < _HEADERS:
@@ -133,7 +131,7 @@ def _codestream(data: bytes) -> bytes:
                 parts.append(data[at + number : at + min(size, _HEADERS)])
                 held += len(parts[-1])
         data = b"".join(parts)
-    if data[:2] != CODESTREAM or len(data) < 12:
+    if data[:2] != JPEGXL or len(data) < 12:
         raise ImageError("corrupt", "it is no JPEG XL codestream")
     return data[:_HEADERS]
 

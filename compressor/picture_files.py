@@ -81,6 +81,7 @@ UNREAD = {
     b"BPG\xfb": "BPG",
     b"FLIF": "FLIF",
 }
+JPEGXL, JPEGXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -92,11 +93,15 @@ _MAGIC = {
     b"\xff\x4f\xff\x51": "jpeg2000",
     b"GIF87a": "gif",
     b"GIF89a": "gif",
-    b"\xff\x0a": "jpegxl",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "jpegxl",
+    JPEGXL: "jpegxl",
+    JPEGXL_BOXES: "jpegxl",
 }
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _LONGEST_PROFILE = 8 * 2**20
+
+
+def unread(name: str) -> ImageError:
+    return ImageError("unsupported", f"{name} is not read here: convert it to PNG, TIFF or JPEG first")
 
 
 def truncated(what: str) -> ImageError:
@@ -136,8 +141,9 @@ def read_png(data: bytes) -> Header:
             extras.add(EXIF)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             keyword, _, text = bytes(content[:200]).partition(b"\0")
-            if kind != b"tEXt" or is_remark(text):  # the others are compressed, or have more fields first
-                extras.add(_kind_of_text(keyword.lower()))
+            is_own = _KEYWORDS.match(keyword.lower()) or (kind == b"tEXt" and not is_remark(text))
+            if not is_own:  # text of the other kinds is compressed, or has more fields first
+                extras.add(_TEXTS.get(keyword.lower(), TEXT))
         elif kind == b"sRGB":
             said_srgb = True
         elif kind == b"iCCP":
@@ -156,19 +162,17 @@ def read_png(data: bytes) -> Header:
         raise ImageError("corrupt", "the PNG holds no picture")
     if other and not (said_cicp or icc or said_srgb):  # which count before it, in that order, wherever they stand
         keep = keep or other
-    extras.discard("")
     return Header("png", width, height, None if said_cicp else icc, exif, keep, extras=frozenset(extras))
 
 
-def _kind_of_text(keyword: bytes) -> str:
-    """What a PNG's text of this keyword is; empty where a program wrote it for itself."""
-    if keyword == b"xml:com.adobe.xmp" or keyword == b"raw profile type xmp":
-        return XMP
-    if keyword in (b"raw profile type exif", b"raw profile type app1"):
-        return EXIF
-    return IPTC if keyword == b"raw profile type iptc" else "" if _KEYWORDS.match(keyword) else TEXT
-
-
+_TEXTS = {
+    b"xml:com.adobe.xmp": XMP,
+    b"raw profile type xmp": XMP,
+    b"raw profile type exif": EXIF,
+    b"raw profile type app1": EXIF,
+    b"raw profile type iptc": IPTC,
+}
+# What programs write into a PNG for themselves
 _KEYWORDS = re.compile(rb"software|date:|creation time|raw profile type ic|png:|thumb::|signature")
 
 
@@ -179,7 +183,7 @@ def is_remark(text: bytes) -> bool:
 
 _PROGRAMS = re.compile(
     rb"\s*(creator|created (with|by|using)|file (written|source)|lavc|lead tech|handmade|process|optimi[sz]|compress|"
-    rb"ffmpeg|intel|appl?eMark|olympus digital|samsung|minolta|jpeg|gif|made with|edited|resized|cs=|\*|ascii)",
+    rb"ffmpeg|intel|applemark|olympus digital|samsung|minolta|jpeg|gif|made with|edited|resized|cs=|\*|ascii)",
     re.IGNORECASE,
 )
 
@@ -241,7 +245,7 @@ def read_jpeg(data: bytes) -> Header:
         content = data[at + 2 : end]
         at = end
         if marker == 0xF7 and frame is None:
-            raise ImageError("unsupported", "JPEG-LS is not read here: convert it to PNG, TIFF or JPEG first")
+            raise unread("JPEG-LS")
         if marker in _FRAMES and frame is None:
             if len(content) < 6:
                 raise ImageError("corrupt", "the JPEG frame header is too short")
