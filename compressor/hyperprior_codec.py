@@ -52,7 +52,8 @@ from compressor.tensors import (
 _MULTIPLE = Hyperprior.multiple
 PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integers is exact at these
 # In another batch sums round otherwise: with bfloat16 (emulated) PSNR of 64 portraits read one by one and together
-# differed by 0.009 dB at most at 32.5 dB and 0.012 at 36. This is at 34 dB; in fewer pixels each counts for more.
+# differed by 0.009 dB at most at 32.5 dB and 0.012 at 36, with AMX small pictures by what would be 0.011 at 34. This is
+# at 34 dB; in fewer pixels each counts for more.
 _SLACK = 0.015  # dB
 # A reader whose processor multiplies bfloat16 does so in its synthesis. Of what was written in float32 it lost, of 128
 # portraits, 0.024 dB at most at 31.5 dB, 0.035 at 33.7, 0.061 at 36 and 0.083 at 39.5. The other way round it gains.
@@ -239,21 +240,16 @@ class HyperpriorCodec:
         first: FirstFeatures,
         qualities: Sequence[float],
         refined: Sequence[np.ndarray] | None = None,
-        goals: Sequence[float] | None = None,
     ) -> tuple[list[_Symbols], torch.Tensor]:
-        """Symbols of each picture, and the latents that a reader makes of them.
-
-        With the pictures as ``refined`` these are the best that were found for them; ``goals`` are in dB.
-        """
+        """Symbols of each picture, and the latents that a reader makes of them; with the pictures, refined for them."""
         with torch.inference_mode():
             quality_B = self._on_device(qualities)
             y, z = self._network.unrounded(first, quality_B, self._low_precision)
         if refined is not None and padded_pixels(*refined[0].shape[:2]) <= REFINED_PIXELS:
-            goal_B = None if goals is None else 255**2 / 10 ** (self._on_device(goals) / 10)
             x_BCHW = to_network(np.stack(refined), self.device)
             # A gradient does not pass through what inference mode has made.
             y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
-            y = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision, goal_B)
+            y = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)
         with torch.inference_mode():
             *integers, y_BCHW = self._network.rounded(y, z, quality_B)
             parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
@@ -328,8 +324,8 @@ class HyperpriorTrials:
         self.first_at_most = self.qualities[-1] * 3 // 4  # above, noise may be shown worse again
         quality_Q = np.array(self.qualities) / codec.parts
         self.curves = np.empty((len(pixels), len(self.qualities)))
-        refined = np.array([padded_pixels(*picture.shape[:2]) <= REFINED_PIXELS for picture in pixels])
-        self.gain = np.where(refined, expected_gain(codec.effort), 0.0)
+        may_refine = np.array([padded_pixels(*picture.shape[:2]) <= REFINED_PIXELS for picture in pixels])
+        self.gains = np.where(may_refine[:, None], expected_gain(codec.effort, quality_Q), 0.0)
         with torch.inference_mode():
             for chunk in pass_chunks([picture.shape[:2] for picture in pixels], self._codec.device):
                 x_BCHW = codec._input([pixels[index] for index in chunk])
@@ -347,31 +343,28 @@ class HyperpriorTrials:
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
-        return self._tried(indices, qualities, None)
+        return self._tried(indices, qualities, refined=False)
 
-    def refine(
-        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float]
-    ) -> list[tuple[_Symbols, np.ndarray]]:
+    def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Refining`."""
-        return self._tried(indices, qualities, goals)
+        return self._tried(indices, qualities, refined=True)
 
     def _tried(
-        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float] | None
+        self, indices: Sequence[int], qualities: Sequence[int], refined: bool
     ) -> list[tuple[_Symbols, np.ndarray]]:
         shapes = [self._pixels[index].shape[:2] for index in indices]
 
         def try_pass(chunk: list[int]) -> list[tuple[_Symbols, np.ndarray]]:
             chosen = [qualities[at] / self._codec.parts for at in chunk]
-            refined = None if goals is None else [self._pixels[indices[at]] for at in chunk]
-            wanted = None if goals is None else [goals[at] for at in chunk]
+            pictures = [self._pixels[indices[at]] for at in chunk] if refined else None
             with torch.inference_mode():
                 parts = zip(*(self._first[indices[at]] for at in chunk), strict=True)
                 stacked = (torch.stack(part).contiguous(memory_format=torch.channels_last) for part in parts)
                 first = FirstFeatures(*stacked)
-            symbols, y_BCHW = self._codec._quantize(first, chosen, refined, wanted)
+            symbols, y_BCHW = self._codec._quantize(first, chosen, pictures)
             with torch.inference_mode():
-                pictures = self._codec._pictures(y_BCHW, self._codec._on_device(chosen))
-            return list(zip(symbols, cropped(pictures, *shapes[chunk[0]]), strict=True))
+                shown = self._codec._pictures(y_BCHW, self._codec._on_device(chosen))
+            return list(zip(symbols, cropped(shown, *shapes[chunk[0]]), strict=True))
 
         return in_passes(shapes, self._codec.device, try_pass)
 

@@ -75,17 +75,16 @@ class Drafted(Protocol):
 
 @runtime_checkable
 class Refining(Protocol):
-    """Trials that find fewer bytes for the same quality, if they may take longer.
+    """Trials that find fewer bytes for the same PSNR, if they may take longer.
 
-    ``gain`` is the PSNR in dB that refining is expected to add to each picture at one quality step; 0: not refined.
+    ``gains`` is the PSNR in dB that refining is expected to add, in the shape of ``curves``; a picture that it adds
+    nothing to is not refined.
     """
 
-    gain: np.ndarray
+    gains: np.ndarray
 
-    def refine(
-        self, indices: Sequence[int], qualities: Sequence[int], goals: Sequence[float]
-    ) -> list[tuple[Any, np.ndarray]]:
-        """Like :meth:`Trials.attempt`, with the fewest bytes found at which a picture measures its goal in dB."""
+    def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
+        """Like :meth:`Trials.attempt`, with less rate plus distortion."""
 
 
 class _WholeTrials:
@@ -146,9 +145,15 @@ class _Search:
             wanted = min(wanted, self.first_at_most)
         return min(max(wanted, self.below + 1), self.above - 1)
 
-    def refined_quality(self, target: float, gain: float) -> int:
-        """The one to refine at: the lowest that is expected to miss ``target`` by no more than ``gain`` dB."""
-        return self._expected(target - gain)
+    def once_more(self, gains: np.ndarray) -> "_Search":
+        """A search anew among tries that measure ``gains`` dB more than those of this one, which is over."""
+        curve = self.curve + self.offset + gains
+        below = self.first - 1
+        return _Search(curve, self.first, self.first_at_most, below, below + 1 + len(curve))
+
+    def may_reach(self, target: float) -> bool:
+        """Whether any quality is expected to."""
+        return bool((self.curve + self.offset).max() >= target)
 
     def _expected(self, level: float) -> int:
         """The lowest quality expected to reach ``level`` dB, else the highest."""
@@ -200,28 +205,38 @@ def encode_to_target(
     goals = target + trials.slack(target)
     first, stop = trials.qualities.start, trials.qualities.stop
     searches = [_Search(curve, first, trials.first_at_most, below=first - 1, above=stop) for curve in trials.curves]
-    active = list(range(len(pixels)))
+    found = _found(dict(enumerate(searches)), trials.attempt, pixels, goals, on_tries)
+    result = _finished(trials, found, len(pixels))
+    if isinstance(trials, Refining) and trials.gains.any():
+        chosen = np.flatnonzero(trials.gains.any(axis=1)).tolist()
+        again = {index: searches[index].once_more(trials.gains[index]) for index in chosen}
+        again = {index: search for index, search in again.items() if search.may_reach(goals[index])}
+        refined = _finished(trials, _found(again, trials.refine, pixels, goals), len(pixels))
+        result = [smallest(*rivals) for rivals in zip(result, refined, strict=True)]
+    return result
+
+
+def _found(
+    searches: dict[int, _Search],
+    attempt: Callable[[list[int], list[int]], list[tuple[Any, np.ndarray]]],
+    pixels: Sequence[np.ndarray],
+    goals: np.ndarray,
+    on_tries: Callable[[int], None] | None = None,
+) -> list[tuple[int, Any, np.ndarray, float]]:
+    """Search to the end: (picture, attempt, pixels, PSNR) of each that reached its goal."""
+    active = list(searches)
     while active:
         qualities = [searches[index].next_quality(goals[index]) for index in active]
-        attempts = trials.attempt(active, qualities)
+        attempts = attempt(active, qualities)
         if on_tries:
             on_tries(len(active))
         tried = zip(active, qualities, attempts, strict=True)
         active = [
             index
-            for index, quality, attempt in tried
-            if not searches[index].learn(quality, attempt, psnr(pixels[index], attempt[1]), goals[index])
+            for index, quality, one in tried
+            if not searches[index].learn(quality, one, psnr(pixels[index], one[1]), goals[index])
         ]
-    found = [(index, *search.best) for index, search in enumerate(searches) if search.best]
-    result = _finished(trials, found, len(pixels))
-    if isinstance(trials, Refining) and trials.gain.any():
-        chosen = np.flatnonzero(trials.gain).tolist()
-        qualities = [searches[index].refined_quality(goals[index], trials.gain[index]) for index in chosen]
-        attempts = trials.refine(chosen, qualities, goals[chosen].tolist())
-        measured = [(i, *attempt, psnr(pixels[i], attempt[1])) for i, attempt in zip(chosen, attempts, strict=True)]
-        refined = _finished(trials, [one for one in measured if one[-1] >= goals[one[0]]], len(pixels))
-        result = [smallest(*rivals) for rivals in zip(result, refined, strict=True)]
-    return result
+    return [(index, *search.best) for index, search in searches.items() if search.best]
 
 
 def smallest(*rivals: Stored | None) -> Stored | None:

