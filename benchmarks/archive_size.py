@@ -62,7 +62,7 @@ def archive_curve(
     """Rows of (mean PSNR, bytes of Parquet a picture, bytes of payload) at fixed quality steps, read back from disk."""
     data = artifact_bytes(codec)
     rows = []
-    for quality in range(8, 64, 6):
+    for quality in range(2, 64, 6):
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(f"{folder}/archive")
             archive.put_codec(data)

@@ -18,7 +18,7 @@ from compressor.clock import Clock
 from compressor.codec import ORIGINAL, Codec, Encoded, check_packer, check_quality, with_effort
 from compressor.defaults import TARGET_PSNR
 from compressor.errors import UNREADABLE, CodecError, ImageError, is_shortage
-from compressor.fallback import fall_back, is_costly
+from compressor.fallback import PATIENT_EFFORT, fall_back, is_costly
 from compressor.images import Picture, decode_picture, resize_picture
 from compressor.limits import Limits
 from compressor.metrics import ssim
@@ -51,7 +51,7 @@ class EncodeOptions:
     packer
         ``auto`` or one of the codec's.
     effort
-        Rounds of refinement of each picture, for a codec that knows them. With any, fallbacks take their time too.
+        Rounds of refinement of each picture, for a codec that knows them. From five on fallbacks take their time too.
     resize
         Side of a centre crop that pictures are resized to, but for those that keep their bytes (see
         :class:`~compressor.images.Picture`); None keeps every picture's own size.
@@ -308,7 +308,7 @@ def _encode_pictures(
     floor = options.floor(codec)
     target = options.target(codec)
     goal = floor or options.target_psnr or TARGET_PSNR  # a format's lowest quality would be nobody's choice
-    patient = options.effort > 0
+    patient = options.effort >= PATIENT_EFFORT
     stopped = Event()
 
     def unless_stopped(_: int) -> None:

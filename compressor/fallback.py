@@ -11,7 +11,8 @@ from compressor.quality import Stored, as_grey, encode_to_target, smallest
 
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
-PATIENT_AVIF_SPEED = 4  # where refinement takes as long
+PATIENT_AVIF_SPEED = 4  # where refinement takes as long:
+PATIENT_EFFORT = 5  # rounds of it, or more
 COSTLY_BITS = 0.35  # a pixel; a learned codec that needs more, and more than
 COSTLY_SHARE = 0.37  # of a JPEG file as good, is tried against the fallback
 JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
@@ -31,7 +32,7 @@ def fall_back(
     """What a standard format needs to reach ``goal`` dB: the smallest, as far as a look at JPEG's size tells.
 
     Without loss where none reaches it. None where no format takes a picture of this size. ``patient``: take the time
-    that refinement takes. ``on_tries`` as in :func:`compressor.quality.encode_to_target`.
+    that much refinement takes. ``on_tries`` as in :func:`compressor.quality.encode_to_target`.
     """
     avif = StandardCodec("avif-444", effort=PATIENT_AVIF_SPEED if patient else AVIF_SPEED)
     one = _reaching(avif, picture, goal, on_tries)

@@ -80,7 +80,7 @@ def refine(
 def _schedule(rounds: int) -> tuple[list[float], list[float]]:
     """Softness of rounding and share of a Newton step for each round: what left the fewest bytes of what was tried.
 
-    Both fall evenly in the logarithm; a harder rounding has a larger gradient where it has one, and takes shorter steps.
+    Both fall evenly in the logarithm. A harder rounding has a larger gradient where it has one, and shorter steps.
     """
     hardest, smallest = 0.25 * rounds ** (-1 / 3), 0.35 * rounds**-0.8
     softest, largest = min(0.5, 0.25 * rounds**0.27), 0.35 * min(1.0, (3 / rounds) ** 0.4)

@@ -246,7 +246,7 @@ class PipelineParameters(Parameters):
         ge=0,
         le=MOST_EFFORT,
         description="rounds of refinement of each picture, families v5 and v6, from 0 to 100: fewer bytes, more time; "
-        "5 takes five to six times as long, 10 eight times",
+        "1 takes twice as long, 5 four times",
     )
     latents: Latents = Field(default="int8", description="type of stored latents, families v1 to v4")
     resize: Resize = None
