@@ -18,9 +18,9 @@ from compressor.networks.logistic import bits
 from compressor.networks.qualities import quality_to_lambda
 
 REFINED_PIXELS = 2**20  # of a picture; 6 MB of activations for every 2**14
-# What a step is divided by, times the pixels: the curvature of rate plus distortion over a latent in quantisation
-# steps. Where one step of quality more would cost as much in bits as it saves in error, as it does at every quality of
-# a codec that is well trained, a latent's error of 1/12 is worth 1/ln(2) bits, and so the curvature 12/ln(2).
+# Of the distortion over a latent in quantisation steps, in bits. Where a finer step costs as many bits as its error is
+# worth, as in a codec that is well trained, 1/ln(2) a latent for each e-fold, rounding's variance of 1/12 is worth half
+# of that.
 _CURVATURE = 12 / math.log(2)
 _LARGEST = 0.25  # quantisation steps that a latent moves in a round at most
 _FAVOUR = 1.2  # what distortion weighs, of what it did in training: 0.2 % fewer bytes than with 1 at equal PSNR
@@ -51,7 +51,7 @@ def refine(
     y_BCHW, z_BCHW
         What :meth:`~compressor.networks.hyperprior.Hyperprior.unrounded` gave. z stays as it is.
     rounds
-        Steps of descent, each about as long as three tries.
+        Steps of descent, each a little longer than a try.
     low_precision
         Run the synthesis in bfloat16.
     """
