@@ -39,7 +39,7 @@ from compressor.networks.hyperprior import (
 )
 from compressor.networks.qualities import QUALITY_STEPS
 from compressor.networks.steps import STEPS, step_of_each
-from compressor.refining import REFINED_PIXELS, expected_gain, refine
+from compressor.refining import REFINED_PIXELS, cheaper, expected_gain, refine
 from compressor.tensors import (
     cropped,
     from_network,
@@ -135,7 +135,7 @@ class HyperpriorCodec:
             pictures, chosen = [pixels[index] for index in chunk], [qualities[index] for index in chunk]
             with torch.inference_mode():
                 first = self._first_features(self._input(pictures))
-            symbols, _ = self._quantize(first, chosen, pictures if self.effort else None)
+            symbols, _ = self._quantize(first, chosen, pictures if self.effort else None, guarded=True)
             return self._packed(symbols, pictures[0].shape, packer)
 
         return in_passes([picture.shape[:2] for picture in pixels], self.device, encode_pass)
@@ -240,8 +240,12 @@ class HyperpriorCodec:
         first: FirstFeatures,
         qualities: Sequence[float],
         refined: Sequence[np.ndarray] | None = None,
+        guarded: bool = False,
     ) -> tuple[list[_Symbols], torch.Tensor]:
-        """Symbols of each picture, and the latents that a reader makes of them; with the pictures, refined for them."""
+        """Symbols of each picture, and the latents that a reader makes of them; with the pictures, refined for them.
+
+        ``guarded``: where that is no gain a picture's latents stay as they were. A search finds that out by itself.
+        """
         with torch.inference_mode():
             quality_B = self._on_device(qualities)
             y, z = self._network.unrounded(first, quality_B, self._low_precision)
@@ -249,7 +253,9 @@ class HyperpriorCodec:
             x_BCHW = to_network(np.stack(refined), self.device)
             # A gradient does not pass through what inference mode has made.
             y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
-            y = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)
+            better = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)
+            rivals = (y, better)
+            y = cheaper(self._network, x_BCHW, rivals, z, quality_B, self._low_precision) if guarded else better
         with torch.inference_mode():
             *integers, y_BCHW = self._network.rounded(y, z, quality_B)
             parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]

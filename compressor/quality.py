@@ -163,7 +163,7 @@ class _Search:
     def learn(self, quality: int, attempt: tuple[Any, np.ndarray], psnr: float, target: float) -> bool:
         """Take a try into account; True when the search is over."""
         self.tries += 1
-        self.offset = psnr - float(self.curve[quality - self.first])
+        self.offset = min(psnr, 99.0) - float(self.curve[quality - self.first])  # nothing follows an infinite one
         if psnr >= target:
             self.above, self.best, self.psnr_above = quality, (*attempt, psnr), psnr
         else:
@@ -192,7 +192,8 @@ def encode_to_target(
 
     A codec may predict (:class:`Searchable`), so that most pictures need one try or two. Otherwise the search starts
     where a draft tells (:class:`Drafted`) or in the middle, follows the line between two tries, and after a few of them
-    halves. ``on_tries`` is told how many tries each round took.
+    halves. A codec that refines (:class:`Refining`) is then searched once more, among refined tries, and the smaller
+    result is kept. ``on_tries`` is told how many tries each round took.
     """
     if not len(codec.qualities):
         stored = encode_measured(codec, pixels, -1, packer)
@@ -211,7 +212,7 @@ def encode_to_target(
         chosen = np.flatnonzero(trials.gains.any(axis=1)).tolist()
         again = {index: searches[index].once_more(trials.gains[index]) for index in chosen}
         again = {index: search for index, search in again.items() if search.may_reach(goals[index])}
-        refined = _finished(trials, _found(again, trials.refine, pixels, goals), len(pixels))
+        refined = _finished(trials, _found(again, trials.refine, pixels, goals, on_tries), len(pixels))
         result = [smallest(*rivals) for rivals in zip(result, refined, strict=True)]
     return result
 
@@ -221,7 +222,7 @@ def _found(
     attempt: Callable[[list[int], list[int]], list[tuple[Any, np.ndarray]]],
     pixels: Sequence[np.ndarray],
     goals: np.ndarray,
-    on_tries: Callable[[int], None] | None = None,
+    on_tries: Callable[[int], None] | None,
 ) -> list[tuple[int, Any, np.ndarray, float]]:
     """Search to the end: (picture, attempt, pixels, PSNR) of each that reached its goal."""
     active = list(searches)

@@ -40,7 +40,7 @@ def refine(
     rounds: int,
     low_precision: bool,
 ) -> Tensor:
-    """Latents y to store instead of ``y_BCHW``, float32 of its shape: of less rate plus distortion.
+    """Latents y to store instead of ``y_BCHW``, float32 of its shape: of nearly all pictures they cost less.
 
     Parameters
     ----------
@@ -75,6 +75,26 @@ def refine(
         (gradient,) = torch.autograd.grad((trade_off_B * error_B + rate_B / pixels).sum(), residual)
         shift -= (stride * pixels / _CURVATURE * gradient).clamp(-_LARGEST, _LARGEST)
     return y_BCHW + shift / gain
+
+
+@torch.no_grad()
+def cheaper(
+    network: Hyperprior,
+    x_BCHW: Tensor,
+    rivals: tuple[Tensor, Tensor],
+    z_BCHW: Tensor,
+    quality_B: Tensor,
+    low_precision: bool,
+) -> Tensor:
+    """Of two latents of each picture those of less rate plus distortion once they are rounded, else the first."""
+    costs = []
+    for y_BCHW in rivals:
+        _, r, level, stored = network.rounded(y_BCHW, z_BCHW, quality_B)
+        shown = network.reconstruct(stored, quality_B, low_precision)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
+        error_B = F.mse_loss(shown.float() / 255, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
+        rate_B = (bits(residual_probability(r, level_to_scale(level))) * (level >= SKIP_LEVEL)).sum(dim=(1, 2, 3))
+        costs.append(quality_to_lambda(quality_B) * error_B + rate_B / x_BCHW[0, 0].numel())
+    return torch.where((costs[1] < costs[0])[:, None, None, None], rivals[1], rivals[0])
 
 
 def _schedule(rounds: int) -> tuple[list[float], list[float]]:
