@@ -143,6 +143,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.past = [self.model]  # all that the archive ever was, as far as one look after each step shows
         self.held: list[tuple[Archive, int]] = []  # and from when on they may see it
         self.files_went = 0  # when files that a handle may need were last deleted
+        self.damaged = 0  # when a file that a handle may need was last damaged
         self.parts: list[tuple[Part, dict[str, tuple[bytes, bytes]]]] = []  # written; committed or not
         self.versions: dict[str, int] = {}  # of the source's files
         self.count = itertools.count(1)
@@ -353,13 +354,16 @@ class ArchiveMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(key=st.sampled_from(KEYS))
     def read_what_was(self, key: str) -> None:
-        """A handle reads a picture as it was at some time since, or did not find it then."""
+        """A handle reads a picture as it was at some time since, or did not find it, or says that it is damaged."""
         archive, since = self.held[0]
         try:
             row = archive.read_row(key)
             found = (row.fingerprint, row.payload)
         except NoPictureError:
             found = None
+        except ArchiveError as error:  # mending writes another file, and this handle knows the damaged one
+            assert "damaged" in str(error) and self.damaged >= since
+            return
         assert found in [model.rows.get(key) for model in self.past[since:]]
 
     @precondition(lambda self: self.held)
@@ -370,7 +374,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         try:
             found = {row.key: (row.fingerprint, row.payload) for batch in archive.scan() for row in batch}
         except ArchiveError as error:
-            assert "open it again" in str(error) and self.files_went >= since
+            told = "open it again" in str(error) and self.files_went >= since
+            assert told or ("damaged" in str(error) and self.damaged >= since)
         else:
             assert found in [model.rows for model in self.past[since:]]
 
@@ -419,7 +424,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             else:
                 assert after == before
         self.become(found)
-        self.files_went = len(self.past)
+        self.files_went = self.damaged = len(self.past)
 
     # --- what holds after each step ---
 
