@@ -84,7 +84,7 @@ class Refining(Protocol):
     gains: np.ndarray
 
     def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
-        """Like :meth:`Trials.attempt`, with less rate plus distortion."""
+        """Like :meth:`Trials.attempt`, with less rate plus distortion as a rule."""
 
 
 class _WholeTrials:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.networks.blocks import to_bytes
 from compressor.networks.hyperprior import RESIDUAL_MAX, SKIP_LEVEL, Hyperprior, level_to_scale, residual_probability
 from compressor.networks.logistic import bits
 from compressor.networks.qualities import quality_to_lambda
@@ -56,7 +57,6 @@ def refine(
         Run the synthesis in bfloat16.
     """
     gain = network.gain(quality_B).exp()
-    trade_off_B = _FAVOUR * quality_to_lambda(quality_B)
     pixels = x_BCHW[0, 0].numel()
     shift = torch.zeros_like(y_BCHW)
     for softness, stride in zip(*_schedule(rounds), strict=True):
@@ -65,14 +65,10 @@ def refine(
             _, r, level, stored = network.rounded(moved, z_BCHW, quality_B)
             # What to expect of each latent is taken as given: with its own gradient a round finds less.
             mean = stored - r / gain
-        coded, scale = level >= SKIP_LEVEL, level_to_scale(level)
         residual = ((moved - mean) * gain).clamp(-RESIDUAL_MAX, RESIDUAL_MAX).requires_grad_(True)
-        soft = softly_rounded(residual, softness) * coded
-        with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
-            shown = network.synthesis(mean + soft / gain, quality_B)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
-        error_B = F.mse_loss(shown, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
-        rate_B = (bits(residual_probability(soft, scale)) * coded).sum(dim=(1, 2, 3))
-        (gradient,) = torch.autograd.grad((trade_off_B * error_B + rate_B / pixels).sum(), residual)
+        soft = softly_rounded(residual, softness) * (level >= SKIP_LEVEL)
+        cost_B = _costs(network, x_BCHW, mean + soft / gain, soft, level, quality_B, low_precision, _FAVOUR)
+        (gradient,) = torch.autograd.grad(cost_B.sum(), residual)
         shift -= (stride * pixels / _CURVATURE * gradient).clamp(-_LARGEST, _LARGEST)
     return y_BCHW + shift / gain
 
@@ -90,11 +86,28 @@ def cheaper(
     costs = []
     for y_BCHW in rivals:
         _, r, level, stored = network.rounded(y_BCHW, z_BCHW, quality_B)
-        shown = network.reconstruct(stored, quality_B, low_precision)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
-        error_B = F.mse_loss(shown.float() / 255, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
-        rate_B = (bits(residual_probability(r, level_to_scale(level))) * (level >= SKIP_LEVEL)).sum(dim=(1, 2, 3))
-        costs.append(quality_to_lambda(quality_B) * error_B + rate_B / x_BCHW[0, 0].numel())
+        costs.append(_costs(network, x_BCHW, stored, r, level, quality_B, low_precision))
     return torch.where((costs[1] < costs[0])[:, None, None, None], rivals[1], rivals[0])
+
+
+def _costs(
+    network: Hyperprior,
+    x_BCHW: Tensor,
+    latents_BCHW: Tensor,
+    residual_BCHW: Tensor,
+    level_BCHW: Tensor,
+    quality_B: Tensor,
+    low_precision: bool,
+    favour: float = 1.0,
+) -> Tensor:
+    """Rate plus distortion in bits a pixel, (B,); of pixels as bytes where no gradient is asked for."""
+    with torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=low_precision):
+        shown = network.synthesis(latents_BCHW, quality_B)[:, :, : x_BCHW.shape[2], : x_BCHW.shape[3]]
+    if not shown.requires_grad:
+        shown = to_bytes(shown).float() / 255
+    error_B = F.mse_loss(shown, x_BCHW, reduction="none").mean(dim=(1, 2, 3)) * 255**2
+    bits_BCHW = bits(residual_probability(residual_BCHW, level_to_scale(level_BCHW))) * (level_BCHW >= SKIP_LEVEL)
+    return favour * quality_to_lambda(quality_B) * error_B + bits_BCHW.sum(dim=(1, 2, 3)) / x_BCHW[0, 0].numel()
 
 
 def _schedule(rounds: int) -> tuple[list[float], list[float]]:
