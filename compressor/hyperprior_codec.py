@@ -90,6 +90,7 @@ class HyperpriorCodec:
         self.description = f"{artifact.name} ({artifact.family}), {artifact.id[:12]}"
         self.device = device or pick_device()
         self._network = load_state(network, artifact).to(self.device)
+        self._network.fix_weights()
         self._low_precision = has_fast_bf16(self.device)
         prior = network.hyper_prior
         shapes = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressor.networks.blocks import ShuffledConv, UnshuffledConv
+from compressor.networks import fused
+from compressor.networks.blocks import ResidualBlock, ShuffledConv, UnshuffledConv
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.integer import OVER_ACTIVATIONS, OVER_INTEGERS
 from compressor.networks.qualities import QUALITY_STEPS, QualityCurve
@@ -92,3 +93,63 @@ def test_curves_are_the_same_in_training_as_in_use(unit: int | None) -> None:
 
     in_training, in_use = values(), (curve.eval(), values())[1]
     assert torch.allclose(in_training, in_use, atol=1e-6) if unit is None else torch.equal(in_training, in_use)
+
+
+@pytest.fixture
+def with_fused_layers():
+    """Tried anew, and again by the next one."""
+    fused.can_fuse.cache_clear()
+    yield
+    fused.can_fuse.cache_clear()
+
+
+@each_layout
+@pytest.mark.usefixtures("with_fused_layers")
+@pytest.mark.parametrize("shape", [(2, 32, 8, 6), (1, 32, 1, 1), (3, 32, 1, 5)])
+def test_a_block_in_fewer_passes_gives_what_its_layers_do(layout: torch.memory_format, shape: tuple[int, ...]) -> None:
+    if not fused.can_fuse():
+        pytest.skip("this torch or this processor has no such layers")
+    generator = torch.Generator().manual_seed(0)
+    block = ResidualBlock(32).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    for layer in (block.leave, block.contract):
+        layer.weight.mul_(10)  # so that each branch tells
+    x_BCHW = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
+    before = x_BCHW.clone()
+    with torch.no_grad():
+        exact = block(x_BCHW)
+        block.fix_weights()
+        assert torch.equal(block(x_BCHW), exact), "in float32 nothing changes"
+        with torch.autocast("cpu", torch.bfloat16):
+            for x in (x_BCHW, x_BCHW.bfloat16()):
+                found = block(x)
+                assert found.dtype == torch.bfloat16
+                torch.testing.assert_close(found.float(), exact, rtol=0.03, atol=0.05)
+    assert torch.equal(x_BCHW, before)
+
+
+@pytest.mark.usefixtures("with_fused_layers")
+def test_a_gradient_passes_a_block_whose_weights_are_fixed() -> None:
+    block = ResidualBlock(16).eval().requires_grad_(False)
+    block.fix_weights()
+    x_BCHW = torch.randn(1, 16, 4, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        block(x_BCHW).sum().backward()
+    assert x_BCHW.grad is not None and bool(x_BCHW.grad.any())
+
+
+@pytest.mark.usefixtures("with_fused_layers")
+@pytest.mark.parametrize("wrong", ["gone", "other numbers"])
+def test_layers_that_torch_lacks_or_computes_wrongly_are_not_used(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(layer: fused.FusedConv, x_BCHW: torch.Tensor, *_) -> torch.Tensor:
+        if wrong == "gone":
+            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise'")
+        return torch.zeros(2, layer._bias.numel(), 6, 4)
+
+    monkeypatch.setattr(fused.FusedConv, "_apply", apply)
+    assert not fused.can_fuse()
+    block = ResidualBlock(16).eval().requires_grad_(False)
+    x_BCHW = torch.randn(1, 16, 4, 4)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = block(x_BCHW)
+        block.fix_weights()
+        assert torch.equal(block(x_BCHW), expected)

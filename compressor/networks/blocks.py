@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.networks.fused import FusedConv, can_fuse
+
 
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer, ties to even; gradients pass unchanged (straight-through, Theis et al., 2017)."""
@@ -79,10 +81,33 @@ class ResidualBlock(nn.Module):
         self.leave = faint(PointwiseConv(channels, channels))
         self.expand = PointwiseConv(channels, 2 * channels)
         self.contract = faint(PointwiseConv(2 * channels, channels))
+        self._fixed = False
+        self._fused: list[FusedConv] = []
+
+    def fix_weights(self) -> None:
+        """They stay as they are from here on: for bfloat16 on a processor they are laid out once."""
+        self._fixed = True
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._fixed and x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+            if not self._fused and can_fuse():
+                layers = (self.enter, self.spatial, self.leave, self.expand, self.contract)
+                self._fused = [FusedConv(layer) for layer in layers]
+            if self._fused:
+                return self._forward_fused(as_multiplied(x))
         x = added(x, self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.1, inplace=True))))
         return added(x, self.contract(F.leaky_relu(self.expand(x), 0.1, inplace=True)))
+
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        enter, spatial, leave, expand, contract = self._fused
+        x = leave.added(x, spatial(enter.activated(x, 0.1)), in_place=False)  # what came in is another's
+        return contract.added(x, expand.activated(x, 0.1), in_place=True)
+
+
+def as_multiplied(x: Tensor) -> Tensor:
+    """In the number format that convolutions take, to which each would cast it after it was moved about."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def added(x: Tensor, fresh: Tensor) -> Tensor:

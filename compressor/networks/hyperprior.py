@@ -23,6 +23,7 @@ from compressor.networks.blocks import (
     ResidualBlock,
     ShuffledConv,
     UnshuffledConv,
+    as_multiplied,
     floor_ste,
     full_precision,
     round_ste,
@@ -83,7 +84,7 @@ class Analysis(nn.Module):
 
     def first_features(self, x_BCHW: Tensor) -> FirstFeatures:
         """What is the same for every quality."""
-        x_BCHW = x_BCHW - 0.5
+        x_BCHW = as_multiplied(x_BCHW - 0.5)
         trunk = self.first(self.enter(x_BCHW))
         direct = self.shortcut(x_BCHW) if self.shortcut else trunk[:, :0, ::2, ::2]
         return FirstFeatures(trunk, direct)
@@ -117,8 +118,8 @@ class Synthesis(nn.Module):
         x = self.up(self.deep(self.enter(y_BCHW)))
         x = self.gain.scaled(F.pixel_shuffle(x, 2), quality_B)
         # In bfloat16 a sum above 0.5 would have steps of 1/256, as coarse as a pixel's.
-        picture = self.leave(self.blocks(x)).float() + 0.5
-        return picture + self.shortcut(y_BCHW) if self.shortcut else picture
+        picture = self.leave(self.blocks(x)).float().add_(0.5)
+        return picture.add_(self.shortcut(y_BCHW)) if self.shortcut else picture
 
 
 class HyperAnalysis(nn.Module):
@@ -297,6 +298,12 @@ class Hyperprior(nn.Module):
         for module in self.modules():
             if isinstance(module, (ResidualBlock, CodedStep, type(self.analysis.deep))):
                 module.compile(dynamic=False)
+
+    def fix_weights(self) -> None:
+        """They stay as they are from here on, for use: what is made of them is made once."""
+        for module in self.modules():
+            if isinstance(module, (ResidualBlock, IntegerConv)):
+                module.fix_weights()
 
     def draw(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """For the loss of a batch: random quality steps (B,), and noise in the shapes of z and of y."""

@@ -49,6 +49,11 @@ class IntegerConv(nn.Module):
         self.fits_float32, self.fits_int32 = largest <= FLOAT32_INTEGERS, largest < 2**31
         bound = (inputs * kernel * kernel) ** -0.5
         self.weight = nn.Parameter(torch.empty(out_channels, inputs, kernel, kernel).uniform_(-bound, bound))
+        self._factors: dict[torch.dtype, list[Tensor]] | None = None
+
+    def fix_weights(self) -> None:
+        """They stay as they are from here on: the matrices of them are made once."""
+        self._factors = {}
 
     def integer_weight(self) -> Tensor:
         return round_ste((self.weight * WEIGHT_STEPS).clamp(-WEIGHT_MAX, WEIGHT_MAX))
@@ -103,11 +108,19 @@ class IntegerConv(nn.Module):
         places = list(product(range(self.kernel), repeat=2))
         patches = [x_BHWC[:, row : row + height, column : column + width] for row, column in places]
         columns = torch.cat(patches, dim=3).view(-1, len(places) * channels)
-        weights = self.integer_weight().detach().to(work).chunk(self.groups)  # (out, in, k, k) of each group
-        factors = [weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous() for weight in weights]  # (k * k * in, out)
-        parts = zip(columns.chunk(self.groups, dim=1), factors, strict=True)
+        parts = zip(columns.chunk(self.groups, dim=1), self._matrices(work), strict=True)
         total = torch.cat([multiply(part.contiguous(), factor) for part, factor in parts], dim=1)
         return total.view(batch, height, width, -1).permute(0, 3, 1, 2).double()
+
+    def _matrices(self, work: torch.dtype) -> list[Tensor]:
+        """The weights of each group as (kernel * kernel * in, out)."""
+        if self._factors and work in self._factors:
+            return self._factors[work]
+        weights = self.integer_weight().detach().to(work).chunk(self.groups)  # (out, in, k, k) of each
+        matrices = [weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous() for weight in weights]
+        if self._factors is not None:
+            self._factors[work] = matrices
+        return matrices
 
 
 def _moved(by: int, size: int) -> tuple[slice, slice]:
