@@ -41,8 +41,9 @@ class QualityCurve(nn.Module):
 
     def __init__(self, channels: int, start: float = 0.0, stop: float = 0.0) -> None:
         super().__init__()
-        ramp_Q = torch.linspace(start, stop, self.anchors)
-        self.values = nn.Parameter(ramp_Q[:, None].repeat(1, channels))
+        # Where artifacts are checked, on the device "meta", linspace and repeat would import sympy: a second a process.
+        ramp_Q = torch.tensor([start + (stop - start) * at / (self.anchors - 1) for at in range(self.anchors)])
+        self.values = nn.Parameter(ramp_Q[:, None].expand(-1, channels).contiguous())
 
     def forward(self, quality_B: Tensor) -> Tensor:
         """Vectors (B, C, 1, 1) for quality steps (B,), which may be fractional."""

@@ -6,6 +6,7 @@ Means, scales and everything that feeds a table are V5's.
 """
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class AttentionBlock(nn.Module):
         self.leave = faint(PointwiseConv(channels, channels))
         self.expand = PointwiseConv(channels, 2 * channels)
         self.contract = faint(PointwiseConv(2 * channels, channels))
-        row, column = torch.arange(WINDOW).repeat_interleave(WINDOW), torch.arange(WINDOW).repeat(WINDOW)
-        down, right = (at[:, None] - at[None, :] + WINDOW - 1 for at in (row, column))
+        places = torch.tensor(list(product(range(WINDOW), repeat=2)))  # rows and columns
+        down, right = (places[:, None] - places + WINDOW - 1).unbind(dim=2)
         self.register_buffer("_relative", down * (2 * WINDOW - 1) + right, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
