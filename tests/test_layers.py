@@ -89,10 +89,10 @@ def test_a_network_is_built_for_its_shapes_without_a_heavy_import() -> None:
     """As for each codec that is loaded. Many operators of the device "meta" import sympy, which takes a second."""
     code = (
         "import sys, torch; from compressor.families import FAMILIES; torch.device('meta').__enter__();"
-        "[family.build() for family in FAMILIES.values()]; print(len(FAMILIES), 'sympy' in sys.modules)"
+        "print(*(FAMILIES[f'v{number}'].build() is None for number in range(1, 7)), 'sympy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.split() == ["6", "False"]
+    assert set(done.stdout.split()) == {"False"}
 
 
 def test_public_names_are_loaded_when_they_are_named() -> None:
