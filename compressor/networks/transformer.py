@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,9 +39,9 @@ class AttentionBlock(nn.Module):
         self.leave = faint(PointwiseConv(channels, channels))
         self.expand = PointwiseConv(channels, 2 * channels)
         self.contract = faint(PointwiseConv(2 * channels, channels))
-        places = torch.tensor(list(product(range(WINDOW), repeat=2)))  # rows and columns
-        down, right = (places[:, None] - places + WINDOW - 1).unbind(dim=2)
-        self.register_buffer("_relative", down * (2 * WINDOW - 1) + right, persistent=False)
+        places = np.array(list(product(range(WINDOW), repeat=2)))  # rows and columns
+        down, right = np.moveaxis(places[:, None] - places + WINDOW - 1, 2, 0)
+        self.register_buffer("_relative", torch.tensor(down * (2 * WINDOW - 1) + right), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         normal = self.normalise(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
