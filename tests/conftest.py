@@ -29,7 +29,9 @@ settings.load_profile("latentpack")
 
 def pytest_xdist_auto_num_workers() -> int:
     """Of ``-n auto``: one more than there are cores, as a sixth of the time is waiting for servers to start and end."""
-    return (os.cpu_count() or 1) + 1
+    from flows.machine import cores
+
+    return cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -189,7 +189,6 @@ print(*(decode_picture(data).pixels.shape for data in large))
 def test_no_format_is_taken_for_damaged_where_memory_runs_out(tmp_path):
     """Decoders say very different things of it: that a stream is broken, or that a frame does not decode."""
     fast = {"webp": {"lossless": True, "method": 0}, "avif": {"speed": 10}}
-    fast |= {"heic": {"quality": 95, "enc_params": {"preset": "ultrafast"}}}
     large = RGB.resize((3000, 2500))
     for format in FORMATS:
         (tmp_path / f"s-{format}").write_bytes(file_of(RGB, format))
