@@ -17,7 +17,7 @@ from compressor import decoding, maintenance, verifying
 from compressor.carried import CarriedCodecs
 from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec
-from compressor.decoding import DECODED
+from compressor.decoding import DECODED, ArrowStream
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
 from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
 from compressor.keyed_table import KeyedTable
@@ -385,8 +385,11 @@ class Archive:
         """
         return self.decode([self.read_row(key)])[0]
 
-    def decode(self, rows: Iterable[Row]) -> list[np.ndarray]:
-        """Pixels of rows, uint8 (H, W, 3) each, every codec's in one call.
+    def decode(self, rows: Iterable[Row] | ArrowStream) -> list[np.ndarray]:
+        """Pixels of rows, in their order, uint8 (H, W, 3) each, every codec's in one call.
+
+        Or of an Arrow table with their columns (``DECODED`` names those that it takes), from :meth:`batches` or a query
+        of DuckDB or Polars.
 
         All of them are in memory: decode a large collection 64 rows or so at a time. A learned codec's pixels may
         differ by one level from those that :meth:`read` gives, or another batch.

@@ -57,6 +57,7 @@ def contact_sheet(
     worst: bool = False,
     source: Source | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Sheet:
     """Decode some of an archive's pictures and lay them out.
 
@@ -72,14 +73,19 @@ def contact_sheet(
         Where the pictures came from: each is shown beside its file there.
     on_progress
         Called with (pictures done, pictures in all).
+    keys
+        These pictures instead, in this order, the first ``limit`` of them. One that is not archived is a problem.
 
     Raises
     ------
     ArchiveError
-        No key matches, or the archive or one of its files cannot be read. A picture whose payload is damaged is no
-        error: the page names it.
+        No key matches, none of ``keys`` is archived, or the archive or one of its files cannot be read. A picture whose
+        payload is damaged is no error: the page names it.
     """
-    chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
+    if keys is None:
+        chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
+    else:
+        chosen, matching = list(keys)[:limit], len(keys)
     if not chosen:
         raise ArchiveError(
             f"{archive.url}: no key matches {pattern!r}" if pattern else f"{archive.url}: it holds no picture"
@@ -95,8 +101,10 @@ def contact_sheet(
         if on_progress:
             on_progress(len(rows), len(chosen))
     if not rows:
-        raise ArchiveError(f"{archive.url}: another run has taken these pictures out meanwhile; try again")
+        gone = "another run has taken these pictures out meanwhile; try again"
+        raise ArchiveError(f"{archive.url}: {gone if keys is None else 'it has none of the keys'}")
     problems = [(key, image.problem) for key, shown in images.items() for image in shown if image.problem]
+    problems += [(key, "it is not in the archive") for key in (keys or [])[:limit] if key not in rows]
     found = None
     if source:
         found = 0

@@ -4,16 +4,18 @@ Neither where rows and codecs come from (archive.py) nor what is done about a ba
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import crc32c
 import numpy as np
+import pyarrow as pa
 
 from compressor.chunks import bounded_chunks
 from compressor.codec import ORIGINAL, Codec, Encoded, padded_pixels
 from compressor.errors import ArchiveError, CodecError, ImageError, is_shortage
 from compressor.images import decode_picture
 from compressor.limits import DECODING_BYTES, Limits, memory_for
-from compressor.parquet import Row
+from compressor.parquet import IMAGES, Row, from_table
 
 DECODED = ("key", "width", "height", "channels", "codec", "quality", "packer", "payload", "crc32c")  # columns
 DECODED_ROWS, DECODED_PIXELS = 64, 2**22  # that are decoded together
@@ -22,18 +24,27 @@ LEARNED_BYTES = 128  # of memory for a pixel of such a row
 MOST_ORIGINAL_PIXELS = 2**28  # of a row that holds a file as it was, whatever limits it was archived under
 
 
-def decode(rows: Iterable[Row], codec_of: Callable[[str], Codec]) -> list[np.ndarray]:
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A table of pyarrow, of Polars, or a query of DuckDB: whatever hands its columns on as Arrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+def decode(rows: Iterable[Row] | ArrowStream, codec_of: Callable[[str], Codec]) -> list[np.ndarray]:
     """See :meth:`compressor.archive.Archive.decode`; ``codec_of`` gives the codec of an id."""
     if isinstance(rows, Row):
         raise TypeError("several rows are decoded together: decode([row])[0]")
-    rows = list(rows)
+    rows = from_table(pa.table(rows), IMAGES) if isinstance(rows, ArrowStream) else list(rows)
     pixels: dict[int, np.ndarray] = {}
     by_codec: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if not isinstance(row, Row):
-            raise TypeError(f"rows are decoded, as read_rows and a batch of scan give them, not {type(row).__name__}")
+            given = f"as read_rows and a batch of scan give them, or an Arrow table, not {type(row).__name__}"
+            raise TypeError(f"rows are decoded, {given}")
         if unread := [name for name in DECODED if getattr(row, name) is None]:
-            raise ArchiveError(f"{row.key}: to decode a row takes its {', '.join(unread)} too: scan those columns")
+            of = row.key or f"row {index}"
+            raise ArchiveError(f"{of}: to decode a row takes its {', '.join(unread)} too: read those columns")
         check_crc(row)
         by_codec.setdefault(row.codec, []).append(index)
     for codec, indices in by_codec.items():
@@ -68,9 +79,9 @@ def decoded_apart(rows: Sequence[Row], codec_of: Callable[[str], Codec]) -> Iter
 
 def check_crc(row: Row) -> None:
     """CodecError where a payload is not what was written."""
-    computed = crc32c.crc32c(row.payload)
-    if computed != row.crc32c:
-        raise CodecError(f"{row.key}: stored crc32c {row.crc32c:#010x}, computed {computed:#010x}")
+    computed, stored = crc32c.crc32c(row.payload), row.crc32c & 0xFFFFFFFF  # in a file the same bits have a sign
+    if computed != stored:
+        raise CodecError(f"{row.key}: stored crc32c {stored:#010x}, computed {computed:#010x}")
 
 
 def grey_planes(pixels: np.ndarray) -> np.ndarray:

@@ -17,9 +17,15 @@ QUERY = """
 
 
 def main(url: str = "example-archive") -> None:
-    # The log says which files are live; DuckDB reads just the columns that the query names.
-    images = duckdb.read_parquet(Archive.open(url).files())
+    archive = Archive.open(url)
+    if not len(archive):
+        sys.exit(f"{url} holds no picture yet")
+    # The log says which files are live; DuckDB reads just the columns that the query names, here payloads too.
+    images = duckdb.read_parquet(archive.files())
     print(images.query("images", QUERY))
+    worst = images.query("images", "select * from images order by psnr limit 3")
+    for pixels in archive.decode(worst):
+        print("pixels of one of the worst:", pixels.shape, pixels.dtype)
 
 
 if __name__ == "__main__":

@@ -152,10 +152,16 @@ def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
     return UNWELL if wrong else DONE
 
 
+@contextmanager
+def _keys_in_a_file(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The options, with keys that standard input lists in a file, which parameters can name."""
+    with in_a_file(getattr(options, "keys_from", None)) as keys_from:
+        yield argparse.Namespace(**vars(options) | ({"keys_from": keys_from} if keys_from else {}))
+
+
 def restore(options: argparse.Namespace) -> int:
     """``latentpack restore``"""
-    with in_a_file(getattr(options, "keys_from", None)) as keys_from:
-        given = argparse.Namespace(**vars(options) | ({"keys_from": keys_from} if keys_from else {}))
+    with _keys_in_a_file(options) as given:
         parameters = parameters_of(RestoreParameters, given)
         result = _read_back(options, "restore", parameters)
     for key, reason in result["problems"]:
@@ -284,14 +290,16 @@ def sheet(options: argparse.Namespace) -> int:
     from compressor.errors import enough_memory
     from compressor.sources import Source
 
-    parameters = parameters_of(SheetParameters, options)
+    with _keys_in_a_file(options) as given:
+        parameters = parameters_of(SheetParameters, given)
+        keys = named([], parameters.keys_from) if parameters.keys_from else None
     source = Source.open(parameters.beside) if parameters.beside else None
     archive = Archive.open(parameters.archive)
     if file_lies_in(parameters.out, archive.url):
         raise LatentpackError(f"{parameters.out} is in the archive itself, among its own files; name another place")
     with enough_memory(archive.url, "draw the page"), watching(options.json):
         drawn = contact_sheet(
-            archive, parameters.pattern, parameters.limit, parameters.worst, source, on_progress("decoding")
+            archive, parameters.pattern, parameters.limit, parameters.worst, source, on_progress("decoding"), keys
         )
     try:
         write_file(parameters.out, drawn.html.encode())

@@ -9,14 +9,15 @@ from compressor.errors import LatentpackError
 from flows.scratch import scratch
 
 STANDARD_INPUT = "-"
+PARQUET = ".parquet"
 
 
 def named(keys: Sequence[str], keys_from: str | None) -> list[str]:
-    """``keys``, and those on the lines of the file ``keys_from``, if there is one, each once.
+    """``keys``, and those that the file ``keys_from`` lists, if there is one, each once: on its lines, or as Parquet.
 
     LatentpackError where that file cannot be read, or names none: no keys at all would mean every picture.
     """
-    listed = _lines(keys_from) if keys_from else []
+    listed = (_column if keys_from.endswith(PARQUET) else _lines)(keys_from) if keys_from else []
     if keys_from and not listed:
         raise LatentpackError(f"{_shown(keys_from)}: there is no key in it; it should have one on each line")
     return list(dict.fromkeys([*keys, *listed]))
@@ -50,6 +51,22 @@ def _lines(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise LatentpackError(f"{_shown(path)}: it is not text in UTF-8: {error}; keys are") from error
     return [key for line in text.split("\n") if (key := line.removesuffix("\r"))]
+
+
+def _column(path: str) -> list[str]:
+    """Keys of a table that a query has written: none of them is quoted there, or cut at the end of a line."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read(["key"])
+        keys = table["key"].cast(pa.string()).to_pylist() if table.num_columns else None
+    except (OSError, pa.ArrowException) as error:
+        told = getattr(error, "strerror", None) or error
+        raise LatentpackError(f"{path}: keys cannot be read from it: {told}") from error
+    if keys is None:
+        raise LatentpackError(f"{path}: it has no column named key: select the keys under that name")
+    return [key for key in keys if key]
 
 
 def _shown(path: str) -> str:

@@ -12,6 +12,7 @@ from compressor.defaults import ORPHAN_HOURS
 from compressor.errors import LatentpackError
 from flows import parameters
 from flows.parameters import (
+    KEYS_FILE,
     BenchmarkParameters,
     DemoParameters,
     ExperimentsParameters,
@@ -149,7 +150,7 @@ def _plain(
 
 def _add_keys(parser: argparse.ArgumentParser, which: str) -> None:
     parser.add_argument("--key", nargs="+", action="extend", default=[], metavar="KEY", help=f"keys {which}")
-    parser.add_argument("--keys-from", metavar="FILE", help="file of more keys, one on a line, or - for standard input")
+    parser.add_argument("--keys-from", metavar="FILE", help=f"file of more keys, {KEYS_FILE}, or - for standard input")
 
 
 def _common(parser: argparse.ArgumentParser, result: str = _ONE_OBJECT) -> None:

@@ -93,6 +93,7 @@ Destination = Annotated[
     AfterValidator(_is_destination),
 ]
 KeysFile = Annotated[LocalPath, AfterValidator(_is_file), Field(json_schema_extra={"pattern": f"{_LOCAL}(?!-$)"})]
+KEYS_FILE = "one on a line or, where it ends in .parquet, in its column key"
 CodecAddress = Annotated[
     Address,
     Field(description="codec by name, path, s3:// address, or id in the archive (8 digits or more)"),
@@ -367,7 +368,7 @@ class BenchmarkParameters(Parameters):
         le=MOST_EFFORT,
         description="measure these codecs a second time, with this many rounds of refinement, up to 100",
     )
-    limit: int = Field(default=50, ge=1, description="take at most this many pictures")
+    limit: int = Field(default=50, ge=1, description="measure at most this many pictures, drawn from all of SRC")
     workers: Workers = None
 
 
@@ -377,7 +378,7 @@ class RestoreParameters(Parameters):
     archive: ArchiveUrl
     destination: Destination
     key: list[str] = Field(default=[], description="keys to restore (default: all)")
-    keys_from: KeysFile | None = Field(default=None, description="file of more keys to restore, one on a line")
+    keys_from: KeysFile | None = Field(default=None, description=f"file of more keys to restore, {KEYS_FILE}")
     format: PictureFormat = Field(
         default="png",
         description="file format; jpeg and avif lose some 0.1 to 0.5 dB more (jpeg up to 1.6 where the archive has "
@@ -402,6 +403,9 @@ class SheetParameters(Parameters):
         default="sheet.html", description="file or s3:// address that the page is written to; it ends in .html"
     )
     worst: bool = Field(default=False, description="those of the lowest PSNR, instead of evenly spread ones")
+    keys_from: KeysFile | None = Field(
+        default=None, description=f"file of the keys to show, in that order, {KEYS_FILE}"
+    )
     beside: Address | None = Field(
         default=None, min_length=1, description="where the pictures came from: show each beside its file there"
     )
@@ -413,6 +417,13 @@ class SheetParameters(Parameters):
         if not out.endswith(".html"):
             raise ValueError("it must end in .html, so that nothing else is overwritten")
         return out
+
+    @field_validator("keys_from")
+    @classmethod
+    def _alone(cls, keys_from: str | None, info: ValidationInfo) -> str | None:
+        if keys_from and (info.data.get("pattern") or info.data.get("worst")):
+            raise ValueError("it says which pictures, so neither a pattern nor --worst goes with it")
+        return keys_from
 
 
 class VerifyParameters(Parameters):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import duckdb
 import pytest
 from PIL import Image
 
@@ -231,6 +232,26 @@ def test_keys_are_taken_from_files(
     assert said(capsys, "delete", archive)[0] == 2
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nsub/c.webp\n")))
     assert "2 pictures erased" in said(capsys, "delete", archive, "--keys-from", "-")[1]
+
+
+def test_keys_are_taken_from_what_a_query_writes(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, other, broken = tmp_path / "query.parquet", tmp_path / "other.parquet", tmp_path / "broken.parquet"
+    select = f"select key from read_parquet({Archive.open(str(archive)).files()}) where key like 'sub/%'"
+    duckdb.sql(f"copy ({select} union all select 'no \"such,\n key') to '{query}'")
+    duckdb.sql(f"copy (select 1 as picture) to '{other}'")
+    broken.write_bytes(query.read_bytes()[:-9])
+    code, out, err = said(capsys, "restore", archive, tmp_path / "out", "--keys-from", query)
+    assert code == 1 and out.startswith("2 pictures written") and 'no "such' in err
+    for wrong, reason in (
+        (other, "no column named key"),
+        (broken, "keys cannot be read"),
+        (tmp_path / "none.parquet", "No such"),
+    ):
+        code, _, err = said(capsys, "restore", archive, tmp_path / "all", "--keys-from", wrong)
+        assert code == 2 and reason in err and str(wrong) in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize("watched", [True, False])

@@ -1,6 +1,7 @@
 """``latentpack sheet``: what it shows is what a reader sees, and what cannot be shown is named."""
 
 import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -46,6 +47,25 @@ def test_each_picture_is_shown_as_a_reader_sees_it(tmp_path: Path) -> None:
     for key, pixels in zip("abc", images(sheet.html), strict=True):
         assert np.array_equal(pixels, archive.read(key))
     assert "3 pictures, 34.00 to 35.00" in sheet.html and "exact · jpeg" in sheet.html
+
+
+def test_keys_are_shown_in_the_order_they_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tmp_path, {"b": 35.0, "a": 34.0, "c": None})
+    sheet = contact_sheet(archive, keys=["c", "none", "a", "b"], limit=3)
+    assert shown(sheet.html) == ["c", "a"] and (sheet.pictures, sheet.matching) == (2, 4)
+    assert sheet.problems == [("none", "it is not in the archive")]
+    with pytest.raises(ArchiveError, match="it has none of the keys"):
+        contact_sheet(archive, keys=["none"])
+
+    page = tmp_path / "page.html"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"c\na\n")))
+    assert said(capsys, "sheet", archive.url, "--keys-from", "-", "--out", page)[0] == 0
+    assert shown(page.read_text()) == ["c", "a"]
+    for too_much in (["a*"], ["--worst"]):
+        code, _, err = said(capsys, "sheet", archive.url, *too_much, "--keys-from", page)
+        assert code == 2 and "neither a pattern nor --worst goes with it" in err
 
 
 def test_large_pictures_are_reduced_and_small_ones_enlarged_by_a_whole_number(tmp_path: Path) -> None:

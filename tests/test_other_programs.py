@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 from deltalake import DeltaTable
 
-from compressor.archive import Archive
+from compressor.archive import Archive, Row
+from compressor.errors import ArchiveError, CodecError
+from compressor.parquet import IMAGES
 from compressor.repairing import repair
 from tests.rows import add, contents, face_key, face_rows, picture_row
 
@@ -29,6 +33,28 @@ def test_other_programs_are_told_which_files_hold_the_pictures(tmp_path):
     add(archive, [picture_row("b", 7)], replaced=["b"])
     seen = duckdb.read_parquet(archive.files())
     assert sorted(key for (key,) in seen.project("key").fetchall()) == ["a", "b", "c"]
+
+
+def test_what_a_query_gives_is_decoded_in_its_order(archive):
+    rows = [replace(row, psnr=30.0 + (at * 3 + 5) % 10) for at, row in enumerate(map(picture_row, "abcdefghij"))]
+    add(archive, rows)
+    found = duckdb.read_parquet(archive.files()).query("images", "select *, 1 as one from images order by psnr limit 4")
+    keys = [row.key for row in sorted(rows, key=lambda row: row.psnr)[:4]]
+    wanted = [archive.read(key) for key in keys]
+    assert keys != sorted(keys)
+    for given in (
+        found,
+        found.to_arrow_table(),
+        [Row(**dict(zip(IMAGES.names, row, strict=True))) for row in found.project("* exclude one").fetchall()],
+    ):
+        assert all(map(np.array_equal, archive.decode(given), wanted)), type(given)
+    [table] = archive.batches()
+    assert len(archive.decode(table)) == len(rows)
+    with pytest.raises(ArchiveError, match="row 0: to decode a row takes its key, .*, crc32c too"):
+        archive.decode(found.project("payload"))
+    damaged = found.project("* replace ((crc32c + 1)::int as crc32c)")
+    with pytest.raises(CodecError, match=f"{keys[0]}: stored crc32c 0x"):
+        archive.decode(damaged)
 
 
 def test_the_digest_of_a_state_is_what_the_format_says(archive):
