@@ -3,27 +3,30 @@
 Nothing is measured, drawn or written here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from compressor.bootstrap import FEWEST, half_width, resamplings
 from compressor.defaults import TARGET_PSNR
 from compressor.errors import LatentpackError
-from compressor.metrics import RateCurve, bd_rate
+from compressor.metrics import RateCurve
 from compressor.wording import number
 
 LEVELS = (30.0, 32.0, 34.0, 36.0, 38.0)  # dB
+DRAWS = 200  # a half-width is then known to a twentieth of itself
 
 
 @dataclass(frozen=True)
 class Curve:
     """Means over pictures of one codec, a value for each quality, worst first (float64).
 
-    ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` in dB, ``encode_s`` and ``decode_s`` medians in seconds
-    a picture; a metric that was not measured is NaN. SSIMULACRA2, which is slow, may be of some pictures alone;
-    ``ssimulacra2_bytes`` are those of the same pictures.
+    ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` and ``psnr_luma`` in dB, ``encode_s`` and ``decode_s``
+    medians in seconds a picture; a metric that was not measured is NaN. SSIMULACRA2, which is slow, may be of some
+    pictures alone; ``ssimulacra2_bytes`` are those of the same pictures.
     """
 
     codec: str
@@ -31,6 +34,7 @@ class Curve:
     bytes: np.ndarray
     payload_bytes: np.ndarray
     psnr: np.ndarray
+    psnr_luma: np.ndarray
     ssim: np.ndarray
     ms_ssim: np.ndarray
     ssimulacra2: np.ndarray
@@ -38,10 +42,23 @@ class Curve:
     encode_s: np.ndarray
     decode_s: np.ndarray
     decoded_png_bytes: np.ndarray
+    _interpolated: dict[tuple[str, str], RateCurve] = field(default_factory=dict, repr=False)
+
+    @property
+    def ssim_db(self) -> np.ndarray:
+        """SSIM in dB of what is missing to 1: evenly spaced steps of quality, where SSIM crowds at its upper end."""
+        with np.errstate(divide="ignore"):
+            return -10 * np.log10(1 - self.ssim)
 
     def at(self, metric: str, value: float, rate: str = "bytes") -> float | None:
         """Bytes at this value of a metric, interpolated; None outside what was measured or with a single quality."""
-        return RateCurve(getattr(self, rate), getattr(self, metric)).rate_at(value)
+        return self.over(metric, rate).rate_at(value)
+
+    def over(self, metric: str, rate: str = "bytes") -> RateCurve:
+        """Bytes over a metric."""
+        if (metric, rate) not in self._interpolated:
+            self._interpolated[metric, rate] = RateCurve(getattr(self, rate), getattr(self, metric))
+        return self._interpolated[metric, rate]
 
     def nearest(self, psnr: float) -> int:
         """Index of the quality whose mean PSNR is nearest."""
@@ -110,30 +127,48 @@ def curves(table: pa.Table) -> dict[str, Curve]:
 
     Of rows that :func:`without_exact` has left.
     """
-    codec = np.array(table["codec"].to_pylist())
-    columns = {
-        name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in ("codec", "key")
-    }
-    found = {}
-    for name in dict.fromkeys(codec):
-        mine = {key: values[codec == name] for key, values in columns.items()}
-        mine["ssimulacra2_bytes"] = np.where(np.isnan(mine["ssimulacra2"]), np.nan, mine["bytes"])
-        qualities = np.unique(mine["quality"])
-        means: dict[str, list[float]] = {key: [] for key in mine}
-        for quality in qualities:
-            for key, values in mine.items():
-                here = values[mine["quality"] == quality]
-                means[key].append(float(np.median(here)) if key.endswith("_s") else _mean(here))
-        found[str(name)] = Curve(codec=str(name), **{key: np.array(values) for key, values in means.items()})
+    [found] = _curves(table, lambda pictures: np.full((1, pictures), 1 / pictures))
     return found
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def drawn_curves(table: pa.Table) -> list[dict[str, Curve]]:
+    """The same of pictures drawn anew from the table's, :data:`DRAWS` times; none of too few pictures to tell."""
+    return _curves(table, lambda pictures: resamplings(pictures, DRAWS if pictures >= FEWEST else 0))
 
 
-def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Sequence[str]) -> list[Table]:
+def _curves(table: pa.Table, weighting: Callable[[int], np.ndarray]) -> list[dict[str, Curve]]:
+    """Curves of weighted means, for each row of the weights (draws, pictures)."""
+    names = dict.fromkeys(table["codec"].to_pylist())
+    by_quality = table.sort_by([("quality", "ascending"), ("key", "ascending")])
+    found: list[dict[str, Curve]] = []
+    for name in names:
+        mine = by_quality.filter(pc.field("codec") == name)
+        quality = np.unique(mine["quality"].to_numpy()).astype(np.float64)
+        values_QN = {
+            key: mine[key].to_numpy().astype(np.float64).reshape(len(quality), -1)
+            for key in mine.column_names
+            if key not in ("codec", "key", "quality")
+        }
+        values_QN["ssimulacra2_bytes"] = np.where(np.isnan(values_QN["ssimulacra2"]), np.nan, values_QN["bytes"])
+        weights_DN = weighting(values_QN["bytes"].shape[1])
+        found = found or [{} for _ in weights_DN]
+        medians = {key: np.median(values, axis=1) for key, values in values_QN.items() if key.endswith("_s")}
+        means_DQ = {key: _means(values, weights_DN) for key, values in values_QN.items() if key not in medians}
+        for draw, curve in enumerate(found):
+            curve[name] = Curve(name, quality, **{key: means[draw] for key, means in means_DQ.items()}, **medians)
+    return found
+
+
+def _means(values_QN: np.ndarray, weights_DN: np.ndarray) -> np.ndarray:
+    """Weighted means (draws, qualities) of those pictures that a metric was measured on; NaN where there is none."""
+    known = ~np.isnan(values_QN)
+    with np.errstate(invalid="ignore"):  # nothing of nothing; and of what is infinite
+        return (weights_DN @ np.where(known, values_QN, 0).T) / (weights_DN @ known.T)
+
+
+def equal_psnr_tables(
+    found: dict[str, Curve], drawn: Sequence[dict[str, Curve]], anchors: Sequence[str], ours: Sequence[str]
+) -> list[Table]:
     """Mean bytes per picture at equal mean PSNR, by file and by payload, and their shares of each anchor's."""
     columns = ["codec", *(f"{level:.0f} dB" for level in LEVELS)]
     rows: list[list[str]] = []
@@ -149,35 +184,42 @@ def equal_psnr_tables(found: dict[str, Curve], anchors: Sequence[str], ours: Seq
     )
     tables = [Table("Bytes per picture at equal PSNR", note, columns, rows, frozenset(strong))]
     for anchor in anchors:
-        base = found[anchor]
         rows, strong = [], set()
-        for name, curve in _curved(found):
+        for name, _ in _curved(found):
             if name == anchor:
                 continue
             if name in ours:
                 strong.add(len(rows))
-            rows.append([name, *(_share(curve.at("psnr", v), base.at("psnr", v)) for v in LEVELS)])
+            rows.append([name, *(_cell(_share, found, drawn, anchor, name, level) for level in LEVELS)])
         if rows:
-            note = f"{anchor}'s file is 100 %."
+            note = f"{anchor}'s file is 100 %.{_interval_note(drawn)}"
             tables.append(Table(f"Share of {anchor}'s bytes at equal PSNR", note, columns, rows, frozenset(strong)))
     return tables
 
 
-def bd_table(found: dict[str, Curve], anchors: Sequence[str], tested: Sequence[str]) -> Table:
+def bd_table(
+    found: dict[str, Curve], drawn: Sequence[dict[str, Curve]], anchors: Sequence[str], tested: Sequence[str]
+) -> Table:
     """BD-rate of each tested codec against each anchor, by PSNR, SSIM and SSIMULACRA2."""
-    kinds = (("PSNR", "psnr", "bytes"), ("SSIM", "ssim", "bytes"), ("SSIMULACRA2", "ssimulacra2", "ssimulacra2_bytes"),
-             ("PSNR, payload", "psnr", "payload_bytes"))  # fmt: skip
+    kinds = (
+        ("PSNR", "psnr", "bytes"),
+        ("PSNR of luma", "psnr_luma", "bytes"),
+        ("SSIM", "ssim_db", "bytes"),
+        ("SSIMULACRA2", "ssimulacra2", "ssimulacra2_bytes"),
+        ("PSNR, payload", "psnr", "payload_bytes"),
+    )
     rows: list[list[str]] = []
     for test in tested:
         for anchor in anchors:
             if anchor == test:
                 continue
-            cells = [_bd(found[anchor], found[test], metric, rate) for _, metric, rate in kinds]
+            cells = [_cell(_bd, found, drawn, anchor, test, metric, rate) for _, metric, rate in kinds]
             rows.append([f"{test} against {anchor}", *cells])
     note = (
-        "Bjontegaard's mean difference of bytes at equal quality; below zero is fewer bytes. A dash: no shared range. "
+        "Bjontegaard's mean difference of bytes at equal quality, over the range that both codecs reach; below zero is "
+        "fewer bytes. A dash: no shared range. SSIM counts in dB of what is missing to 1. "
         "SSIMULACRA2 is of the pictures that it was measured on, and so are its bytes. It has no lower bound: one "
-        "picture of noise, which scores far below 0, can outweigh all others in its mean."
+        f"picture of noise, which scores far below 0, can outweigh all others in its mean.{_interval_note(drawn)}"
     )
     return Table("BD-rate", note, ["codec", *(title for title, _, _ in kinds)], rows)
 
@@ -307,15 +349,36 @@ def _curved(found: dict[str, Curve]) -> list[tuple[str, Curve]]:
     return [(name, curve) for name, curve in found.items() if len(curve.quality) > 1]
 
 
-def _share(size: float | None, anchor: float | None) -> str:
-    return "–" if size is None or anchor is None else percent(size / anchor)
+def _share(anchor: Curve, test: Curve, level: float) -> float | None:
+    size, base = test.at("psnr", level), anchor.at("psnr", level)
+    return None if size is None or base is None else size / base
 
 
-def _bd(anchor: Curve, test: Curve, metric: str, rate_name: str) -> str:
+def _bd(anchor: Curve, test: Curve, metric: str, rate_name: str) -> float | None:
     try:
-        change = bd_rate(
-            getattr(anchor, rate_name), getattr(anchor, metric), getattr(test, rate_name), getattr(test, metric)
-        )
+        return anchor.over(metric, rate_name).bd_rate(test.over(metric, rate_name)) / 100
     except ValueError:
+        return None
+
+
+def _cell(
+    figure: Callable[..., float | None],
+    found: dict[str, Curve],
+    drawn: Sequence[dict[str, Curve]],
+    anchor: str,
+    test: str,
+    *of: object,
+) -> str:
+    """A figure of two curves in percent, and half the interval that it spreads over where pictures are drawn anew."""
+    value = figure(found[anchor], found[test], *of)
+    if value is None:
         return "–"
-    return percent(change / 100, "+.1f")
+    form = ".0f" if figure is _share else "+.1f"
+    spread = half_width(figure(draw[anchor], draw[test], *of) for draw in drawn)
+    return percent(value, form) if np.isnan(spread) else f"{percent(value, form)[:-2]} ± {percent(spread, form[-3:])}"
+
+
+def _interval_note(drawn: Sequence[dict[str, Curve]]) -> str:
+    if not drawn:
+        return f" Of fewer than {FEWEST} pictures no interval can be told."
+    return f" After ±: half of the 95 % interval for other pictures of this kind ({len(drawn)} bootstrap draws)."

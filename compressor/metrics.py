@@ -35,6 +35,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(PEAK**2 * a.size / squared)) if squared else float("inf")
 
 
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """Y of BT.601 over the full range, rounded: uint8 (H, W) of uint8 RGB (H, W, 3), and grey as it is."""
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004) of two uint8 pictures: mean over positions and channels.
 
@@ -100,15 +105,7 @@ def bd_rate(
     ValueError
         If a curve has fewer than two usable points, or the curves share no range of quality.
     """
-    curve_a, curve_b = RateCurve(rate_a, quality_a), RateCurve(rate_b, quality_b)
-    low, high = max(curve_a.low, curve_b.low, within[0]), min(curve_a.high, curve_b.high, within[1])
-    if not high > low:
-        raise ValueError(
-            f"the curves share no range of quality: {curve_a.low:.4g} to {curve_a.high:.4g} "
-            f"and {curve_b.low:.4g} to {curve_b.high:.4g}"
-        )
-    difference = (curve_b.integral(low, high) - curve_a.integral(low, high)) / (high - low)
-    return float(np.expm1(difference) * 100)
+    return RateCurve(rate_a, quality_a).bd_rate(RateCurve(rate_b, quality_b), within)
 
 
 class RateCurve:
@@ -148,6 +145,17 @@ class RateCurve:
         if len(self.rates) < 2 or not self.rates[0] <= rate <= self.rates[-1]:
             return None
         return float(PchipInterpolator(np.log(self.rates), self._qualities)(np.log(rate)))
+
+    def bd_rate(self, other: "RateCurve", within: tuple[float, float] = (-np.inf, np.inf)) -> float:
+        """Percent by which the other's rate exceeds this one's: see :func:`bd_rate`."""
+        low, high = max(self.low, other.low, within[0]), min(self.high, other.high, within[1])
+        if not high > low:
+            raise ValueError(
+                f"the curves share no range of quality: {self.low:.4g} to {self.high:.4g} "
+                f"and {other.low:.4g} to {other.high:.4g}"
+            )
+        difference = (other.integral(low, high) - self.integral(low, high)) / (high - low)
+        return float(np.expm1(difference) * 100)
 
     def integral(self, low: float, high: float) -> float:
         """Integral of the log-rate over a range of quality."""

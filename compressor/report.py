@@ -28,6 +28,7 @@ from compressor.comparison import (
     Table,
     bd_table,
     curves,
+    drawn_curves,
     equal_psnr_tables,
     headline,
     points_table,
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("payload_bytes", pa.int64()),
         ("psnr", pa.float64()),
+        ("psnr_luma", pa.float64()),
         ("ssim", pa.float64()),
         ("ms_ssim", pa.float64()),
         ("ssimulacra2", pa.float64()),
@@ -177,7 +179,7 @@ def _measure_batch(
 ) -> Iterator[dict[str, Any]]:
     import cv2
 
-    from compressor.metrics import ms_ssim, psnr, ssim, ssimulacra2
+    from compressor.metrics import luma, ms_ssim, psnr, ssim, ssimulacra2
 
     started = perf_counter()
     encoded = codec.encode(pixels, quality)
@@ -191,6 +193,7 @@ def _measure_batch(
             "bytes": len(one.payload),
             "payload_bytes": stored_bytes(codec, one),
             "psnr": psnr(source, picture),
+            "psnr_luma": psnr(luma(source), luma(picture)),
             "ssim": ssim(source, picture),
             "ms_ssim": ms_ssim(source, picture),
             "ssimulacra2": ssimulacra2(source, picture) if key in perceptual else None,
@@ -239,15 +242,15 @@ def write_report(
     if ours is None:
         ours = [name for name, codec in codecs.items() if codec.id not in STANDARD]
     kept, left_out = without_exact(table)
-    found = curves(kept)
+    found, drawn = curves(kept), drawn_curves(kept)
     anchors = [name for id_ in _ANCHORS for name, codec in codecs.items() if codec.id == id_ and name in found]
     shares_of = [name for name in anchors if codecs[name].id in ("avif", "jpeg")]
     if any(is_carried(codecs[name].id) for name in ours):
         notes = ["Decoders of learned codecs, which an archive carries once, are not counted.", *notes]
     head = headline(found, anchors, ours, len(set(kept["key"].to_pylist())), len(left_out), notes)
     tables = [
-        *equal_psnr_tables(found, shares_of, ours),
-        bd_table(found, anchors, ours or anchors[:1]),
+        *equal_psnr_tables(found, drawn, shares_of, ours),
+        bd_table(found, drawn, anchors, ours or anchors[:1]),
         speed_table(found, ours),
     ]
     tables = [one for one in tables if one.rows]
@@ -327,7 +330,7 @@ def _settings(table: pa.Table) -> Table:
     note = (
         "Standard codecs run on one thread, learned ones on as many as PyTorch is given. Bytes of what is no file by "
         f"itself (learned codecs, av1, av1-444) include {ARCHIVE_ROW_BYTES} for its archive row. "
-        "SSIM: Gaussian window, sigma 1.5, mean of RGB."
+        "PSNR: of RGB; of luma: of BT.601's Y alone. SSIM: Gaussian window, sigma 1.5, mean of RGB."
     )
     return Table("Settings", note, ["", ""], rows)
 
@@ -357,7 +360,7 @@ def _summary(head: Headline, found: dict[str, Curve], tables: list[Table]) -> di
         "bytes_at_level": dict(head.bars),
         "usual_level_db": TARGET_PSNR,
         "curves": {
-            name: {key: plain(values) for key, values in vars(curve).items() if key != "codec"}
+            name: {key: plain(values) for key, values in vars(curve).items() if isinstance(values, np.ndarray)}
             for name, curve in found.items()
         },
         "tables": [{"title": one.title, "columns": one.columns, "rows": one.rows} for one in tables],

@@ -164,7 +164,7 @@ def test_a_benchmark_shows_what_effort_gives(tmp_path: Path) -> None:
     given = {"source": str(folder), "codec": [str(codec)], "effort": 2, "report": str(tmp_path / "report")}
     Image.new("RGBA", (40, 40), (0, 0, 0, 128)).save(folder / "a.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
-    done = benchmark(BenchmarkParameters(**given, limit=3, workers=1))
+    done = benchmark(BenchmarkParameters(**given, limit=4, workers=1))
     assert (done["pictures"], done["refused"]) == (3, {"alpha": 1, "truncated": 1})
     assert "mine was trained on pictures of this source" in done["notes"][0] in Path(done["markdown"]).read_text()
     assert "which an archive carries once, are not counted" in Path(done["html"]).read_text()
@@ -209,6 +209,19 @@ def test_a_source_without_pictures_makes_no_report(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no picture here that can be measured"):
         benchmark(BenchmarkParameters(source=str(tmp_path / "in"), report=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
+
+
+def test_what_a_benchmark_measures_is_drawn_from_all_that_there_is(tmp_path: Path) -> None:
+    from tasks.benchmark import load_pictures
+
+    for folder in ("2019", "2024", "2025"):
+        write_pictures(tmp_path / folder, 8)
+    source = Source.open(str(tmp_path))
+    some, _ = load_pictures(source, 9, [])
+    assert len(some) == 9 and list(some) == sorted(some)
+    assert {key.partition("/")[0] for key in some} == {"2019", "2024", "2025"}
+    assert list(load_pictures(source, 9, [])[0]) == list(some)
+    assert len(load_pictures(source, 100, [])[0]) == 24
 
 
 def test_a_codec_with_the_name_of_a_standard_format_is_not_measured_as_that(tmp_path: Path) -> None:

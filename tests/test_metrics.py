@@ -3,10 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from compressor.metrics import RateCurve, bd_rate, ms_ssim, psnr, ssim, ssimulacra2
+from compressor.metrics import RateCurve, bd_rate, luma, ms_ssim, psnr, ssim, ssimulacra2
 
 RATES = np.array([300.0, 500, 900, 1500, 2500])
 DECIBELS = np.array([28.0, 31, 34, 37, 40])
@@ -35,6 +36,12 @@ def test_psnr_and_ssim_agree_with_scikit_image(photograph: np.ndarray, quality: 
     )
     assert psnr(photograph, decoded) == pytest.approx(peak_signal_noise_ratio(photograph, decoded), abs=1e-9)
     assert ssim(photograph, decoded) == pytest.approx(expected, abs=1e-3)
+
+
+def test_luma_is_what_jpeg_calls_so(photograph: np.ndarray) -> None:
+    wanted = np.asarray(Image.fromarray(photograph).convert("YCbCr"))[..., 0]
+    assert luma(photograph).dtype == np.uint8 and np.abs(luma(photograph) - wanted.astype(int)).max() <= 1
+    assert luma(wanted) is wanted
 
 
 def test_an_equal_picture_is_perfect(photograph: np.ndarray) -> None:
