@@ -47,7 +47,7 @@ class Curve:
     @property
     def ssim_db(self) -> np.ndarray:
         """SSIM in dB of what is missing to 1: evenly spaced steps of quality, where SSIM crowds at its upper end."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # of 1, and of 1 that was rounded up
             return -10 * np.log10(1 - self.ssim)
 
     def at(self, metric: str, value: float, rate: str = "bytes") -> float | None:

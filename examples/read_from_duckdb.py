@@ -23,8 +23,7 @@ def main(url: str = "example-archive") -> None:
     # The log says which files are live; DuckDB reads just the columns that the query names, here payloads too.
     images = duckdb.read_parquet(archive.files())
     print(images.query("images", QUERY))
-    worst = images.query("images", "select * from images order by psnr limit 3")
-    for pixels in archive.decode(worst):
+    for pixels in archive.decode(images.order("psnr").limit(3)):
         print("pixels of one of the worst:", pixels.shape, pixels.dtype)
 
 
