@@ -1,4 +1,4 @@
-"""Pictures of one folder that another folder holds too, perhaps mirrored, cut otherwise or compressed again.
+"""Pictures of one folder that another folder holds too, perhaps mirrored, cut a little otherwise or compressed again.
 
     python benchmarks/near_copies.py MEASURED LEARNED [--above 0.97]
 

@@ -26,7 +26,8 @@ class Curve:
 
     ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` and ``psnr_luma`` in dB, ``encode_s`` and ``decode_s``
     medians in seconds a picture; a metric that was not measured is NaN. SSIMULACRA2, which is slow, may be of some
-    pictures alone; ``ssimulacra2_bytes`` are those of the same pictures.
+    pictures alone, and PSNR of luma is of those whose luma no codec stores exactly; ``ssimulacra2_bytes`` and
+    ``luma_bytes`` are those of the same pictures.
     """
 
     codec: str
@@ -39,6 +40,7 @@ class Curve:
     ms_ssim: np.ndarray
     ssimulacra2: np.ndarray
     ssimulacra2_bytes: np.ndarray
+    luma_bytes: np.ndarray
     encode_s: np.ndarray
     decode_s: np.ndarray
     decoded_png_bytes: np.ndarray
@@ -106,20 +108,27 @@ def without_exact(table: pa.Table) -> tuple[pa.Table, list[str]]:
     LatentpackError
         No picture is left.
     """
-    codec, keys = np.array(table["codec"].to_pylist()), np.array(table["key"].to_pylist())
-    quality, exact = table["quality"].to_numpy(), np.isinf(table["psnr"].to_numpy())
-    found: set[str] = set()
-    for name in np.unique(codec):
-        mine = codec == name
-        if not (exact[mine].all() and len(np.unique(quality[mine])) == 1):
-            found.update(keys[mine & exact].tolist())
-    kept = table.filter(pa.array([key not in found for key in keys.tolist()], pa.bool_()))
+    found = _exact(table, "psnr")
+    keys = table["key"].to_pylist()
+    kept = table.filter(pa.array([key not in found for key in keys], pa.bool_()))
     if not kept.num_rows:
         raise LatentpackError(
             "there is nothing to compare: every picture measured is so plain that some codec stores it exactly; "
             "measure pictures of the kind that is to be archived"
         )
-    return kept, [key for key in dict.fromkeys(keys.tolist()) if key in found]
+    return kept, [key for key in dict.fromkeys(keys) if key in found]
+
+
+def _exact(table: pa.Table, metric: str) -> set[str]:
+    """Keys of pictures that some codec stores exactly by a metric, but not of one that stores all of them so."""
+    codec, keys = np.array(table["codec"].to_pylist()), np.array(table["key"].to_pylist())
+    quality, exact = table["quality"].to_numpy(), np.isinf(table[metric].to_numpy().astype(np.float64))
+    found: set[str] = set()
+    for name in np.unique(codec):
+        mine = codec == name
+        if not (exact[mine].all() and len(np.unique(quality[mine])) == 1):
+            found.update(keys[mine & exact].tolist())
+    return found
 
 
 def curves(table: pa.Table) -> dict[str, Curve]:
@@ -140,6 +149,7 @@ def _curves(table: pa.Table, weighting: Callable[[int], np.ndarray]) -> list[dic
     """Curves of weighted means, for each row of the weights (draws, pictures)."""
     names = dict.fromkeys(table["codec"].to_pylist())
     by_quality = table.sort_by([("quality", "ascending"), ("key", "ascending")])
+    plain_luma = _exact(table, "psnr_luma")
     found: list[dict[str, Curve]] = []
     for name in names:
         mine = by_quality.filter(pc.field("codec") == name)
@@ -149,7 +159,10 @@ def _curves(table: pa.Table, weighting: Callable[[int], np.ndarray]) -> list[dic
             for key in mine.column_names
             if key not in ("codec", "key", "quality")
         }
-        values_QN["ssimulacra2_bytes"] = np.where(np.isnan(values_QN["ssimulacra2"]), np.nan, values_QN["bytes"])
+        is_plain = np.array([key in plain_luma for key in mine["key"].to_pylist()]).reshape(len(quality), -1)
+        values_QN["psnr_luma"] = np.where(is_plain, np.nan, values_QN["psnr_luma"])
+        for metric, name_of_bytes in (("ssimulacra2", "ssimulacra2_bytes"), ("psnr_luma", "luma_bytes")):
+            values_QN[name_of_bytes] = np.where(np.isnan(values_QN[metric]), np.nan, values_QN["bytes"])
         weights_DN = weighting(values_QN["bytes"].shape[1])
         found = found or [{} for _ in weights_DN]
         medians = {key: np.median(values, axis=1) for key, values in values_QN.items() if key.endswith("_s")}
@@ -203,7 +216,7 @@ def bd_table(
     """BD-rate of each tested codec against each anchor, by PSNR, SSIM and SSIMULACRA2."""
     kinds = (
         ("PSNR", "psnr", "bytes"),
-        ("PSNR of luma", "psnr_luma", "bytes"),
+        ("PSNR of luma", "psnr_luma", "luma_bytes"),
         ("SSIM", "ssim_db", "bytes"),
         ("SSIMULACRA2", "ssimulacra2", "ssimulacra2_bytes"),
         ("PSNR, payload", "psnr", "payload_bytes"),

@@ -74,7 +74,7 @@ def contact_sheet(
     on_progress
         Called with (pictures done, pictures in all).
     keys
-        These pictures instead, in this order, the first ``limit`` of them. One that is not archived is a problem.
+        These pictures instead, in this order, the first ``limit`` that are archived. Any other is a problem.
 
     Raises
     ------
@@ -82,10 +82,14 @@ def contact_sheet(
         No key matches, none of ``keys`` is archived, or the archive or one of its files cannot be read. A picture whose
         payload is damaged is no error: the page names it.
     """
+    there: set[str] = set()
     if keys is None:
         chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
     else:
-        chosen, matching = list(keys)[:limit], len(keys)
+        there = set(keys).intersection(archive)
+        chosen, matching = [key for key in keys if key in there][:limit], len(there)
+    if not chosen and keys is not None:
+        raise ArchiveError(f"{archive.url}: it holds none of these pictures")
     if not chosen:
         raise ArchiveError(
             f"{archive.url}: no key matches {pattern!r}" if pattern else f"{archive.url}: it holds no picture"
@@ -101,10 +105,9 @@ def contact_sheet(
         if on_progress:
             on_progress(len(rows), len(chosen))
     if not rows:
-        gone = "another run has taken these pictures out meanwhile; try again"
-        raise ArchiveError(f"{archive.url}: {gone if keys is None else 'it has none of the keys'}")
+        raise ArchiveError(f"{archive.url}: another run has taken these pictures out meanwhile; try again")
     problems = [(key, image.problem) for key, shown in images.items() for image in shown if image.problem]
-    problems += [(key, "it is not in the archive") for key in (keys or [])[:limit] if key not in rows]
+    problems += [(key, "it is not in the archive") for key in keys or [] if key not in there]
     found = None
     if source:
         found = 0

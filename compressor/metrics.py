@@ -157,9 +157,14 @@ class RateCurve:
         difference = (other.integral(low, high) - self.integral(low, high)) / (high - low)
         return float(np.expm1(difference) * 100)
 
+    @cached_property
+    def _integral(self) -> Any:
+        return self._log_rate.antiderivative()
+
     def integral(self, low: float, high: float) -> float:
         """Integral of the log-rate over a range of quality."""
-        return float(self._log_rate.integrate(low, high))
+        start, end = self._integral((low, high))
+        return float(end - start)
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:

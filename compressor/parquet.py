@@ -201,7 +201,10 @@ def from_table(table: pa.Table, layout: Layout) -> list[Any]:
         if field.name not in table.column_names:
             columns[field.name] = [None] * table.num_rows
         elif field.name == "crc32c":
-            columns[field.name] = table["crc32c"].to_numpy().astype(np.uint32).tolist()
+            given = table["crc32c"]
+            columns[field.name] = (
+                [None] * len(given) if given.null_count else given.to_numpy().astype(np.uint32).tolist()
+            )
         elif (digits := decimals[field.name]) is not None:
             values = table[field.name].to_pylist()
             columns[field.name] = [None if value is None else round(value, digits) for value in values]

@@ -17,9 +17,13 @@ def named(keys: Sequence[str], keys_from: str | None) -> list[str]:
 
     LatentpackError where that file cannot be read, or names none: no keys at all would mean every picture.
     """
-    listed = (_column if keys_from.endswith(PARQUET) else _lines)(keys_from) if keys_from else []
-    if keys_from and not listed:
-        raise LatentpackError(f"{_shown(keys_from)}: there is no key in it; it should have one on each line")
+    if not keys_from:
+        return list(dict.fromkeys(keys))
+    is_table = keys_from.lower().endswith(PARQUET)
+    listed = _column(keys_from) if is_table else _lines(keys_from)
+    if not listed:
+        wanted = "" if is_table else "; it should have one on each line"
+        raise LatentpackError(f"{_shown(keys_from)}: there is no key in it{wanted}")
     return list(dict.fromkeys([*keys, *listed]))
 
 
@@ -59,13 +63,16 @@ def _column(path: str) -> list[str]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read(["key"])
-        keys = table["key"].cast(pa.string()).to_pylist() if table.num_columns else None
-    except (OSError, pa.ArrowException) as error:
+        with Path(path).open("rb") as file:
+            columns = pq.ParquetFile(file).read(["key"]).columns
+        keys = [key for column in columns for key in column.cast(pa.string()).to_pylist()]
+    except (OSError, ValueError, pa.ArrowException) as error:
         told = getattr(error, "strerror", None) or error
         raise LatentpackError(f"{path}: keys cannot be read from it: {told}") from error
-    if keys is None:
-        raise LatentpackError(f"{path}: it has no column named key: select the keys under that name")
+    if len(columns) != 1:
+        raise LatentpackError(
+            f"{path}: it has {len(columns) or 'no'} columns named key: select the keys under that name"
+        )
     return [key for key in keys if key]
 
 

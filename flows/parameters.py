@@ -368,7 +368,9 @@ class BenchmarkParameters(Parameters):
         le=MOST_EFFORT,
         description="measure these codecs a second time, with this many rounds of refinement, up to 100",
     )
-    limit: int = Field(default=50, ge=1, description="measure at most this many pictures, drawn from all of SRC")
+    limit: int = Field(
+        default=50, ge=1, description="measure at most this many pictures, drawn from the first 100,000 files"
+    )
     workers: Workers = None
 
 

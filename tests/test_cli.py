@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -242,16 +244,28 @@ def test_keys_are_taken_from_what_a_query_writes(
     duckdb.sql(f"copy ({select} union all select 'no \"such,\n key') to '{query}'")
     duckdb.sql(f"copy (select 1 as picture) to '{other}'")
     broken.write_bytes(query.read_bytes()[:-9])
+    twice, text = pa.array(["a.png"]), pa.array([b"\xff"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table([twice, twice], ["key", "key"]), tmp_path / "twice.parquet")
+    pq.write_table(pa.table({"key": text}), tmp_path / "text.parquet")
+    pq.write_table(pa.table({"key": pa.array([None], pa.string())}), tmp_path / "empty.parquet")
+    pq.write_table(pa.table({"key": pa.array(["sub/b.jpg", None]).dictionary_encode()}), tmp_path / "GOOD.PARQUET")
+    assert (
+        "1 picture w" in said(capsys, "restore", archive, tmp_path / "one", "--keys-from", tmp_path / "GOOD.PARQUET")[1]
+    )
     code, out, err = said(capsys, "restore", archive, tmp_path / "out", "--keys-from", query)
     assert code == 1 and out.startswith("2 pictures written") and 'no "such' in err
     for wrong, reason in (
-        (other, "no column named key"),
+        (other, "no columns named key"),
         (broken, "keys cannot be read"),
         (tmp_path / "none.parquet", "No such"),
+        (tmp_path / "twice.parquet", "2 columns named key"),
+        (tmp_path / "text.parquet", "keys cannot be read"),
+        (tmp_path / "empty.parquet", "there is no key in it"),
     ):
         code, _, err = said(capsys, "restore", archive, tmp_path / "all", "--keys-from", wrong)
         assert code == 2 and reason in err and str(wrong) in err and len(err.splitlines()) == 1
     assert not (tmp_path / "all").exists()
+    assert "No such file" in said(capsys, "delete", archive, "--keys-from", "s3://bucket/keys.parquet")[2]
 
 
 @pytest.mark.parametrize("watched", [True, False])

@@ -1,6 +1,7 @@
 """Figures of a comparison and how far other pictures would move them, on tables whose answer is known."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,8 @@ def rates(table: pa.Table) -> dict[str, str]:
 
 def test_what_makes_a_picture_hard_for_both_widens_no_interval() -> None:
     hard_N = np.random.default_rng(1).integers(1_000, 900_000, 40).astype(float)
-    found = rates(table_of({"mine": 0.8 * hard_N, "other": hard_N}))
+    table = table_of({"mine": 0.8 * hard_N, "other": hard_N})
+    found = rates(table.take(np.random.default_rng(4).permutation(table.num_rows)))
     assert found["PSNR"] == found["PSNR of luma"] == found["SSIM"] == "−20.0 ± 0.0 %"
 
 
@@ -56,6 +58,39 @@ def test_of_a_hundred_intervals_some_95_hold_the_mean() -> None:
     samples = random.gamma(4.0, 1 / 4, (400, 50))  # their mean is 1
     held = [abs(one.mean() - 1) <= half_width(weights_DN @ one) for one in samples]
     assert 0.91 <= np.mean(held) <= 0.97
+
+
+def with_columns(table: pa.Table, **changed: Callable[[dict], float]) -> pa.Table:
+    """The table with other values of some columns in the rows of ``mine``."""
+    rows = [
+        row | {name: value(row) for name, value in changed.items() if row["codec"] == "mine"}
+        for row in table.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def test_each_figure_is_of_its_own_metric_and_bytes() -> None:
+    same = table_of({"mine": np.full(20, 10_000.0), "other": np.full(20, 10_000.0)})
+    better = with_columns(
+        same,
+        psnr_luma=lambda row: row["psnr_luma"] + 2,  # at a third fewer bytes
+        payload_bytes=lambda row: row["payload_bytes"] / 2,
+        bytes=lambda row: row["bytes"] * (0.5 + 0.1 * row["quality"]),
+        ssim=lambda row: row["ssim"],
+    )
+    found = {name: float(cell.split()[0].replace("−", "-")) for name, cell in rates(better).items() if cell != "–"}
+    assert found["PSNR, payload"] == -50.0
+    assert found["PSNR"] == pytest.approx(100 * np.expm1(-0.3069), abs=0.3)
+    assert found["SSIM"] == found["PSNR"], "in dB both are as far from one quality to the next"
+    assert found["PSNR of luma"] < found["PSNR"] - 20
+
+
+def test_a_picture_whose_luma_a_codec_stores_exactly_is_left_out_of_lumas_figures_alone() -> None:
+    table = table_of({"mine": np.linspace(8_000, 80_000, 20), "other": np.linspace(10_000, 100_000, 20)})
+    plain = with_columns(table, psnr_luma=lambda row: np.inf if row["key"] == "0003" else row["psnr_luma"])
+    assert rates(plain) == rates(table)
+    found = curves(plain)["other"]
+    assert np.all(np.isfinite(found.psnr_luma)) and np.all(found.luma_bytes > found.bytes), "a small one is missing"
 
 
 @pytest.mark.parametrize("pictures", [1, FEWEST - 1, FEWEST])

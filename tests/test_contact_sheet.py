@@ -53,11 +53,12 @@ def test_keys_are_shown_in_the_order_they_are_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = archive_of(tmp_path, {"b": 35.0, "a": 34.0, "c": None})
-    sheet = contact_sheet(archive, keys=["c", "none", "a", "b"], limit=3)
-    assert shown(sheet.html) == ["c", "a"] and (sheet.pictures, sheet.matching) == (2, 4)
-    assert sheet.problems == [("none", "it is not in the archive")]
-    with pytest.raises(ArchiveError, match="it has none of the keys"):
-        contact_sheet(archive, keys=["none"])
+    sheet = contact_sheet(archive, keys=["none", "c", "a", "b", "nor"], limit=2)
+    assert shown(sheet.html) == ["c", "a"] and (sheet.pictures, sheet.matching) == (2, 3)
+    assert sheet.problems == [(key, "it is not in the archive") for key in ("none", "nor")]
+    for keys in (["none"], []):
+        with pytest.raises(ArchiveError, match="it holds none of these pictures"):
+            contact_sheet(archive, keys=keys)
 
     page = tmp_path / "page.html"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"c\na\n")))

@@ -87,6 +87,7 @@ def test_a_row_for_each_codec_quality_and_picture(table, pictures) -> None:
     assert all(row["encode_s"] > 0 and row["decode_s"] > 0 and row["decoded_png_bytes"] > 500 for row in rows)
     assert {row["key"] for row in rows if row["ssimulacra2"] is not None} == {"tile/128.png", "larger.png"}
     assert {row["key"] for row in rows if row["ms_ssim"] is not None} == {"larger.png"}
+    assert all(row["psnr_luma"] > row["psnr"] + 0.1 for row in rows if row["codec"] == "JPEG"), "its colour is coarser"
 
 
 def test_an_archived_codec_is_charged_its_row_and_a_file_its_header(table) -> None:
