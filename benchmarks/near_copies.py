@@ -16,6 +16,7 @@ import numpy as np
 from compressor.limits import Limits
 from compressor.reading import plain_pictures
 from compressor.sources import Source
+from compressor.wording import by_reason
 
 SIDE = 24
 
@@ -24,11 +25,14 @@ def thumbnails(folder: str) -> tuple[list[str], np.ndarray]:
     """Keys, and of each picture its cells' colours without their mean, float32 (pictures, values) of length 1."""
     source = Source.open(folder)
     keys, rows = [], []
-    for file, pixels in plain_pictures(source, list(source.files()), Limits(), Counter()):
+    refused: Counter[str] = Counter()
+    for file, pixels in plain_pictures(source, list(source.files()), Limits(), refused):
         cells = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
         cells -= cells.mean((0, 1))
         keys.append(file.key)
         rows.append(cells.ravel() / max(float(np.linalg.norm(cells)), 1.0))
+    if refused:
+        print(f"{folder}: not compared: {by_reason(refused)}")
     if not rows:
         raise SystemExit(f"{folder} holds no picture that can be compared")
     return keys, np.array(rows)

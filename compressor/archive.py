@@ -388,8 +388,8 @@ class Archive:
     def decode(self, rows: Iterable[Row] | ArrowStream) -> list[np.ndarray]:
         """Pixels of rows, in their order, uint8 (H, W, 3) each, every codec's in one call.
 
-        Or of an Arrow table with their columns (``DECODED`` names those that it takes), from :meth:`batches` or a query
-        of DuckDB or Polars.
+        Or of an Arrow table with their columns (``DECODED`` names those that it takes), from :meth:`batches`, a query
+        of DuckDB or a DataFrame of Polars.
 
         All of them are in memory: decode a large collection 64 rows or so at a time. A learned codec's pixels may
         differ by one level from those that :meth:`read` gives, or another batch.

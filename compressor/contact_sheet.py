@@ -82,18 +82,17 @@ def contact_sheet(
         No key matches, none of ``keys`` is archived, or the archive or one of its files cannot be read. A picture whose
         payload is damaged is no error: the page names it.
     """
-    there: set[str] = set()
+    missing: list[str] = []
     if keys is None:
         chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
+        nothing = f"no key matches {pattern!r}" if pattern else "it holds no picture"
     else:
         there = set(keys).intersection(archive)
         chosen, matching = [key for key in keys if key in there][:limit], len(there)
-    if not chosen and keys is not None:
-        raise ArchiveError(f"{archive.url}: it holds none of these pictures")
+        missing = [key for key in keys if key not in there]
+        nothing = "it holds none of these pictures"
     if not chosen:
-        raise ArchiveError(
-            f"{archive.url}: no key matches {pattern!r}" if pattern else f"{archive.url}: it holds no picture"
-        )
+        raise ArchiveError(f"{archive.url}: {nothing}")
     rows: dict[str, Row] = {}
     captions: dict[str, str] = {}
     images: dict[str, list[_Image]] = {key: [] for key in chosen}
@@ -107,7 +106,7 @@ def contact_sheet(
     if not rows:
         raise ArchiveError(f"{archive.url}: another run has taken these pictures out meanwhile; try again")
     problems = [(key, image.problem) for key, shown in images.items() for image in shown if image.problem]
-    problems += [(key, "it is not in the archive") for key in keys or [] if key not in there]
+    problems += [(key, "it is not in the archive") for key in missing]
     found = None
     if source:
         found = 0
