@@ -63,6 +63,7 @@ def append(
     effort: int = 0,
     limits: Limits | None = None,
     threads: int = 1,
+    keep_metadata: bool = False,
 ) -> Appended:
     """Archive pictures by key as a run archives files, with the same promise and the same fallbacks; all or none.
 
@@ -91,6 +92,8 @@ def append(
         Of bytes and pixels, the usual ones where None is given.
     threads
         Pictures that fall back to a standard format at the same time.
+    keep_metadata
+        Store what files say in EXIF and XMP, too.
 
     Raises
     ------
@@ -116,7 +119,11 @@ def append(
         id, _ = put_codec(archive, codec)
         # A floor as well: of a codec that has one quality, too
         floor = target_psnr if quality is None else None
-        options = EncodeOptions(id, target_psnr, quality, floor, effort=effort, limits=limits)
+        if keep_metadata:
+            archive.take_metadata()
+        options = EncodeOptions(
+            id, target_psnr, quality, floor, effort=effort, limits=limits, keep_metadata=keep_metadata
+        )
         report = encode_contents(_files(contents), archive, options, "append", threads=threads)
     # What only its PNG shows: an array of noise may be too large as a file
     _raise_if_any({row.key: ImageError(row.reason, row.detail) for row in report.quarantined}, contents)

@@ -169,6 +169,7 @@ class Archive:
         effort: int = 0,
         limits: Limits | None = None,
         threads: int = 1,
+        keep_metadata: bool = False,
     ) -> "Appended":
         """Archive pictures by key, arrays or the bytes of files, all in one commit; each is measured as in a run.
 
@@ -176,7 +177,12 @@ class Archive:
         """
         from compressor.appending import append
 
-        return append(self, pictures, codec, target_psnr, quality, effort, limits, threads)
+        return append(self, pictures, codec, target_psnr, quality, effort, limits, threads, keep_metadata)
+
+    def take_metadata(self) -> None:
+        """Have its table know the columns of what ``keep_metadata`` keeps, which one of an earlier version lacks."""
+        with self._store.errors("add columns to it"):
+            self._images.log.add_columns()
 
     def write_part(self, rows: Sequence[Row]) -> Part:
         """Write rows as one Parquet file that is not visible until ``commit``. Keys must be unique in it.

@@ -208,10 +208,10 @@ class DeltaLog:
         """Take the present state for right, so that it can be mended by a commit."""
         self._checked = self.version
 
-    def digest(self, parts: Sequence[Part]) -> str:
-        """Of the state with these live files; see :func:`compressor.integrity.state_digest`."""
+    def digest(self, parts: Sequence[Part], columns: Sequence[Any] = ()) -> str:
+        """Of the state with these live files, and more ``columns``; see :func:`compressor.integrity.state_digest`."""
         metadata, protocol = self._delta.metadata(), self._delta.protocol()
-        fields = [(field.name, str(field.type), field.nullable) for field in self._delta.schema().fields]
+        fields = [(field.name, str(field.type), field.nullable) for field in [*self._delta.schema().fields, *columns]]
         versions = (protocol.min_reader_version, protocol.min_writer_version)
         about = (sorted(metadata.configuration.items()), list(metadata.partition_columns), fields, versions)
         return integrity.state_digest([part.identity for part in parts], about)
@@ -324,16 +324,45 @@ class DeltaLog:
             "append",
             self.schema,
             commit_properties=CommitProperties(
-                custom_metadata={
-                    integrity.STATE: self.digest(after),
-                    ROWS: str(sum(part.rows for part in after)),
-                    BYTES: str(sum(part.size for part in after)),
-                    WRITER: _writer(),
-                },
+                custom_metadata=self._about(after),
                 max_commit_retries=0,
                 app_transactions=[Transaction(batch_id, 1, now)] if batch_id is not None else None,
             ),
         )
+
+    def _about(self, parts: Sequence[Part], columns: Sequence[Any] = ()) -> dict[str, str]:
+        """What a commit says of the state that it leads to."""
+        return {
+            integrity.STATE: self.digest(parts, columns),
+            ROWS: str(sum(part.rows for part in parts)),
+            BYTES: str(sum(part.size for part in parts)),
+            WRITER: _writer(),
+        }
+
+    def add_columns(self) -> None:
+        """Have the table know all columns of ``schema``: one that an earlier version made may lack optional ones."""
+        from deltalake import CommitProperties, Schema
+        from deltalake.exceptions import DeltaError
+
+        self.store.require_conditional_puts()
+        failure: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            self.refresh(anew=attempt > 0)
+            self.check_state()
+            known = {field.name for field in self._delta.schema().fields}
+            lacking = [field for field in Schema.from_arrow(self.schema).fields if field.name not in known]
+            if not lacking:
+                self._settle(self.version)
+                return
+            about = CommitProperties(custom_metadata=self._about(self.parts, lacking), max_commit_retries=0)
+            try:
+                self._delta.alter.add_columns(lacking, commit_properties=about)
+            except DeltaError as error:  # another writer was faster
+                failure = error
+        raise ArchiveError(
+            f"{self.store.url}: columns could not be added to its table {self.folder!r}; are many runs at it? "
+            f"Last answer: {' '.join(str(failure).split())}"
+        ) from failure
 
     def _shows(self, change: Change, name: str | None) -> bool:
         """Whether the version that is seen has a change, committed as ``name``, whose answer was lost."""

@@ -22,6 +22,8 @@ from compressor.fallback import PATIENT_EFFORT, fall_back, is_costly
 from compressor.images import Picture, decode_picture, resize_picture
 from compressor.limits import Limits
 from compressor.metrics import ssim
+from compressor.photo_metadata import kept_exif, kept_xmp, taken
+from compressor.picture_files import EXIF, XMP
 from compressor.quality import Stored, as_grey, encode_measured, encode_to_target, smallest
 from compressor.reading import read_contents, read_together
 from compressor.sources import Source, SourceFile
@@ -57,6 +59,9 @@ class EncodeOptions:
         :class:`~compressor.images.Picture`); None keeps every picture's own size.
     limits
         What is refused unread.
+    keep_metadata
+        Store what files say in EXIF and XMP (see :mod:`compressor.photo_metadata`), and when pictures were taken. The
+        archive must know the columns: :meth:`compressor.archive.Archive.take_metadata`.
     """
 
     codec: str
@@ -67,6 +72,7 @@ class EncodeOptions:
     effort: int = 0
     resize: int | None = None
     limits: Limits = field(default_factory=Limits)
+    keep_metadata: bool = False
 
     def floor(self, codec: Codec) -> float | None:
         """dB below which a picture goes to the fallback, with this codec; None where any will do."""
@@ -190,7 +196,8 @@ def encode_contents(
             elif end.codec == ORIGINAL:
                 kept[picture.keep or "no gain"] += 1
             else:
-                dropped.update(picture.extras)
+                kinds = ((EXIF, end.exif), (XMP, end.xmp))
+                dropped.update(picture.extras.difference(kind for kind, block in kinds if block is not None))
 
     for file, content in contents:
         try:
@@ -271,8 +278,10 @@ class _Writer:
 
 
 def _prepare(content: bytes, options: EncodeOptions) -> Picture:
-    """A file's pixels, resized if asked for. ImageError where there are none."""
+    """A file's pixels, resized if asked for, and metadata if they are kept. ImageError where there are no pixels."""
     picture = decode_picture(content, options.limits)
+    if not options.keep_metadata:
+        picture = replace(picture, exif=None, xmp=None)
     if options.resize and not picture.keep:
         picture = replace(picture, pixels=resize_picture(picture.pixels, options.resize))
     return picture
@@ -376,6 +385,7 @@ def _encode_together(pictures: Sequence[Picture], codec: Codec, options: EncodeO
 def _row(file: SourceFile, source_bytes: int, picture: Picture, stored: Stored) -> Row:
     encoded = stored.encoded
     exact = stored.psnr == np.inf
+    in_payload = encoded.codec == ORIGINAL
     return Row(
         key=file.key,
         fingerprint=file.fingerprint,
@@ -390,6 +400,9 @@ def _row(file: SourceFile, source_bytes: int, picture: Picture, stored: Stored) 
         crc32c=crc32c.crc32c(encoded.payload),
         psnr=None if exact else stored.psnr,
         ssim=None if exact else ssim(picture.pixels, stored.pixels),
+        taken=taken(picture.exif) if picture.exif else None,
+        exif=kept_exif(picture.exif) if picture.exif and not in_payload else None,
+        xmp=kept_xmp(picture.xmp) if picture.xmp and not in_payload else None,
     )
 
 

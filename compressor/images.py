@@ -53,6 +53,9 @@ class Picture:
     extras
         What the file holds beside its picture, in words: EXIF, XMP, IPTC, text
         (comments), other data (behind a JPEG's picture; gain maps and depth).
+    exif, xmp
+        The file's own blocks of these, as they are there (EXIF may tell to turn what is upright here), or made of a
+        TIFF's tags. Those of JPEG XL, JPEG 2000 and GIF are not read.
     """
 
     pixels: np.ndarray
@@ -60,6 +63,8 @@ class Picture:
     format: str
     keep: str | None
     extras: frozenset[str] = frozenset()
+    exif: bytes | None = None
+    xmp: bytes | None = None
 
 
 def decode_picture(data: bytes, limits: Limits = Limits()) -> Picture:  # noqa: B008 - frozen
@@ -196,9 +201,20 @@ def _heic(data: bytes, limits: Limits) -> Picture:
     width, height = opened.size
     with within(width, height, limits):
         samples, why = _samples(opened.to_pillow(), icc)
-    return _finish(
-        samples, Header("heic", width, height, icc, keep=keep or why, extras=picture_files.read_extras(data))
-    )
+    # Of many they may all be the same bytes, as large as the file, of which libheif makes as many copies
+    exif, xmp = _heic_blocks(primary.metadata) if picture_files.count_items(data) <= _HEIC_ITEMS else (None, None)
+    extras = picture_files.read_extras(data)
+    return _finish(samples, Header("heic", width, height, icc, exif, keep or why, extras=extras, xmp=xmp, upright=True))
+
+
+_HEIC_ITEMS = 8  # of EXIF and XMP; cameras write one of each
+
+
+def _heic_blocks(items: list[dict[str, Any]]) -> tuple[bytes | None, bytes | None]:
+    """EXIF, in front of which is how far away it begins (ISO/IEC 23008-12, A.2.1), and XMP of a picture's items."""
+    exif = next((bytes(one["data"]) for one in items if one["type"] == "Exif"), None)
+    xmp = next((bytes(one["data"]) for one in items if one["content_type"] == "application/rdf+xml"), None)
+    return exif and exif[4 + int.from_bytes(exif[:4], "big") :], xmp
 
 
 _EARLY_ENDS = ("truncated", "too small", "not enough image data", "need_more_input")  # Pillow's and libjxl's words
@@ -243,7 +259,7 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
             colour = ((colour * weight + (255 - weight) * 255 + 127) // 255).astype(np.uint8)
         samples = colour
     icc, orientation = header.icc, header.orientation
-    if header.exif:  # Pillow and libheif turn by themselves, so their headers have none
+    if header.exif and not header.upright:
         exif = _exif(header.exif)
         orientation = exif.get(274, 1)
         if header.format == "jpeg" and not icc and b"R03" in header.exif and _is_adobe_rgb(exif):
@@ -255,7 +271,8 @@ def _finish(samples: np.ndarray, header: Header) -> Picture:
         keep = keep or (None if all_there else "wide-gamut")
     if samples.shape[2] == 1:
         samples = np.repeat(samples, 3, axis=2)
-    return Picture(np.ascontiguousarray(samples), channels, header.format, keep, header.extras)
+    upright = np.ascontiguousarray(samples)
+    return Picture(upright, channels, header.format, keep, header.extras, header.exif, header.xmp)
 
 
 def _is_of(samples: np.ndarray, header: Header) -> bool:
@@ -370,7 +387,12 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
         keep = tiffs.why_kept(picture)
     if getattr(picture, "n_frames", 1) > 1:
         keep = "multi-page" if name == "tiff" else "animated"
-    header = Header(name, width, height, picture.info.get("icc_profile"), keep=keep, extras=_extras(picture, data))
+    extras = _extras(picture, data)
+    exif, xmp = (picture.info.get(kind) if kind.upper() in extras else None for kind in ("exif", "xmp"))
+    if name == "tiff" and picture_files.EXIF in extras:
+        exif = tiffs.exif_block(picture)
+    icc = picture.info.get("icc_profile")
+    header = Header(name, width, height, icc, exif, keep, extras=extras, xmp=xmp, upright=True)
     samples, why = tiffs.plain_samples(picture, data) if name == "tiff" else None, None
     if samples is None:
         with tiffs.quiet(name == "tiff"):

@@ -5,7 +5,7 @@ the log (see ``delta_log.py``).
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -74,6 +74,11 @@ class KeyedTable:
                     self._footers.pop(next(iter(self._footers)))
                 self._footers[part.path] = footer
         return footer
+
+    def columns(self, parts: Iterable[Part]) -> list[str]:
+        """What rows of ``parts`` are written again with: all columns, but optional ones that none of them has."""
+        there = {name for part in parts for name in parquet.column_names(self.footer(part))}
+        return [column.name for column in self.layout.columns if column.name in there or not column.optional]
 
     def read(self, part: Part, groups: Sequence[int] | None, columns: Sequence[str], salvage: bool = False) -> pa.Table:
         """Some columns of row groups (None: of all); ``salvage`` as in :func:`compressor.parquet.read_groups`."""
@@ -251,7 +256,7 @@ class KeyedTable:
 
             def kept(part: Part = part, unwanted: pa.Array = unwanted) -> Iterator[pa.Table]:
                 for group in range(self.footer(part).num_row_groups):
-                    rows = self.read(part, [group], self.layout.names, salvage=True)
+                    rows = self.read(part, [group], self.columns([part]), salvage=True)
                     yield rows.filter(pc.invert(pc.is_in(rows["key"], unwanted)))
 
             if (rest := self.write(kept())) is not None:

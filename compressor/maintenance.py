@@ -199,12 +199,13 @@ def _sorted_runs(table: KeyedTable, parts: Sequence[Part], target: int) -> Itera
 def _sorted_run(table: KeyedTable, parts: Sequence[Part], first: str | None, end: str | None) -> Iterator[pa.Table]:
     """All rows with first <= key < end in order; None is no bound."""
     pieces = []
+    columns = table.columns(parts)  # of all runs' files
     for part in parts:
         smallest, largest = part.key_range
         if (end is not None and smallest >= end) or (first is not None and largest < first):
             continue
         groups = parquet.row_groups_with(table.footer(part), parquet.Spans([(first or smallest, end or largest)]))
-        rows = table.read(part, groups, table.layout.names, salvage=True)
+        rows = table.read(part, groups, columns, salvage=True)
         if first is not None:
             rows = rows.filter(pc.greater_equal(rows["key"], first))
         if end is not None:

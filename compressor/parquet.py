@@ -34,7 +34,8 @@ class Row:
 
     ``fingerprint`` is 5 bytes (8 in rows of earlier versions), ``crc32c`` the payload's checksum as an unsigned number,
     ``psnr`` in dB and ``ssim`` are None where nothing is lost, ``quality`` is -1 and ``packer`` empty where the
-    codec has no choice of them. Of a scan of some columns, the fields of all others are None.
+    codec has no choice of them. ``taken``, ``exif`` and ``xmp`` are what a run that keeps metadata found in the file
+    (see :mod:`compressor.photo_metadata`). Of a scan of some columns, the fields of all others are None.
     """
 
     key: str
@@ -50,6 +51,9 @@ class Row:
     crc32c: int
     psnr: float | None
     ssim: float | None
+    taken: str | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Part:
 class Column:
     """One column and how its pages are written. ``encoding`` None means a dictionary.
 
-    ``decimals`` are those that a row has of each value; None: all there are.
+    ``decimals`` are those that a row has of each value; None: all there are. A file may lack an ``optional`` column, of
+    which its rows then have no value.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Column:
     compression: str = "none"
     nullable: bool = False
     decimals: int | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,9 +146,13 @@ IMAGES = Layout(
         Column("ssim", pa.float32(), "BYTE_STREAM_SPLIT", "zstd", nullable=True, decimals=3),
         Column("crc32c", pa.int32(), "PLAIN"),
         Column("payload", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY"),
+        Column("taken", pa.string(), "DELTA_BYTE_ARRAY", "zstd", nullable=True, optional=True),
+        Column("exif", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY", "zstd", nullable=True, optional=True),
+        Column("xmp", pa.binary(), "DELTA_LENGTH_BYTE_ARRAY", "zstd", nullable=True, optional=True),
     ),
     Row,
 )
+_OPTIONAL = {column.name: column.type for column in IMAGES.columns if column.optional}
 
 QUARANTINE = Layout(
     (
@@ -158,7 +168,10 @@ QUARANTINE = Layout(
 
 
 def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> pa.Table:
-    """Rows as an Arrow table, sorted by key. ArchiveError where a row cannot be stored."""
+    """Rows as an Arrow table, sorted by key, without optional columns that none has a value of.
+
+    ArchiveError where a row cannot be stored.
+    """
     ordered: list[Row | QuarantineRow] = sorted(rows, key=lambda row: row.key)
     needed = [column.name for column in layout.columns if not column.nullable]
     for row, following in zip(ordered, [*ordered[1:], None], strict=True):
@@ -172,11 +185,16 @@ def to_table(rows: Sequence[Row] | Sequence[QuarantineRow], layout: Layout) -> p
             )
         if following is not None and row.key == following.key:
             raise ArchiveError(f"{row.key!r} is there twice: rows of an archive are unique by key")
+    columns = [
+        column
+        for column in layout.columns
+        if not column.optional or any(getattr(row, column.name) is not None for row in ordered)
+    ]
     try:
-        arrays = [pa.chunked_array([_column(ordered, column)], column.type) for column in layout.columns]
+        arrays = [pa.chunked_array([_column(ordered, column)], column.type) for column in columns]
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ArchiveError(f"rows from {ordered[0].key!r} to {ordered[-1].key!r} cannot be stored: {error}") from error
-    return pa.Table.from_arrays(arrays, schema=layout.schema)
+    return pa.Table.from_arrays(arrays, schema=pa.schema([layout.schema.field(column.name) for column in columns]))
 
 
 def _column(rows: Sequence[Any], column: Column) -> pa.Array:
@@ -216,19 +234,26 @@ def from_table(table: pa.Table, layout: Layout) -> list[Any]:
 def encode(tables: Iterable[pa.Table], layout: Layout) -> tuple[bytes, int, str]:
     """One Parquet file of ``tables``, which should be sorted by key, one after another, as its readers like it best.
 
+    It has the columns of the first of them.
+
     Returns
     -------
     The file's bytes, its rows, and Delta's statistics as JSON. Without rows: ``b""``, 0 and ``""``.
     """
     sink = io.BytesIO()
-    names = layout.names
+    tables = iter(tables)
+    first = next(tables, None)
+    if first is None:
+        return b"", 0, ""
+    names = first.column_names
+    columns = [column for column in layout.columns if column.name in names]
     writer = pq.ParquetWriter(
         sink,
-        layout.schema,
-        compression={column.name: column.compression for column in layout.columns},
-        compression_level={column.name: 9 for column in layout.columns if column.compression == "zstd"},
-        use_dictionary=[column.name for column in layout.columns if column.encoding is None],
-        column_encoding={column.name: column.encoding for column in layout.columns if column.encoding},
+        first.schema,
+        compression={column.name: column.compression for column in columns},
+        compression_level={column.name: 9 for column in columns if column.compression == "zstd"},
+        use_dictionary=[column.name for column in columns if column.encoding is None],
+        column_encoding={column.name: column.encoding for column in columns if column.encoding},
         write_statistics=["key"],
         write_page_checksum=True,
         store_schema=False,  # 1 KB in every file, and Delta's log has the schema
@@ -238,7 +263,7 @@ def encode(tables: Iterable[pa.Table], layout: Layout) -> tuple[bytes, int, str]
     rows = payload_bytes = 0
     bounds: list[str] = []
     with writer:
-        for group in _row_groups(tables, "payload" in names):
+        for group in _row_groups(itertools.chain([first], tables)):
             writer.write_table(group, row_group_size=group.num_rows)
             rows += group.num_rows
             bounds += pc.min_max(group["key"]).as_py().values()  # rows that another program wrote are in any order
@@ -260,12 +285,14 @@ def statistics(rows: int, smallest: str, largest: str) -> str:
     )
 
 
-def _row_groups(tables: Iterable[pa.Table], has_payload: bool) -> Iterator[pa.Table]:
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows, cut where a row group is full."""
     waiting: list[pa.Table] = []
     rows = size = 0
     for table in tables:
-        lengths = pc.binary_length(table["payload"]).to_numpy() if has_payload else np.zeros(table.num_rows, np.int64)
+        lengths = np.zeros(table.num_rows, np.int64)
+        for name in _LARGE.intersection(table.column_names):
+            lengths += pc.fill_null(pc.binary_length(table[name]), 0).to_numpy()
         start = 0
         for index, length in enumerate(lengths.tolist()):
             if rows == GROUP_ROWS or (rows and size + length > GROUP_BYTES):
@@ -277,6 +304,9 @@ def _row_groups(tables: Iterable[pa.Table], has_payload: bool) -> Iterator[pa.Ta
         waiting.append(table.slice(start))
     if rows:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+_LARGE = frozenset({"payload", "exif", "xmp"})
 
 
 class RangeFile(io.RawIOBase):
@@ -366,18 +396,31 @@ def row_groups_with(metadata: pq.FileMetaData, spans: Spans) -> list[int]:
     return groups
 
 
+def column_names(metadata: pq.FileMetaData) -> list[str]:
+    """The columns that a file has."""
+    return [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+
+
 def read_groups(
     file: RangeFile, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], salvage: bool = False
 ) -> pa.Table:
     """Some columns of some row groups, in one round of requests. Page checksums are checked, and text to be UTF-8.
 
+    Optional columns that the file lacks are null. ArchiveError where it lacks another.
+
     With ``salvage`` a damaged page of payloads is read all the same: each has a checksum of its own, which whoever
     decodes it checks, so that one flipped bit costs one picture and not its row group. But what was damaged on its way
     here, and is sound where it lies, is read again first.
     """
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    if lacking := [name for name in columns if paths.count(name) != 1]:
-        raise ArchiveError(f"this is no file of this table: it has no one column {lacking[0]!r}")
+    paths = column_names(metadata)
+    lacking = [name for name in columns if paths.count(name) != 1]
+    if wrong := [name for name in lacking if name in paths or name not in _OPTIONAL]:
+        raise ArchiveError(f"this is no file of this table: it has no one column {wrong[0]!r}")
+    if lacking:
+        there = read_groups(file, metadata, groups, [name for name in columns if name in paths], salvage)
+        for name in lacking:
+            there = there.append_column(pa.field(name, _OPTIONAL[name]), pa.nulls(len(there), _OPTIONAL[name]))
+        return there.select(list(columns))
     positions = {path: index for index, path in enumerate(paths)}
     ranges: list[tuple[int, int]] = []
     for group in groups:

@@ -16,10 +16,10 @@ from compressor.errors import ImageError
 class Header:
     """What a file says about itself.
 
-    ``icc`` is its colour profile unless what it says otherwise counts before that, ``exif`` its TIFF-like block,
-    ``keep`` and ``extras`` as in :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a
-    sample in what decodes to more than 8, ``orientation`` as in EXIF, where the decoder does not turn and EXIF does not
-    tell.
+    ``icc`` is its colour profile unless what it says otherwise counts before that, ``exif`` its TIFF-like block, by
+    which the picture is still to be turned unless it is ``upright``, ``xmp`` its packet, ``keep`` and ``extras`` as in
+    :class:`compressor.images.Picture` as far as the header tells, ``depth`` the bits of a sample in what decodes to
+    more than 8, ``orientation`` as in EXIF, where the decoder does not turn and EXIF does not tell.
     """
 
     format: str
@@ -31,6 +31,8 @@ class Header:
     depth: int = 16
     orientation: int = 1
     extras: frozenset[str] = frozenset()
+    xmp: bytes | None = None
+    upright: bool = False
 
 
 EXIF, XMP, IPTC, TEXT, OTHER = "EXIF", "XMP", "IPTC", "text", "other data"
@@ -117,7 +119,7 @@ def read_png(data: bytes) -> Header:
         raise truncated("its PNG header does")
     width, height, depth = struct.unpack_from(">IIB", data, 16)
     keep = "16-bit" if depth == 16 else None
-    icc = exif = other = None
+    icc = exif = xmp = other = None
     said_srgb = said_cicp = has_pixels = False
     extras = set()
     at, kind = 8, b""
@@ -144,6 +146,8 @@ def read_png(data: bytes) -> Header:
             is_own = _KEYWORDS.match(keyword.lower()) or (kind == b"tEXt" and not is_remark(text))
             if not is_own:  # text of the other kinds is compressed, or has more fields first
                 extras.add(_TEXTS.get(keyword.lower(), TEXT))
+            if keyword == XMP_KEYWORD:
+                xmp = xmp or _png_text(bytes(content[len(keyword) + 1 :]))
         elif kind == b"sRGB":
             said_srgb = True
         elif kind == b"iCCP":
@@ -162,11 +166,12 @@ def read_png(data: bytes) -> Header:
         raise ImageError("corrupt", "the PNG holds no picture")
     if other and not (said_cicp or icc or said_srgb):  # which count before it, in that order, wherever they stand
         keep = keep or other
-    return Header("png", width, height, None if said_cicp else icc, exif, keep, extras=frozenset(extras))
+    return Header("png", width, height, None if said_cicp else icc, exif, keep, extras=frozenset(extras), xmp=xmp)
 
 
+XMP_KEYWORD = b"XML:com.adobe.xmp"
 _TEXTS = {
-    b"xml:com.adobe.xmp": XMP,
+    XMP_KEYWORD.lower(): XMP,
     b"raw profile type xmp": XMP,
     b"raw profile type exif": EXIF,
     b"raw profile type app1": EXIF,
@@ -190,8 +195,18 @@ _PROGRAMS = re.compile(
 
 def _png_profile(content: bytes) -> bytes | None:
     _, _, packed = content.partition(b"\0")
+    return _inflated(packed[1:])
+
+
+def _png_text(fields: bytes) -> bytes | None:
+    """What an iTXt says behind its keyword: whether it is compressed, and how, two languages, the text."""
+    *_, text = fields[2:].split(b"\0", 2)
+    return _inflated(text) if fields[:1] == b"\1" else text
+
+
+def _inflated(packed: bytes) -> bytes | None:
     try:
-        return zlib.decompressobj().decompress(packed[1:], _LONGEST_PROFILE)
+        return zlib.decompressobj().decompress(packed, _LONGEST_PROFILE)
     except zlib.error:
         return None  # as browsers do: a broken profile is no profile
 
@@ -217,6 +232,7 @@ def is_srgb_like(primaries: int, transfer: int) -> bool:
 
 # JPEG: markers, entropy-coded scans between them (ITU-T T.81 annex B)
 
+XMP_SIGN = b"http://ns.adobe.com/xap/1.0/\0"
 _NEXT_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -224,7 +240,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def read_jpeg(data: bytes) -> Header:
     """Walk all markers, through all scans, up to the end of the first picture (what follows is a preview or depth)."""
     profile: dict[int, bytes] = {}
-    exif = frame = None
+    exif = xmp = frame = None
     several = False
     extras = set()
     at = 2
@@ -253,8 +269,11 @@ def read_jpeg(data: bytes) -> Header:
         elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
             exif = exif or content[6:]
             extras.add(EXIF)
-        elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/x"):
+        elif marker == 0xE1 and content.startswith(XMP_SIGN):
+            xmp = xmp or content[len(XMP_SIGN) :]
             extras.add(XMP)
+        elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xmp/extension/"):
+            extras.add(OTHER)  # what the packet has no room for, such as depth
         elif marker == 0xED and b"8BIM\4\4" in content:
             extras.add(IPTC)
         elif marker == 0xFE and is_remark(content):
@@ -270,7 +289,7 @@ def read_jpeg(data: bytes) -> Header:
     precision, height, width, components = frame
     keep = "cmyk" if components == 4 else "16-bit" if precision > 8 else "multi-page" if several else None
     icc = b"".join(profile[i] for i in sorted(profile)) or None
-    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9), extras=frozenset(extras))
+    return Header("jpeg", width, height, icc, exif, keep, max(precision, 9), extras=frozenset(extras), xmp=xmp)
 
 
 def _has_views(index: bytes) -> bool:
@@ -349,6 +368,11 @@ def read_extras(data: bytes) -> frozenset[str]:
     """What lies beside the picture in an AVIF or HEIC, by the types of its items (ISO/IEC 14496-12, 8.11.6)."""
     found = {_KINDS[item[1]] for item in _ITEMS.finditer(data)}
     return frozenset(found | {OTHER} if _OTHERS.search(data) else found)
+
+
+def count_items(data: bytes) -> int:
+    """How many items of EXIF and the like an AVIF or HEIC has."""
+    return sum(1 for _ in _ITEMS.finditer(data))
 
 
 _KINDS = {b"Exif": EXIF, b"mime": XMP, b"tmap": OTHER}  # the last is a gain map's (ISO 21496-1)

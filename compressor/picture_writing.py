@@ -6,13 +6,22 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import ImageError
+from compressor.photo_metadata import with_metadata
 
 
-def encode_picture(pixels: np.ndarray, channels: int, format: str = "png", psnr: float | None = None) -> bytes:
+def encode_picture(
+    pixels: np.ndarray,
+    channels: int,
+    format: str = "png",
+    psnr: float | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> bytes:
     """Encode uint8 (H, W, 3) ``pixels`` as a file: PNG, TIFF, BMP and WebP lossless, JPEG and AVIF near-lossless.
 
     ``channels`` 1 writes the first plane as a grey picture, where the format has them. ``psnr`` is what the pixels have
     against their source, in dB, None where they are the source's: the better they are, the less JPEG and AVIF lose.
+    PNG, JPEG and WebP take ``exif`` and ``xmp``, as archives keep them.
     """
     from PIL import Image
 
@@ -25,10 +34,12 @@ def encode_picture(pixels: np.ndarray, channels: int, format: str = "png", psnr:
         return _rgb_avif(pixels, settings["quality"])
     samples = np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
     if format == "jpeg":
-        return _jpeg(samples, settings["quality"])
+        return with_metadata(_jpeg(samples, settings["quality"]), format, exif, xmp)
+    if format == "webp":
+        settings |= {name: block for name, block in (("exif", exif), ("xmp", xmp)) if block}
     file = io.BytesIO()
     Image.fromarray(samples).save(file, format, **settings)
-    return file.getvalue()
+    return with_metadata(file.getvalue(), format, exif, xmp) if format == "png" else file.getvalue()
 
 
 _SETTINGS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ What is damaged is told by verifying.py. Nothing is deleted here: files that wer
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import crc32c
 import numpy as np
@@ -261,7 +261,8 @@ def _put_right(table: KeyedTable, found: Findings, done: Repaired) -> bool:
 def _as_written(table: KeyedTable, part: Part) -> bytes | None:
     """What a file's rows are encoded to, if the checksum in its name says that this is what it was."""
     groups = range(table.footer(part).num_row_groups)
-    data, rows, _ = parquet.encode((table.read(part, [group], table.layout.names) for group in groups), table.layout)
+    columns = table.columns([part])
+    data, rows, _ = parquet.encode((table.read(part, [group], columns) for group in groups), table.layout)
     if rows != part.rows or not integrity.has_checksums(part.path):
         return None
     try:
@@ -311,6 +312,7 @@ def _regain(
     while files := list(itertools.islice(wanted, BATCH)):
         if options is None:  # not before there is need of it
             options = again.complete(stored, _codecs_of(damaged), archive.url)
+            options = replace(options, keep_metadata=_keeps_metadata(archive.tables[0]))
             floor = options.floor(_codec(archive, options.codec))
             done.codec, done.floor = options.codec, None if floor == EXACT else floor
         report = encode_batch(source, files, archive, options, "repair")
@@ -318,6 +320,17 @@ def _regain(
         failed |= {row.key: row.detail for row in report.quarantined}
         keys += [file.key for file in files if file.key not in failed]
     return parts, keys, failed
+
+
+def _keeps_metadata(images: KeyedTable) -> bool:
+    """Whether a file that can be read has a column of them."""
+    for part in images.parts:
+        try:
+            if images.columns([part]) != images.columns([]):
+                return True
+        except DAMAGE as error:
+            raise_if_refused(images.store, part.path, error)
+    return False
 
 
 def _codecs_of(damaged: Sequence[Findings]) -> set[str]:
@@ -409,7 +422,7 @@ def _rows(images: KeyedTable, part: Part, leaving: set[str]) -> Iterator[pa.Tabl
         return
     for group in groups:
         try:
-            rows = images.read(part, [group], images.layout.names, salvage=True)
+            rows = images.read(part, [group], images.columns([part]), salvage=True)
         except DAMAGE as error:
             raise_if_refused(images.store, part.path, error)
             continue

@@ -201,7 +201,7 @@ def _files(archive: Archive, rows: Sequence[Row], format: str) -> Iterator[bytes
             elif isinstance(pixels := next(decoded), Exception):
                 yield pixels
             else:
-                yield encode_picture(pixels, row.channels, format, row.psnr)
+                yield encode_picture(pixels, row.channels, format, row.psnr, row.exif, row.xmp)
         except (CodecError, ImageError, OSError, ValueError, MemoryError) as error:
             yield error
 
@@ -227,7 +227,8 @@ def restore(
     keys
         In any order; each is restored once. A picture's path does not depend on which others are asked for.
     format
-        Of the files, one of ``EXTENSIONS``: ``jpeg`` and ``avif`` lose a little more, the others nothing.
+        Of the files, one of ``EXTENSIONS``: ``jpeg`` and ``avif`` lose a little more, the others nothing. ``png``,
+        ``jpeg`` and ``webp`` get back the metadata that were kept.
     workers
         Processes that decode and write. Small archives are restored in this process, which starts faster.
     on_progress

@@ -243,7 +243,7 @@ class _Rows:
         for group in range(footer.num_row_groups):
             count = footer.row_group(group).num_rows
             try:
-                rows = self._table.read(part, [group], IMAGES.names, salvage=True)
+                rows = self._table.read(part, [group], self._table.columns([part]), salvage=True)
                 _require_values(rows)
             except DAMAGE as error:
                 raise_if_refused(self._table.store, part.path, error)

@@ -157,3 +157,22 @@ def other_samples(data: bytes, tags: dict[int, int], limits: Limits) -> tuple[np
 
 
 _LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
+
+
+_DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, software, time, artist, rights
+_EXIF_DIRECTORIES = (34665, 34853)  # of the camera's tags, and of where it was
+
+
+def exif_block(picture: Any) -> bytes | None:
+    """What the tags of an opened TIFF say of its picture, as an EXIF block of its own; None where they are broken."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.update({tag: picture.tag_v2[tag] for tag in _DESCRIPTIVE if tag in picture.tag_v2})
+        for directory in _EXIF_DIRECTORIES:
+            if tags := picture.getexif().get_ifd(directory):
+                exif.get_ifd(directory).update(tags)
+        return exif.tobytes()
+    except Exception:  # Pillow raises anything on them
+        return None

@@ -161,7 +161,7 @@ def remarks(run: dict[str, Any]) -> list[str]:
         )
     if run["dropped"]:
         held = [f"{kind} of {count:,}" for kind, count in run["dropped"].items()]
-        told.append(f"pictures are archived, not what their files hold beside them: {', '.join(held)}")
+        told.append(f"pictures are archived, not what their files hold beside them: {', '.join(held)}{_may_keep(run)}")
     if run["one_quality"] and run["psnr_min"] is not None:
         told.append(
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "
@@ -179,6 +179,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
             "which needs none"
         )
     return told
+
+
+def _may_keep(run: dict[str, Any]) -> str:
+    could = {"EXIF", "XMP"} & run["dropped"].keys() and "keep_metadata" not in run["chosen"]
+    return "; --keep-metadata stores EXIF and XMP too, in a new archive" if could else ""
 
 
 def needing_a_look(run: dict[str, Any]) -> list[str]:

@@ -251,6 +251,10 @@ class PipelineParameters(Parameters):
     )
     latents: Latents = Field(default="int8", description="type of stored latents, families v1 to v4")
     resize: Resize = None
+    keep_metadata: bool = Field(
+        default=False,
+        description="store EXIF and XMP too, and when pictures were taken; restored JPEG, PNG and WebP have them",
+    )
     batch_size: BatchSize = 1000
     scheduler: Scheduler = None
     workers: Workers = None

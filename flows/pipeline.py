@@ -48,7 +48,18 @@ from tasks.report import publish
 from tasks.retries import caused_by_storage, is_of_prefect
 
 # Parameters of how pictures are stored, which say nothing to those that are.
-OF_STORING = ("codec", "train", "target_psnr", "quality", "min_psnr", "packer", "effort", "latents", "resize")
+OF_STORING = (
+    "codec",
+    "train",
+    "target_psnr",
+    "quality",
+    "min_psnr",
+    "packer",
+    "effort",
+    "latents",
+    "resize",
+    "keep_metadata",
+)
 MOST_LOST = 64  # batches lost in a row: no picture is to blame any more
 # Pictures, and bytes of their files, for one process and one file: another would have started when these are done, and
 # would add 10 bytes a picture of metadata.
@@ -177,6 +188,7 @@ def _options(parameters: PipelineParameters, codec: str, packer: str) -> EncodeO
         effort=parameters.effort,
         resize=parameters.resize,
         limits=_limits(parameters),
+        keep_metadata=parameters.keep_metadata,
     )
 
 
@@ -246,6 +258,8 @@ class _Encoding:
         with self._clock("prepare"):
             packer = _check_use(find_codec(codec, self._archive.url), given)  # here, not in every batch
             codec_id, chosen = put_codec(self._archive, codec)
+            if given.keep_metadata:
+                self._archive.take_metadata()
         self._summary.codec = chosen.description
         self._summary.one_quality = not len(chosen.qualities) and given.min_psnr is None
         return _options(given, codec_id, packer)

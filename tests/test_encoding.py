@@ -269,7 +269,9 @@ def test_why_pictures_keep_their_bytes_and_what_the_others_lose_is_counted(tmp_p
     summary.add(report, 0)
     told = summary.to_dict()
     assert dict(describe(told))["as they came"] == "6 files: 2 alpha, 2 16-bit, 2 no gain"
-    assert "pictures are archived, not what their files hold beside them: EXIF of 2" in remarks(told)
+    lost = "pictures are archived, not what their files hold beside them: EXIF of 2"
+    assert f"{lost}; --keep-metadata stores EXIF and XMP too, in a new archive" in remarks(told)
+    assert lost in remarks(told | {"chosen": ["keep_metadata"]})
 
 
 def test_a_quality_out_of_range_names_the_range(tmp_path: Path) -> None:

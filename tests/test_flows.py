@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from compressor.archive import Archive
 from compressor.codec import released
@@ -40,6 +41,24 @@ def test_what_is_new_or_changed_is_archived_once(tmp_path: Path) -> None:
     assert (changed["archived"], changed["replaced"], changed["already_there"]) == (1, 1, 5)
     opened = Archive.open(str(archive))
     assert len(opened) == 6 and not np.array_equal(opened.read("003.png"), before)
+
+
+def test_metadata_is_kept_of_what_a_run_that_asks_for_it_archives(tmp_path: Path) -> None:
+    folder, archive = write_pictures(tmp_path / "in", 2), tmp_path / "archive"
+    exif = Image.Exif()
+    exif[306] = "2026:11:28 12:00:00"
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(smooth_pictures(1)[0]).save(folder / name, exif=exif.tobytes())
+    first = archive_it(folder, archive, keep_metadata=True)
+    assert (first["archived"], first["dropped"]) == (4, {})
+    Image.fromarray(smooth_pictures(1)[0]).save(folder / "c.jpg", exif=exif.tobytes())
+    second = archive_it(folder, archive)
+    assert second["dropped"] == {"EXIF": 1} and any("--keep-metadata stores EXIF" in text for text in remarks(second))
+    rows = {row.key: row for rows in Archive.open(str(archive)).scan() for row in rows}
+    taken = {key for key, row in rows.items() if row.taken == "2026-11-28T12:00:00"}
+    assert taken == {key for key, row in rows.items() if row.exif} == {"a.jpg", "b.jpg"}
+    third = archive_it(folder, archive, keep_metadata=True)
+    assert third["archived"] == 0 and "--keep-metadata may say" in unchanged(third)[0]
 
 
 @pytest.mark.parametrize(
