@@ -251,5 +251,4 @@ def _after_fork() -> None:
     _from_artifact.cache_clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

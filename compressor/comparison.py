@@ -213,7 +213,7 @@ def equal_psnr_tables(
 def bd_table(
     found: dict[str, Curve], drawn: Sequence[dict[str, Curve]], anchors: Sequence[str], tested: Sequence[str]
 ) -> Table:
-    """BD-rate of each tested codec against each anchor, by PSNR, SSIM and SSIMULACRA2."""
+    """BD-rate of each tested codec against each anchor, by every measure, of files and of payloads."""
     kinds = (
         ("PSNR", "psnr", "bytes"),
         ("PSNR of luma", "psnr_luma", "luma_bytes"),

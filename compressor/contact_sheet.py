@@ -87,6 +87,7 @@ def contact_sheet(
         chosen, matching = (_worst if worst else _spread)(archive, matcher(pattern), limit)
         nothing = f"no key matches {pattern!r}" if pattern else "it holds no picture"
     else:
+        keys = list(dict.fromkeys(keys))
         there = set(keys).intersection(archive)
         chosen, matching = [key for key in keys if key in there][:limit], len(there)
         missing = [key for key in keys if key not in there]

@@ -31,8 +31,8 @@ class Family:
 
     Parameters
     ----------
-    name, description
-        As the command line shows them.
+    name
+        As artifacts and the command line have it.
     build
         Network from its options.
     freeze
@@ -42,7 +42,6 @@ class Family:
     """
 
     name: str
-    description: str
     build: Callable[..., Any]
     freeze: Callable[[Any, np.ndarray], dict[str, np.ndarray]]
     wrap: Callable[[Artifact, Any], Codec]
@@ -101,20 +100,20 @@ def _numbers(options: Any, name: str = "options") -> Iterator[tuple[str, float]]
         yield name, options
 
 
-def _autoencoder(name: str, description: str, build: Callable[..., Any]) -> Family:
-    return Family(name, description, build, freeze_autoencoder, AutoencoderCodec)
+def _autoencoder(name: str, build: Callable[..., Any]) -> Family:
+    return Family(name, build, freeze_autoencoder, AutoencoderCodec)
 
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        _autoencoder("v1", "two layers, 0.1 MB of weights", autoencoders.v1),
-        _autoencoder("v2", "three layers, 0.4 MB of weights", autoencoders.v2),
-        _autoencoder("v3", "five layers, 4 MB of weights", autoencoders.v3),
-        _autoencoder("v4", "v3 with U-Net style skips", autoencoders.v4),
-        _autoencoder("autoencoder", "any layers, given as options: for ablations", autoencoders.Autoencoder),
-        Family("v5", "hyperprior, all rates in one", Hyperprior, freeze_hyperprior, HyperpriorCodec),
-        Family("v6", "v5 with attention", transformer_hyperprior, freeze_hyperprior, HyperpriorCodec),
+        _autoencoder("v1", autoencoders.v1),
+        _autoencoder("v2", autoencoders.v2),
+        _autoencoder("v3", autoencoders.v3),
+        _autoencoder("v4", autoencoders.v4),
+        _autoencoder("autoencoder", autoencoders.Autoencoder),  # any layers, given as options: for ablations
+        Family("v5", Hyperprior, freeze_hyperprior, HyperpriorCodec),
+        Family("v6", transformer_hyperprior, freeze_hyperprior, HyperpriorCodec),
     )
 }
 

@@ -353,7 +353,7 @@ class HyperpriorTrials:
         return self._tried(indices, qualities, refined=False)
 
     def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
-        """See :class:`compressor.quality.Refining`."""
+        """See :class:`compressor.quality.Trials`."""
         return self._tried(indices, qualities, refined=True)
 
     def _tried(

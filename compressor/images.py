@@ -395,7 +395,7 @@ def _decode_opened(picture: Any, data: bytes, name: str, keep: str | None) -> Pi
     header = Header(name, width, height, icc, exif, keep, extras=extras, xmp=xmp, upright=True)
     samples, why = tiffs.plain_samples(picture, data) if name == "tiff" else None, None
     if samples is None:
-        with tiffs.quiet(name == "tiff"):
+        with tiffs.quiet() if name == "tiff" else nullcontext():
             for xmp in ("xmp", "XML:com.adobe.xmp"):  # Pillow would turn by it, of some formats, where EXIF does not
                 picture.info.pop(xmp, None)
             with suppress(Exception):  # a broken EXIF block is as good as none, which Pillow takes it for from now on

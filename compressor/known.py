@@ -84,16 +84,6 @@ class KnownKeys:
         self._quarantined = _Lookup.of(*quarantined)
         self._again = again
 
-    def __len__(self) -> int:
-        """Pictures archived."""
-        return len(self._archived.hashes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory taken."""
-        lookups = (self._archived, self._quarantined)
-        return sum(lookup.hashes.nbytes + lookup.fingerprints.nbytes for lookup in lookups)
-
     def state(self, files: Sequence[Listed]) -> list[State]:
         """For each file: ``same`` (archived as it is), ``quarantined`` (failed as it is), ``changed`` or ``new``."""
         if not files:

@@ -57,14 +57,14 @@ class Mirror:
         if skipped:
             name, reason = skipped[0]
             return f"the listing passed over names such as {name!r} ({reason}), and may lack pictures"
-        most = _most(limit, self._archived)
+        at_most = most(limit, self._archived)
         gone = 0
         self._gone = []
         for key in self._unlisted():
             gone += 1
-            if gone <= most:
+            if gone <= at_most:
                 self._gone.append(key)
-        if gone > most:
+        if gone > at_most:
             self._gone = []
             return (
                 f"{gone:,} of {self._archived:,} archived pictures are gone from {source.shown}, more than "
@@ -96,5 +96,6 @@ class Mirror:
         return at, there
 
 
-def _most(limit: str, archived: int) -> float:
-    return float(limit[:-1]) / 100 * archived if limit.endswith("%") else int(limit)
+def most(limit: str, total: int) -> float:
+    """How many pictures of a total a limit allows: a count, or a share such as ``"10%"``."""
+    return float(limit[:-1]) / 100 * total if limit.endswith("%") else int(limit)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from compressor import plots
 from compressor.comparison import Headline, Table, count
 from compressor.errors import LatentpackError
 from compressor.picture_writing import encode_picture
@@ -102,8 +103,6 @@ def html(
     """A report as one HTML file; ``figures`` and ``strips`` by the names of ``CAPTIONS``, ``palette`` the codecs'
     colours.
     """
-    from compressor import plots
-
     widest = max((size for _, size in head.bars), default=1.0)
     bars = [
         {

@@ -37,11 +37,13 @@ class Trials(Protocol):
 
     ``qualities`` is what can be tried, worst first: the codec's quality steps, or parts of them. ``curves`` is the PSNR
     expected of every picture at each, float64 (pictures, qualities). A search begins at ``first_at_most`` or below:
-    above it a picture's PSNR may fall again, and where a try fails nothing below it is looked for.
+    above it a picture's PSNR may fall again, and where a try fails nothing below it is looked for. ``gains`` is the
+    PSNR in dB that refining is expected to add, in the shape of ``curves``: where it is 0, nothing is refined.
     """
 
     qualities: range
     curves: np.ndarray
+    gains: np.ndarray
     first_at_most: int
 
     def slack(self, target: float) -> np.ndarray:
@@ -52,6 +54,9 @@ class Trials(Protocol):
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
         """For each picture at its quality, what :meth:`finish` needs of the try, and the pixels a reader gets."""
+
+    def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
+        """Like :meth:`attempt`, with less rate plus distortion as a rule; called where ``gains`` are above 0 alone."""
 
     def finish(self, indices: Sequence[int], attempts: Sequence[Any]) -> list[Encoded | None]:
         """Such tries as they are stored; None for one that a reader would not read back as it was tried."""
@@ -73,20 +78,6 @@ class Drafted(Protocol):
     draft_loss: float
 
 
-@runtime_checkable
-class Refining(Protocol):
-    """Trials that find fewer bytes for the same PSNR, if they may take longer.
-
-    ``gains`` is the PSNR in dB that refining is expected to add, in the shape of ``curves``; a picture that it adds
-    nothing to is not refined.
-    """
-
-    gains: np.ndarray
-
-    def refine(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
-        """Like :meth:`Trials.attempt`, with less rate plus distortion as a rule."""
-
-
 class _WholeTrials:
     """Tries with any codec: each is encoded and decoded. A draft, where there is one, tells what to expect of them."""
 
@@ -103,6 +94,7 @@ class _WholeTrials:
             self.curves = low + (high - low) * (steps - at[0]) / (at[1] - at[0])
         else:
             self.curves = np.tile((steps - (steps[0] + steps[-1] + 1) / 2) * _STEP + target, (len(pixels), 1))
+        self.gains = np.zeros_like(self.curves)
 
     def slack(self, target: float) -> np.ndarray:
         return np.zeros(len(self._pixels))
@@ -110,6 +102,8 @@ class _WholeTrials:
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[Encoded, np.ndarray]]:
         stored = encode_measured(self._codec, [self._pixels[index] for index in indices], qualities, self._packer)
         return [(one.encoded, one.pixels) for one in stored]
+
+    refine = attempt
 
     def finish(self, indices: Sequence[int], attempts: Sequence[Encoded]) -> list[Encoded | None]:
         return list(attempts)
@@ -192,7 +186,7 @@ def encode_to_target(
 
     A codec may predict (:class:`Searchable`), so that most pictures need one try or two. Otherwise the search starts
     where a draft tells (:class:`Drafted`) or in the middle, follows the line between two tries, and after a few of them
-    halves. A codec that refines (:class:`Refining`) is then searched once more, among refined tries, and the smaller
+    halves. One that refines is then searched once more, among refined tries, and the smaller
     result is kept. ``on_tries`` is told how many tries each round took.
     """
     if not len(codec.qualities):
@@ -208,7 +202,7 @@ def encode_to_target(
     searches = [_Search(curve, first, trials.first_at_most, below=first - 1, above=stop) for curve in trials.curves]
     found = _found(dict(enumerate(searches)), trials.attempt, pixels, goals, on_tries)
     result = _finished(trials, found, len(pixels))
-    if isinstance(trials, Refining) and trials.gains.any():
+    if trials.gains.any():
         chosen = np.flatnonzero(trials.gains.any(axis=1)).tolist()
         again = {index: searches[index].once_more(trials.gains[index]) for index in chosen}
         again = {index: search for index, search in again.items() if search.may_reach(goals[index])}

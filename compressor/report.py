@@ -16,10 +16,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
-from compressor import pages
+from compressor import pages, plots
 from compressor.baselines import STANDARD, is_carried
 from compressor.codec import Codec, spread_qualities
 from compressor.comparison import (
@@ -36,6 +37,7 @@ from compressor.comparison import (
     without_exact,
 )
 from compressor.defaults import TARGET_PSNR
+from compressor.metrics import luma, ms_ssim, psnr, ssim, ssimulacra2
 from compressor.strips import Strip, side_by_side, stored_bytes
 
 if TYPE_CHECKING:
@@ -177,10 +179,6 @@ def measure(
 def _measure_batch(
     codec: Codec, quality: int, keys: list[str], pixels: list[np.ndarray], perceptual: set[str]
 ) -> Iterator[dict[str, Any]]:
-    import cv2
-
-    from compressor.metrics import luma, ms_ssim, psnr, ssim, ssimulacra2
-
     started = perf_counter()
     encoded = codec.encode(pixels, quality)
     between = perf_counter()
@@ -235,8 +233,6 @@ def write_report(
     """
     import pyarrow.parquet as pq
 
-    from compressor import plots
-
     directory = Path(directory)
     pages.make_folder(directory)
     if ours is None:
@@ -286,8 +282,6 @@ def write_report(
 
 def _figures(found: dict[str, Curve], ours: Sequence[str]) -> "dict[str, Figure]":
     """Plots by name; those that there is nothing for are left out."""
-    from compressor import plots
-
     drawn = {
         "psnr": plots.rate_distortion(found, "psnr", "bytes", ours),
         "psnr_payload": plots.rate_distortion(found, "psnr", "payload_bytes", ours),

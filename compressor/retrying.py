@@ -1,7 +1,6 @@
 """Which failures of storage are worth another try, and how long to wait before it."""
 
 import errno
-import itertools
 import random
 import time
 from collections.abc import Callable
@@ -32,14 +31,14 @@ T = TypeVar("T")
 
 def patiently(call: Callable[[], T]) -> T:
     """What ``call`` returns, tried again after transient failures."""
-    for attempt in itertools.count():
+    for attempt in range(ATTEMPTS - 1):
         try:
             return call()
         except Exception as error:
-            if attempt + 1 == ATTEMPTS or not is_transient(error):
+            if not is_transient(error):
                 raise
-            back_off(attempt)
-    raise AssertionError("unreachable")
+        back_off(attempt)
+    return call()
 
 
 def is_transient(error: object) -> bool:

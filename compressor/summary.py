@@ -10,36 +10,20 @@ from typing import Any
 import numpy as np
 
 from compressor.encoding import PSNR_BINS, BatchReport
+from compressor.mirroring import most
 from compressor.planning import Plan
 
 BUDGET_FROM = 100  # pictures: a share of fewer says too little to stop a run
 
 
-@dataclass(frozen=True)
-class FailureBudget:
-    """How many pictures may fail: a count, or a share of those tried.
+def too_many(failed: int, tried: int, budget: str | None, finished: bool) -> bool:
+    """Whether to stop, with ``failed`` of ``tried`` pictures, by a budget as of :func:`compressor.mirroring.most`.
 
-    >>> FailureBudget.parse("1%")
-    FailureBudget(count=None, share=0.01)
+    None is no limit, and a share is of :data:`BUDGET_FROM` pictures at least until the run has ``finished``.
     """
-
-    count: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str | None) -> "FailureBudget":
-        """From ``"20"``, ``"1%"`` or None, which is no limit."""
-        if text is None:
-            return cls()
-        return cls(share=float(text[:-1]) / 100) if text.endswith("%") else cls(count=int(text))
-
-    def exceeded(self, failed: int, tried: int, finished: bool) -> bool:
-        """Whether to stop, with ``failed`` of ``tried`` pictures."""
-        if self.count is not None:
-            return failed > self.count
-        if self.share is None or (tried < BUDGET_FROM and not finished):
-            return False
-        return failed > self.share * tried
+    if budget is None or (budget.endswith("%") and tried < BUDGET_FROM and not finished):
+        return False
+    return failed > most(budget, tried)
 
 
 @dataclass

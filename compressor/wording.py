@@ -260,6 +260,11 @@ def taken_out(repaired: dict[str, Any]) -> str:
     return f"{len(repaired['taken_out']) + unnamed:,} taken out" + (lost if unnamed else "")
 
 
+def repaired(done: dict[str, Any]) -> str:
+    """What a repair (:class:`compressor.repairing.Repaired` as JSON) did."""
+    return f"{encoded_again(done)}, {taken_out(done)}, {len(done['left']):,} left as they are"
+
+
 def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     """An archive's figures as names and values for people."""
     rows = [

@@ -7,7 +7,7 @@ from prefect import task
 
 from compressor.destinations import destination_at
 from compressor.errors import ArchiveError
-from compressor.wording import TAKEN_OUT, UNNAMED, damage, encoded_again, number, taken_out
+from compressor.wording import TAKEN_OUT, UNNAMED, damage, number, repaired
 from flows import unwatched
 from flows.errors import EndedUnwell
 from flows.parameters import MaintainParameters, RepairParameters, RestoreParameters, VerifyParameters
@@ -88,14 +88,12 @@ def repair(parameters: RepairParameters) -> tuple[dict[str, Any], str]:
     lost = [*done["left"], *((key, TAKEN_OUT) for key in done["taken_out"])]
     if done["unnamed"]:
         lost.append((number(done["unnamed"], "picture"), UNNAMED))
-    words = f"{encoded_again(done)}, {taken_out(done)}, {len(done['left']):,} left as they are"
+    words = repaired(done)
     mended = [(key, "encoded again") for key in done["regained"]]
     publish_problems("repair", done["archive"], f"{done['archive']}: {words}", [*lost, *mended])
     if not done["left"]:
         publish_problems("verify", done["archive"], f"{done['archive']}: nothing is wrong after a repair", [])
     _raise_if_any(lost, words, done)
-    if not done["whole"]:
-        raise EndedUnwell(f"pictures are missing: {words}", done)
     return done, f"{words}; if maintenance paused the writers' queue, resume it"
 
 

@@ -11,8 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import is_s3, shown
-from compressor.errors import LatentpackError, told
-from compressor.wording import NOT_USED, TAKEN_OUT, damage, encoded_again, legible, number, taken_out
+from compressor.errors import LatentpackError, enough_memory, told
+from compressor.wording import (
+    NOT_USED,
+    TAKEN_OUT,
+    by_reason,
+    damage,
+    describe,
+    describe_archive,
+    legible,
+    needing_a_look,
+    number,
+    remarks,
+    repaired,
+    unchanged,
+)
 from flows.environment import PrivateServer, api_is_configured, set_defaults
 from flows.errors import EndedUnwell
 from flows.exit_codes import DONE, UNWELL
@@ -140,8 +153,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _finish_run(options: argparse.Namespace, summary: dict[str, Any]) -> int:
-    from compressor.wording import describe, needing_a_look, remarks, unchanged
-
     if options.json:
         print_json(summary)
     else:
@@ -202,7 +213,7 @@ def repair(options: argparse.Namespace) -> int:
     ]
     for text in mended:
         warn(text)
-    warn(f"{encoded_again(result)}, {taken_out(result)}, {len(result['left']):,} left as they are")
+    warn(repaired(result))
     return DONE if result["whole"] else UNWELL
 
 
@@ -240,7 +251,6 @@ def _read_back(options: argparse.Namespace, name: str, parameters: Any) -> dict[
 def info(options: argparse.Namespace) -> int:
     """``latentpack info``"""
     from compressor.archive import Archive
-    from compressor.wording import describe_archive
 
     found = Archive.open(options.archive).info()
     if options.json:
@@ -287,7 +297,6 @@ def sheet(options: argparse.Namespace) -> int:
     from compressor.archive import Archive
     from compressor.contact_sheet import contact_sheet
     from compressor.destinations import file_lies_in, write_file
-    from compressor.errors import enough_memory
     from compressor.sources import Source
 
     with _keys_in_a_file(options) as given:
@@ -431,8 +440,6 @@ _OF_BEST = {"step": "best after step", "pictures": "samples until then", "second
 
 def train(options: argparse.Namespace) -> int:
     """``latentpack train``"""
-    from compressor.wording import by_reason
-
     parameters = parameters_of(TrainParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "train", "train_flow", parameters)
@@ -455,8 +462,6 @@ def train(options: argparse.Namespace) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """``latentpack benchmark``"""
-    from compressor.wording import by_reason
-
     parameters = parameters_of(BenchmarkParameters, options)
     _check_source(parameters.source)
     result = _run_flow(options, "benchmark", "benchmark", parameters)

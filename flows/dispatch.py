@@ -263,10 +263,10 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
                 f"no Dask worker can be reached at {where} ({error}); check --scheduler, such as tcp://10.0.0.5:8786"
             ) from error
         if resources and not declared(client, resources):
-            told = ",".join(f"{name}={amount:g}" for name, amount in resources.items())
+            asked = ",".join(f"{name}={amount:g}" for name, amount in resources.items())
             raise UndeclaredError(
-                f"no worker of the Dask cluster at {scheduler} declares {told}; start one with: "
-                f"dask worker {scheduler} --nthreads 1 --resources {told}"
+                f"no worker of the Dask cluster at {scheduler} declares {asked}; start one with: "
+                f"dask worker {scheduler} --nthreads 1 --resources {asked}"
             )
         # A private server is gone with its command, and a worker that knows it would look for it ever after.
         reached = is_watched() and (_is_local(scheduler or "") or not _is_local(get_current_settings().api.url or ""))
@@ -276,9 +276,6 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """Threads and processes that start within never hear Ctrl-C: a terminal tells all, this process ends the others."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     resource_tracker.ensure_running()  # which would let the signal through again where it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -27,7 +27,7 @@ from compressor.mirroring import Mirror
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan, most_bytes
 from compressor.sources import Source
-from compressor.summary import FailureBudget, RunSummary
+from compressor.summary import RunSummary, too_many
 from compressor.wording import duration, needing_a_look, number, outcome, remarks, unchanged
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
 from flows.errors import EndedUnwell
@@ -231,7 +231,6 @@ class _Encoding:
         self._source, self._archive, self._parameters, self._summary = source, archive, parameters, summary
         self._clock = Clock(summary.seconds)
         self._options = self._prepare()
-        self._budget = FailureBudget.parse(parameters.max_failures)
         reasons = {row.key: row.reason for row in archive.quarantined()}
         self._once_quarantined = frozenset(reasons)
         self._workers = parameters.workers or worker_count()
@@ -281,7 +280,7 @@ class _Encoding:
                 summary.workers = max(summary.workers, self._pool.workers)  # a cluster may adapt to the work
                 progress.show(summary)
                 last = summary.tried == self._planned and not plan.more
-                if self._budget.exceeded(summary.quarantined, summary.tried, last):
+                if self._fails(last):
                     if not summary.stopped:
                         get_run_logger().warning(
                             "too many pictures failed: no more are begun, those under way are finished"
@@ -290,8 +289,12 @@ class _Encoding:
         if summary.stopped:
             summary.not_reached = self._planned - summary.tried
             every_one = not (summary.not_reached or plan.more)
-            if every_one and not self._budget.exceeded(summary.quarantined, summary.tried, finished=True):
+            if every_one and not self._fails(finished=True):
                 summary.stopped = None  # a share, and what was under way was all that was left
+
+    def _fails(self, finished: bool) -> bool:
+        """Whether more pictures failed than may."""
+        return too_many(self._summary.quarantined, self._summary.tried, self._parameters.max_failures, finished)
 
     def _reports(self, plan: Plan, progress: "_Progress") -> Iterator[tuple[Batch, BatchReport]]:
         """Each batch of ``plan`` as it is done. A lost one is tried again in halves, down to one picture.

@@ -4,17 +4,13 @@ A folder is locked while its process lives, and the system ends the lock with th
 again, and differ between containers that share a folder.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is removed after a kill
-    fcntl = None  # type: ignore[assignment]
 
 PREFIX = "latentpack-"
 LOCKED = "locked"  # a file that is made once the folder is: one without it may be of a process that is about to lock it
@@ -41,10 +37,8 @@ def scratch() -> Iterator[Path]:
                 os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path) -> int:
     """A file descriptor that holds the lock until it is closed. OSError where another process holds it."""
-    if fcntl is None:
-        return None
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,13 +50,10 @@ def _lock(folder: Path) -> int | None:
 
 def _clear() -> None:
     """Remove what processes of this user left that are gone."""
-    if fcntl is None:
-        return
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # in use, or another was faster
             if folder.lstat().st_uid != os.getuid() or not (folder / LOCKED).exists():
                 continue
             lock = _lock(folder)
-            assert lock is not None
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)

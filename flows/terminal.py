@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from compressor.errors import LatentpackError
-from compressor.wording import legible
+from compressor.wording import duration, legible
 from flows.progress import Listener, listening
 
 LINE_EVERY_S = 30.0
@@ -71,8 +71,6 @@ class Terminal(Listener):
         if self._progress:
             self._progress.update(self._task, completed=done, rate=told, note=note)
         elif now - self._told >= LINE_EVERY_S:
-            from compressor.wording import duration
-
             self._told = now
             of = f" of {self._total:,}" if self._total else ""
             left = f", {duration((self._total - done) / rate)} left" if self._total and rate else ""

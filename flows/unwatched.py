@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from compressor.archive import Archive
+from compressor.limits import Limits
 from compressor.restoring import restore as restore_pictures
 from compressor.verifying import in_figures
 from flows.keys import named
@@ -39,7 +40,6 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
     """Mend an archive. Returns :class:`compressor.repairing.Repaired` as JSON, and ``whole``: nothing is missing."""
     from compressor.choosing import check_codec, put_codec
     from compressor.encoding_again import AgainOptions
-    from compressor.limits import Limits
     from compressor.repairing import repair as mend
     from compressor.sources import Source
     from tasks.threads import pin_threads

@@ -14,10 +14,18 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
+from compressor.artifact import identify
+from compressor.codec import artifact_bytes, load_codec
 from compressor.destinations import Destination, filled
-from compressor.experiments.cells import Cell
+from compressor.devices import has_fast_bf16, pick_device
+from compressor.experiments import measuring
+from compressor.experiments.cells import Cell, split, weight_bytes
+from compressor.experiments.cells import train_cell as train
+from compressor.experiments.information import inform
 from compressor.experiments.results import Results, Training
+from compressor.families import refreeze
 from compressor.files import write_whole
+from compressor.report import machine
 from compressor.shards import ShardRecord, content_of, load_shards
 from compressor.training import TrainingConfig, TrainingState
 from tasks.artifacts import not_vital, training_progress
@@ -90,11 +98,6 @@ def train_cell(
     on_progress: Callable[[TrainingState, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train one cell on the shards' pictures, from the artifact at ``start`` if given. Returns a CellRecord as JSON."""
-    from compressor.artifact import identify
-    from compressor.devices import has_fast_bf16, pick_device
-    from compressor.experiments.cells import train_cell as train
-    from compressor.report import machine
-
     key = _train_key(None, {"cell": cell, "config": config, "shards": shards})
     checkpoint = _folder() / f"{key}.ckpt"
     get_run_logger().info("training %s", name)
@@ -118,17 +121,11 @@ def _measure_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> s
 @task(name="measure-cell", task_run_name="measure-{name}", cache_key_fn=_measure_key)
 def measure(name: str, codec: str, id: str, shards: Sequence[ShardRecord], full: bool = True) -> dict[str, Any]:
     """Bytes and quality of a codec on the shards' pictures; entropies too if ``full``. Returns a MeasurementRecord."""
-    from compressor.codec import artifact_bytes, load_codec
-    from compressor.experiments.cells import weight_bytes
-    from compressor.experiments.information import inform
-    from compressor.experiments.measuring import measure as measure_rows
-    from compressor.experiments.measuring import rows_at_middle
-
     pictures = list(load_shards(shards)[:MEASURED])
     loaded = load_codec(codec)
     packers = None if full else [name for name in loaded.packers if name.endswith("entropy")]
-    rows = measure_rows(loaded, pictures, packers=packers)
-    found = inform(loaded, pictures, rows_at_middle(rows)[0].quality) if full else None
+    rows = measuring.measure(loaded, pictures, packers=packers)
+    found = inform(loaded, pictures, measuring.rows_at_middle(rows)[0].quality) if full else None
     key = _measure_key(None, {"id": id, "shards": shards, "full": full})
     data = artifact_bytes(codec)
     weights, full_precision = weight_bytes(data)
@@ -145,18 +142,14 @@ def measure(name: str, codec: str, id: str, shards: Sequence[ShardRecord], full:
 def _standards_key(context: TaskRunContext | None, arguments: dict[str, Any]) -> str:
     from imagecodecs import __version__ as library
 
-    from compressor.experiments.measuring import STANDARD_QUALITIES
-
-    configuration = {name: STANDARD_QUALITIES[name] for name in arguments["formats"]} | {"library": library}
+    configuration = {name: measuring.STANDARD_QUALITIES[name] for name in arguments["formats"]} | {"library": library}
     return stage_key("standards", MEASURE_VERSION, content_of(arguments["shards"]), configuration)
 
 
 @task(name="measure-standards", task_run_name="measure-standards-{name}", cache_key_fn=_standards_key)
 def measure_standards(name: str, shards: Sequence[ShardRecord], formats: Sequence[str]) -> dict[str, Any]:
     """Standard formats on the shards' pictures. Returns a :class:`MeasurementRecord` as JSON."""
-    from compressor.experiments.measuring import measure_standards as measure_rows
-
-    found = measure_rows(list(load_shards(shards)[:MEASURED]), formats)
+    found = measuring.measure_standards(list(load_shards(shards)[:MEASURED]), formats)
     values = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     return _keep(_standards_key(None, {"shards": shards, "formats": formats}), values)
 
@@ -171,11 +164,6 @@ def quantize(
     name: str, codec: str, id: str, shards: Sequence[ShardRecord], weights: str, method: str
 ) -> dict[str, Any]:
     """A codec with its weights stored as ``weights``, calibrated on the shards' pictures. Returns a CellRecord."""
-    from compressor.artifact import identify
-    from compressor.codec import artifact_bytes
-    from compressor.experiments.cells import split
-    from compressor.families import refreeze
-
     learned, _ = split(load_shards(shards), None)
     chosen = learned[:: max(1, len(learned) // CALIBRATED)][:CALIBRATED]
     data = refreeze(artifact_bytes(codec), chosen, weights, method)
@@ -197,7 +185,6 @@ def report(
 ) -> dict[str, Any]:
     """Write the report, and publish it. ``strips``: codecs to show side by side by name, on bundled photographs or,
     where given, on the first of ``own_pictures``."""
-    from compressor.codec import load_codec
     from compressor.experiments.tables import ladder_table
     from compressor.experiments.writing import sample_strips, write
 

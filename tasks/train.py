@@ -11,6 +11,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import TaskRunContext
 
+from compressor.artifact import identify, parse
 from compressor.devices import pick_device
 from compressor.files import write_whole
 from compressor.pages import data_uri, markdown_table
@@ -95,7 +96,6 @@ def train(
 
     Returns a :class:`TrainingRecord` as JSON.
     """
-    from compressor.artifact import identify, parse
     from compressor.learning import held_out, learn
 
     held = held_out(sum(record.count for record in records), VALIDATION)

@@ -53,7 +53,7 @@ def test_keys_are_shown_in_the_order_they_are_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = archive_of(tmp_path, {"b": 35.0, "a": 34.0, "c": None})
-    sheet = contact_sheet(archive, keys=["none", "c", "a", "b", "nor"], limit=2)
+    sheet = contact_sheet(archive, keys=["none", "c", "c", "a", "b", "nor", "none"], limit=2)
     assert shown(sheet.html) == ["c", "a"] and (sheet.pictures, sheet.matching) == (2, 3)
     assert sheet.problems == [(key, "it is not in the archive") for key in ("none", "nor")]
     for keys in (["none"], []):

@@ -57,6 +57,7 @@ class NoiseTrials:
         self.first_at_most = codec.qualities[-1]
         curve = [20 * np.log10(255 / 0.5) - 6.02 * (63 - q) / 10 for q in codec.qualities]
         self.curves = np.tile(np.array(curve) + codec.error, (len(pixels), 1))
+        self.gains = np.zeros_like(self.curves)
 
     def slack(self, target: float) -> np.ndarray:
         return np.full(len(self.pixels), self.codec.slack)

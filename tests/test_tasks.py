@@ -27,7 +27,7 @@ from compressor.reading import FORBIDDEN
 from compressor.samples import write_samples
 from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
 from compressor.sources import Source, SourceFile
-from compressor.summary import FailureBudget, RunSummary
+from compressor.summary import RunSummary, too_many
 from compressor.wording import size
 from tasks.caching import stage_key
 from tasks.encode import commit, encode
@@ -435,7 +435,7 @@ def test_packers_and_types_of_latents(family: str, packer: str, latents: str, ex
     ],
 )
 def test_failure_budget(budget: str | None, failed: int, tried: int, finished: bool, stop: bool) -> None:
-    assert FailureBudget.parse(budget).exceeded(failed, tried, finished) is stop
+    assert too_many(failed, tried, budget, finished) is stop
 
 
 def test_counts_that_do_not_reconcile_are_an_error() -> None:

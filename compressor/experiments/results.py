@@ -1,4 +1,4 @@
-"""Everything that an experiment measured: what findings, tables and figures are made from. JSON both ways."""
+"""Everything that an experiment measured: what findings, tables and figures are made from."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from compressor.comparison import Table, count, percent
 from compressor.experiments.findings import Finding
 from compressor.experiments.measuring import Row, rate_curve
@@ -248,8 +250,6 @@ def ablations_table(results: Results) -> Table:
 
 def _coarse(trial: Trial, size: float) -> str:
     """PSNR where coarser INT8 latents come to ``size`` bytes."""
-    import numpy as np
-
     points = sorted((p.ideal_bytes, p.psnr) for p in trial.information.curve) if trial.information else []
     if not points or not points[0][0] <= size <= points[-1][0]:
         return "–"

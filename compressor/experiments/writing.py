@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor import pages
+from compressor import pages, plots
 from compressor.baselines import STANDARD
 from compressor.codec import Codec
 from compressor.comparison import Table
-from compressor.experiments import tables
+from compressor.experiments import figures, tables
+from compressor.experiments.figures import CAPTIONS
 from compressor.experiments.findings import Finding, findings
 from compressor.experiments.results import Results
 from compressor.images import decode_picture, resize_picture
@@ -86,9 +87,6 @@ def _cell(name: str, size: int, picture: np.ndarray, decoded: np.ndarray) -> Cel
 
 def write(results: Results, strips: Sequence[Strip], directory: Path) -> Written:
     """Write ``experiments.html``, ``experiments.md`` with PNG files, and ``experiments.json`` into ``directory``."""
-    from compressor import plots
-    from compressor.experiments import figures
-
     pages.make_folder(directory)
     found = findings(results)
     parts = _tables(results)
@@ -137,8 +135,6 @@ def _lead(results: Results) -> str:
 
 
 def _markdown(results: Results, found: Sequence[Finding], parts: Sequence[Table], images: Mapping[str, str]) -> str:
-    from compressor.experiments.figures import CAPTIONS
-
     claims = tables.findings_table(found)
     text = [f"# {TITLE}", f"**{_headline(found)}**", _lead(results)]
     text += [f"## {claims.title}", claims.note, pages.markdown_report_table(claims)]
@@ -158,9 +154,6 @@ def _html(
     drawn: "dict[str, Figure]",
     strips: Sequence[Strip],
 ) -> str:
-    from compressor import plots
-    from compressor.experiments.figures import CAPTIONS
-
     return pages.template("experiments.html.j2").render(
         title=TITLE,
         headline=_headline(found),
