@@ -31,6 +31,8 @@ from compressor.sources import Source, SourceFile
 PART_BYTES = 256 * 2**20
 MOST_PIXELS = 2**25  # that are decoded at once, so that all threads have work; one picture may have more
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
+PROBED = 16  # of so many pictures that seem to suit the codec one is tried against the fallback all the same,
+PROBES = 4  # and so many at most; where most of them are smaller, all are tried
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
 
@@ -319,6 +321,7 @@ def _encode_pictures(
     goal = floor or options.target_psnr or TARGET_PSNR  # a format's lowest quality would be nobody's choice
     patient = options.effort >= PATIENT_EFFORT
     stopped = Event()
+    untried: set[int] = set()  # although they could be smaller as well
 
     def unless_stopped(_: int) -> None:
         if stopped.is_set():
@@ -328,13 +331,28 @@ def _encode_pictures(
         picture, one = pictures[index][2], stored.get(index)
         if picture.keep is None and (one is None or (floor is not None and one.psnr < floor)):
             return fall_back(picture, goal, patient, unless_stopped)
-        if one is not None and target is not None and is_costly(one, picture, goal):
-            return smallest(one, fall_back(picture, goal, patient, unless_stopped))
+        if one is not None and target is not None:
+            if is_costly(one, picture, goal):
+                return smaller(index)
+            untried.add(index)
         return one
+
+    def smaller(index: int) -> Stored | None:
+        return smallest(stored[index], fall_back(pictures[index][2], goal, patient, unless_stopped))
+
+    def settle_all(pool: ThreadPoolExecutor) -> list[Stored | None]:
+        chosen = list(pool.map(settled, range(len(pictures))))
+        rest = sorted(untried)
+        probes = rest[:: max(PROBED, len(rest) // PROBES)][: len(rest) // PROBED]
+        found = dict(zip(probes, pool.map(smaller, probes), strict=True))
+        if 2 * sum(one is not stored[index] for index, one in found.items()) > len(probes):
+            rest = sorted(untried.difference(probes))
+            found |= zip(rest, pool.map(smaller, rest), strict=True)
+        return [found.get(index, one) for index, one in enumerate(chosen)]
 
     with clock("fallback"), ThreadPoolExecutor(threads) as pool:
         try:
-            chosen = list(pool.map(settled, range(len(pictures))))
+            chosen = settle_all(pool)
         except BaseException:  # Ctrl-C must not wait for the searches of large pictures, which take seconds a try
             stopped.set()
             raise

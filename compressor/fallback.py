@@ -13,15 +13,18 @@ SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
 AVIF_SPEED = 6  # 6 % larger than speed 4 on what falls back, in a fifth of the time
 PATIENT_AVIF_SPEED = 4  # where refinement takes as long:
 PATIENT_EFFORT = 5  # rounds of it, or more
-COSTLY_BITS = 0.35  # a pixel; a learned codec that needs more, and more than
-COSTLY_SHARE = 0.37  # of a JPEG file as good, is tried against the fallback
+COSTLY_SHARE = 0.37  # of a JPEG file as good; a learned codec that needs more is tried against the fallback,
+COSTLY_BITS = 0.35  # a pixel; but not one that needs less for a picture
+FEW_PIXELS = 2**15  # no larger than this, whose JPEG is mostly tables, at a quality above the lowest
 JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes more, and was hardly ever smaller below
 
 
 def is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
     """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
-    size = len(stored.encoded.payload)
-    if stored.encoded.codec in STANDARD or 8 * size <= COSTLY_BITS * picture.pixels[:, :, 0].size:
+    size, pixels = len(stored.encoded.payload), picture.pixels[:, :, 0].size
+    if stored.encoded.codec in STANDARD:
+        return False
+    if pixels <= FEW_PIXELS and stored.encoded.quality > 0 and 8 * size <= COSTLY_BITS * pixels:
         return False
     return size > COSTLY_SHARE * _jpeg_size(picture, goal)
 

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from skimage.data import chelsea
+from skimage.data import chelsea, moon
 
+from compressor import fallback
 from compressor.archive import Archive
 from compressor.baselines import STANDARD
+from compressor.codec import Encoded
 from compressor.encoding import BatchReport, EncodeOptions, encode_batch
 from compressor.errors import CodecError
 from compressor.fallback import PATIENT_EFFORT
-from compressor.images import decode_picture
+from compressor.images import Picture, decode_picture
 from compressor.limits import Limits
 from compressor.metrics import psnr, ssim
+from compressor.quality import Stored
 from compressor.sources import Source
 from tests.codecs import smooth_pictures, tiny_artifact
 
@@ -394,6 +397,57 @@ def test_a_resized_picture_that_no_encoder_takes_is_quarantined(
     refusing(monkeypatch, "webp", 70, RuntimeError("no"))
     archive, report = run(tmp_path / "whole", files, codec="webp")
     assert report.archived == 2 and archive.read_row("a.png").codec == "original" and archive.verify() == []
+
+
+def test_a_smooth_picture_goes_to_what_stores_it_in_fewer_bytes(tmp_path: Path) -> None:
+    """The released codec takes 0.05 bits a pixel at its lowest quality, which is twice as much as AVIF."""
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.append({"moon.png": moon()}, "faces")
+    row = archive.read_row("moon.png")
+    assert row.codec == "avif-444" and row.psnr is not None and row.psnr >= 34
+
+
+@pytest.mark.parametrize(
+    ("side", "quality", "size", "costly"),
+    [
+        (128, 20, 700, False),  # 0.34 bits a pixel, as portraits take
+        (128, 20, 720, True),
+        (128, 0, 100, True),
+        (256, 20, 700, True),
+        (256, 20, 200, False),  # less than any JPEG is told by
+    ],
+)
+def test_what_is_tried_against_a_fallback(
+    monkeypatch: pytest.MonkeyPatch, side: int, quality: int, size: int, costly: bool
+) -> None:
+    monkeypatch.setattr(fallback, "_jpeg_size", lambda *_: 260.0 if quality == 0 else 700.0)
+    pixels = np.zeros((side, side, 3), np.uint8)
+    stored = Stored(Encoded(bytes(size), side, side, 3, "learned", quality, ""), pixels, 34.0)
+    assert fallback.is_costly(stored, Picture(pixels, 3, "png", None), 34.0) is costly
+
+
+@pytest.mark.parametrize(("count", "wins", "tried", "fallen"), [(15, 9, 0, 0), (40, 1, 40, 40), (40, 2, 2, 1)])
+def test_where_those_that_are_probed_do_better_otherwise_all_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, wins: int, tried: int, fallen: int
+) -> None:
+    """One in ``wins`` is smaller by the fallback."""
+    from compressor import encoding
+
+    calls: list[int] = []
+
+    def by(codec: str, size: int) -> Stored:
+        return Stored(Encoded(bytes(size), 16, 16, 3, codec, 1, ""), np.zeros((16, 16, 3), np.uint8), 50.0)
+
+    def falling_back(*_: Any) -> Stored:
+        calls.append(1)
+        return by("webp", 200 if len(calls) % wins else 50)
+
+    monkeypatch.setattr(encoding, "_encode", lambda pictures, *_: [by("learned", 100) for _ in pictures])
+    monkeypatch.setattr(encoding, "is_costly", lambda *_: False)
+    monkeypatch.setattr(encoding, "fall_back", falling_back)
+    files = {f"{n:02d}.png": file_of(pixels) for n, pixels in enumerate(smooth_pictures(count, 16, 16))}
+    _, report = run(tmp_path, files, target_psnr=20.0)
+    assert (len(calls), report.codecs.get("webp", 0)) == (tried, fallen)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Out of memory"), ModuleNotFoundError("imagecodecs")])
