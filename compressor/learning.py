@@ -115,11 +115,16 @@ def learn(
     return Learned(data, count, state, device.type)
 
 
-def held_out(total: int, most: int) -> np.ndarray:
-    """Which of ``total`` pictures training is validated on, bool (N,): a twentieth, at most ``most``, one at least."""
-    held = np.zeros(total, bool)
-    held[spread(total, min(total, max(1, min(most, total // HELD_OUT))))] = True
-    return held
+def held_out(total: int, most: int, together: int = 1) -> np.ndarray:
+    """Which of ``total`` pictures training is validated on, bool (N,): a twentieth, at most ``most``, one at least.
+
+    As many as ``together``, such as squares of one picture, are held out side by side.
+    """
+    together = together if 1 < together < total else 1
+    groups = -(-total // together)
+    held = np.zeros(groups, bool)
+    held[spread(groups, min(groups, max(1, min(most // together, groups // HELD_OUT))))] = True
+    return np.repeat(held, together)[:total]
 
 
 def spread(total: int, count: int) -> np.ndarray:

@@ -31,10 +31,15 @@ VERSION = 3  # raise it when the same files give other pictures
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """How pictures are prepared: centre-cropped and resized to ``side`` x ``side``, within ``limits``."""
+    """How pictures are prepared: centre-cropped and resized to ``side`` x ``side``, within ``limits``.
+
+    With ``crops`` as many squares of that side instead are cut out of each at random places, at its own size: at most
+    as many as would cover it, and of a smaller picture one, enlarged.
+    """
 
     side: int = 128
     limits: Limits = Limits()
+    crops: int = 0
 
     def digest(self, source: Source, files: Sequence[SourceFile]) -> str:
         """Name of the shard of these files: 32 hexadecimal digits over all that tells it from others.
@@ -57,6 +62,7 @@ class ShardRecord:
     digest: str
     count: int
     refused: dict[str, int]
+    native_side: int = 0  # the median of its pictures' shorter sides, before they were prepared; 0 is unknown
 
     @property
     def content(self) -> str:
@@ -88,6 +94,12 @@ def refused_of(records: Iterable[ShardRecord]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def native_side(records: Iterable[ShardRecord]) -> int:
+    """The median of the shorter sides of their pictures as they came, near enough; 0 where it is not known."""
+    sides = [record.native_side for record in records if record.native_side]
+    return int(np.median(sides)) if sides else 0
+
+
 def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConfig, folder: Path) -> ShardRecord:
     """Decode, crop and resize ``files`` into one shard under ``folder``.
 
@@ -96,16 +108,25 @@ def prepare_shard(source: Source, files: Sequence[SourceFile], config: ShardConf
     digest = config.digest(source, files)
     path = folder / f"{digest}.arrow"
     refused: Counter[str] = Counter()
-    count = _write(path, _prepared(source, files, config, refused), config.side)
-    return ShardRecord(str(path), digest, count, dict(refused))
+    sides: list[int] = []
+    count = _write(path, _prepared(source, files, config, refused, sides), config.side)
+    return ShardRecord(str(path), digest, count, dict(refused), int(np.median(sides)) if sides else 0)
 
 
 def _prepared(
-    source: Source, files: Sequence[SourceFile], config: ShardConfig, refused: Counter[str]
+    source: Source, files: Sequence[SourceFile], config: ShardConfig, refused: Counter[str], sides: list[int]
 ) -> Iterator[np.ndarray]:
     """Pictures as they are learned from, uint8 (side, side, 3) each; those that are left out count in ``refused``."""
-    for _, pixels in plain_pictures(source, files, config.limits, refused):
-        yield resize_picture(pixels, config.side)
+    for file, pixels in plain_pictures(source, files, config.limits, refused):
+        height, width = pixels.shape[:2]
+        sides.append(min(height, width))
+        if not config.crops or min(height, width) <= config.side:
+            yield resize_picture(pixels, config.side)
+            continue
+        random = Random(file.key)  # the same each time that it is prepared
+        for _ in range(min(config.crops, -(-height * width // config.side**2))):
+            top, left = (random.randint(0, length - config.side) for length in (height, width))
+            yield np.ascontiguousarray(pixels[top : top + config.side, left : left + config.side])
 
 
 def drawn(files: Iterable[SourceFile], most: int, seed: int) -> list[SourceFile]:

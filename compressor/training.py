@@ -116,7 +116,7 @@ class TrainingState:
     """Where a training stands: what a checkpoint holds beside the weights.
 
     ``kept`` is the validation of the weights that are kept, as in ``history``; one of ``step`` 0 is of those that it
-    began with.
+    began with, whose loss is ``loss_before`` (None where they had not learned anything).
     """
 
     step: int = 0
@@ -127,6 +127,7 @@ class TrainingState:
     skipped: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
+    loss_before: float | None = None
 
     def enter(self, row: dict[str, float], train_loss: float) -> bool:
         """Enter a validation into the history. Returns whether it is the best so far."""
@@ -189,7 +190,7 @@ def fit(
     held_out = torch.as_tensor(validation_NCHW).to(device)
     if trained and not state.step:
         state.kept = {"step": 0, "pictures": 0, "seconds": 0.0, **validate(average, held_out, config.batch)}
-        state.best = state.kept["loss"]
+        state.best = state.loss_before = state.kept["loss"]
     loss_of: Any = network.training_loss
     draw: Any = network.draw
     precision = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))

@@ -186,6 +186,17 @@ def _may_keep(run: dict[str, Any]) -> str:
     return "; --keep-metadata stores EXIF and XMP too, in a new archive" if could else ""
 
 
+def learned_shrunk(native_side: int, side: int, crops: int) -> str | None:
+    """That a training saw pictures at another scale than a run archives them at, unless that resizes them too."""
+    if crops or native_side < 1.5 * side:
+        return None
+    return (
+        f"pictures have {native_side:,} pixels on their shorter side (the median), and were learned shrunk to {side}: "
+        "a codec for pictures at their own size learns from squares of them, --crops 8; "
+        f"else archive with --resize {side}"
+    )
+
+
 def needing_a_look(run: dict[str, Any]) -> list[str]:
     """What a person has to see to after a run; nothing where all is well."""
     told = []

@@ -19,6 +19,7 @@ from compressor.wording import (
     damage,
     describe,
     describe_archive,
+    learned_shrunk,
     legible,
     needing_a_look,
     number,
@@ -453,10 +454,13 @@ def train(options: argparse.Namespace) -> int:
             ("trained on", f"{pictures}, {steps}, {result['seconds']:,.0f} s"),
             *([("left out", by_reason(result["refused"]))] if result["refused"] else []),
             *((_OF_BEST.get(name, name), f"{value:.5g}") for name, value in result["validation"].items()),
+            *([("loss before", f"{result['loss_before']:.5g}")] if result["loss_before"] is not None else []),
         ]
         print_rows("trained", rows)
         if not result["validation"].get("step", 1):
             warn("of pictures held out none was shown better by what it learned: the codec is the one it started from")
+        if shrunk := learned_shrunk(result["native_side"], parameters.side, parameters.crops):
+            warn(shrunk)
     return DONE
 
 

@@ -19,7 +19,7 @@ from compressor.experiments.results import Elsewhere, Quantized, Results, Trial,
 from compressor.learning import held_out, spread
 from compressor.pages import make_folder
 from compressor.samples import PHOTOGRAPHS, TEXTURES, write_tiles
-from compressor.shards import ShardRecord, drawn, refused_of
+from compressor.shards import ShardConfig, ShardRecord, drawn, refused_of
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, number
@@ -123,8 +123,8 @@ def _prepare(parameters: ExperimentsParameters) -> _Work:
     half = replace(whole, minutes=whole.minutes / 2, steps=whole.steps // 2 or min(1, whole.steps))
     work = _Work(
         parameters,
-        prepare_shards(source, iter(learned), parameters.side, BATCH, workers),
-        prepare_shards(measured, iter(kept_apart), parameters.side, BATCH, workers),
+        prepare_shards(source, iter(learned), ShardConfig(parameters.side), BATCH, workers),
+        prepare_shards(measured, iter(kept_apart), ShardConfig(parameters.side), BATCH, workers),
         whole,
         half,
     )
@@ -194,7 +194,8 @@ def _elsewhere(work: _Work, tops: Pairs, given: Pairs) -> Iterator[Elsewhere]:
         files = _spread(source, None, ELSEWHERE_MOST, share=1)
         workers = work.parameters.workers or worker_count()
         halves = [
-            prepare_shards(source, iter(files[start::2]), work.parameters.side, BATCH, workers) for start in (0, 1)
+            prepare_shards(source, iter(files[start::2]), ShardConfig(work.parameters.side), BATCH, workers)
+            for start in (0, 1)
         ]
         there = replace(work, learned=halves[0], measured=halves[1])
         trials = [_measured(there, trial.name, record, trial.family, full=False) for record, trial in tops]

@@ -214,6 +214,13 @@ class TrainingParameters(Parameters):
 class CodecTrainingParameters(TrainingParameters):
     """How to train and store a codec."""
 
+    crops: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="learn from so many squares of each picture at its own size, such as 8, instead of the whole of it "
+        "shrunk; for codecs of pictures that are archived at their own size",
+    )
     weights: Weights = Field(
         default="int8", description="type that the codec's weights are stored in; fp16 takes twice the room"
     )

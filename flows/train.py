@@ -22,7 +22,7 @@ from compressor.planning import Batch
 from compressor.shards import ShardConfig, ShardRecord, drawn
 from compressor.sources import Source, SourceFile
 from compressor.training import TrainingConfig, TrainingState
-from compressor.wording import by_reason, number, short
+from compressor.wording import by_reason, learned_shrunk, number, short
 from flows.dispatch import Pool, UndeclaredError, dask_pool
 from flows.machine import cores, worker_count
 from flows.parameters import CodecTrainingParameters, PipelineParameters, TrainingParameters, TrainParameters
@@ -128,14 +128,34 @@ def train_codec(
                 raise
             get_run_logger().warning("training on this machine: %s", error)
     if record is None:
-        files = drawn(itertools.islice(source.files(), work.limit), training.max_pictures, training.seed)
+        files = drawn(itertools.islice(source.files(), work.limit), _most(training), training.seed)
         workers = work.workers or worker_count()
         record = train_on(source, iter(files), family, training, work.batch_size, workers, start)
     if record.refused:
-        # `train` has it in its table, where people look; a run that was to archive too has no place for it.
-        said = {SAID_ELSEWHERE: True} if isinstance(work, TrainParameters) else {}
-        get_run_logger().warning("training left out %s", by_reason(record.refused), extra=said)
+        get_run_logger().warning("training left out %s", by_reason(record.refused), extra=_said(work))
+    shrunk = learned_shrunk(record.native_side, training.side, training.crops)
+    if shrunk and getattr(work, "resize", None) is None:
+        get_run_logger().warning(shrunk, extra=_said(work))
     return record
+
+
+def _said(work: TrainParameters | PipelineParameters) -> dict[str, bool]:
+    """That `train` says it in words of its own; a run that was to archive too has no place for it."""
+    return {SAID_ELSEWHERE: True} if isinstance(work, TrainParameters) else {}
+
+
+def _shards_of(training: CodecTrainingParameters) -> ShardConfig:
+    """How pictures are prepared for it."""
+    return ShardConfig(training.side, Limits(), training.crops)
+
+
+def _most(training: CodecTrainingParameters) -> int:
+    """Pictures that it draws: all squares of them are in memory at once."""
+    return max(2, training.max_pictures // max(1, training.crops))
+
+
+def _card(source: Source, training: CodecTrainingParameters) -> dict[str, Any]:
+    return {"source": source.shown, "side": training.side, **({"crops": training.crops} if training.crops else {})}
 
 
 def _train_there(
@@ -151,12 +171,12 @@ def _train_there(
         arguments = {
             "source": source,
             "limit": work.limit,
-            "most": training.max_pictures,
+            "most": _most(training),
             "batch_size": work.batch_size,
-            "shards": ShardConfig(training.side, Limits()),
+            "shards": _shards_of(training),
             "family": family,
             "config": configure(training, start is not None),
-            "card": {"source": source.shown, "side": training.side},
+            "card": _card(source, training),
             "weights": training.weights,
             "threads": cores,
             "start": start,
@@ -185,7 +205,7 @@ def train_on(
     start: bytes | None = None,
 ) -> TrainingRecord:
     """Train a codec of ``family`` on some files of a source, from the artifact ``start`` where one is given."""
-    shards = prepare_shards(source, files, training.side, batch_size, workers)
+    shards = prepare_shards(source, files, _shards_of(training), batch_size, workers)
     pin_threads(workers)
     config = configure(training, start is not None)
     listener().stage(f"training {family}", 100, "%")
@@ -201,7 +221,7 @@ def train_on(
         "family": family,
         "records": shards,
         "config": config,
-        "card": {"source": source.shown, "side": training.side},
+        "card": _card(source, training),
         "weights": training.weights,
         "start": start,
     }
@@ -226,11 +246,10 @@ def configure(training: TrainingParameters, learned: bool) -> TrainingConfig:
 
 
 def prepare_shards(
-    source: Source, files: Iterator[SourceFile], side: int, batch_size: int, workers: int
+    source: Source, files: Iterator[SourceFile], config: ShardConfig, batch_size: int, workers: int
 ) -> list[ShardRecord]:
     """Shards of ``files``, in order; those that are there already are not made again."""
     listener().stage("preparing shards")
-    config = ShardConfig(side, Limits())
     folder = home() / "shards"
     batches = _batches(files, batch_size)
     ahead = list(itertools.islice(batches, PARALLEL_FROM))

@@ -18,9 +18,8 @@ from compressor.artifact import identify
 from compressor.codec import artifact_bytes, load_codec
 from compressor.destinations import Destination, filled
 from compressor.devices import has_fast_bf16, pick_device
-from compressor.experiments import measuring
+from compressor.experiments import cells, measuring
 from compressor.experiments.cells import Cell, split, weight_bytes
-from compressor.experiments.cells import train_cell as train
 from compressor.experiments.information import inform
 from compressor.experiments.results import Results, Training
 from compressor.families import refreeze
@@ -102,7 +101,9 @@ def train_cell(
     checkpoint = _folder() / f"{key}.ckpt"
     get_run_logger().info("training %s", name)
     begun = Path(start).read_bytes() if start else None
-    learned = train(cell, load_shards(shards), config, begun, checkpoint, training_progress(name, on_progress))
+    learned = cells.train_cell(
+        cell, load_shards(shards), config, begun, checkpoint, training_progress(name, on_progress)
+    )
     path = _folder() / f"{key}.safetensors"
     write_whole(path, learned.data)
     state = learned.state

@@ -15,7 +15,16 @@ from compressor.artifact import identify, parse
 from compressor.devices import pick_device
 from compressor.files import write_whole
 from compressor.pages import data_uri, markdown_table
-from compressor.shards import ShardConfig, ShardRecord, content_of, drawn, load_shards, prepare_shard, refused_of
+from compressor.shards import (
+    ShardConfig,
+    ShardRecord,
+    content_of,
+    drawn,
+    load_shards,
+    native_side,
+    prepare_shard,
+    refused_of,
+)
 from compressor.sources import Source
 from compressor.training import TrainingConfig, TrainingState
 from compressor.wording import by_reason, duration, number
@@ -34,7 +43,8 @@ class TrainingRecord:
     """A trained codec: where its file lies, its id, and how training went. JSON both ways.
 
     ``validation`` is of the weights that were kept, which need not be the last. ``refused`` counts the files that it
-    could not learn from, by reason.
+    could not learn from, by reason; ``native_side`` is the median of the others' shorter sides as they came,
+    ``loss_before`` the validation of the codec that it went on from.
     """
 
     path: str
@@ -47,6 +57,8 @@ class TrainingRecord:
     validation: dict[str, float]
     history: list[dict[str, float]]
     refused: dict[str, int] = field(default_factory=dict)
+    native_side: int = 0
+    loss_before: float | None = None
 
     def exists(self) -> bool:
         """Whether the file is there, and whole."""
@@ -98,7 +110,7 @@ def train(
     """
     from compressor.learning import held_out, learn
 
-    held = held_out(sum(record.count for record in records), VALIDATION)
+    held = held_out(sum(record.count for record in records), VALIDATION, card.get("crops", 0))
     learned = load_shards(records, held if len(held) == 1 else ~held)  # a single picture is both
     what = f"{family} on {card['source']}"
     key = training_key(family, records, config, weights, start)
@@ -138,6 +150,8 @@ def train(
         validation=state.kept,
         history=state.history,
         refused=refused,
+        native_side=native_side(records),
+        loss_before=state.loss_before,
     )
     checkpoint.unlink(missing_ok=True)  # last: without it a retry begins at step 0
     return asdict(record)

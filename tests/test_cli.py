@@ -393,6 +393,21 @@ def test_a_name_that_is_no_utf8_is_refused_by_name(
     assert code == 2 and err.startswith("latentpack: caf\\udce9: the name is not valid UTF-8")
 
 
+def test_a_training_says_that_a_run_takes_pictures_at_another_size(
+    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, pixels in enumerate(smooth_pictures(4, 64, 80)):
+        (tmp_path / f"b{number}.png").write_bytes(encode_picture(pixels, 3))
+    (tmp_path / "start.safetensors").write_bytes(tiny_artifact("v2"))
+    short = ["--start", tmp_path / "start.safetensors", "--steps", 1, "--batch", 2, "--side", 32, "--workers", 1]
+    short += ["--out", tmp_path / "codec"]
+    code, out, err = said(capsys, "train", tmp_path / "*.png", *short)
+    assert code == 0 and "have 64 pixels on their shorter side (the median), and were learned shrunk to 32" in err
+    assert "--crops 8" in err and "--resize 32" in err and re.search("^loss before +[0-9]", out, re.MULTILINE)
+    code, out, err = said(capsys, "train", tmp_path / "*.png", *short, "--crops", 2)
+    assert code == 0 and "shrunk" not in err and re.search("^trained on +6 pictures", out, re.MULTILINE)
+
+
 def test_a_training_says_what_it_left_out(tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]) -> None:
     transparent, plain = tmp_path / "transparent", tmp_path / "plain"
     for folder in (transparent, plain):

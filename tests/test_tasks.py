@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +21,13 @@ from compressor.codec import artifact_bytes, load_codec
 from compressor.errors import UNREADABLE, CodecError, SourceError
 from compressor.images import resize_picture
 from compressor.known import FINGERPRINT_BYTES
+from compressor.learning import held_out
 from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.planning import BATCH_BYTES, Batch, Listing, Plan, most_bytes, plan
 from compressor.reading import FORBIDDEN
 from compressor.samples import write_samples
-from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, prepare_shard
+from compressor.shards import ShardConfig, ShardRecord, drawn, load_shards, native_side, prepare_shard
 from compressor.sources import Source, SourceFile
 from compressor.summary import RunSummary, too_many
 from compressor.wording import size
@@ -267,7 +269,7 @@ def test_another_source_with_the_same_names_sizes_and_times_is_another(
     monkeypatch.chdir(tmp_path)
     for same in ("one/", "./one", "other/../one", f"file://{tmp_path}/one"):
         assert prepare_shard(Source.open(same), list(Source.open(same).files()), ShardConfig(side=32), tmp_path) == (
-            ShardRecord(str(tmp_path / Path(one.path).name), one.digest, 3, {})
+            replace(one, path=str(tmp_path / Path(one.path).name))
         )
 
 
@@ -291,6 +293,41 @@ def test_a_shard_is_written_in_portions(tmp_path: Path, monkeypatch: pytest.Monk
     assert most <= 5, "two that are being written, two that wait, and the newest"
     assert (portions.digest, portions.count, portions.refused) == (whole.digest, 7, {"not_a_picture": 1})
     assert portions.exists() and (load_shards([portions]) == load_shards([whole])).all()
+
+
+def test_squares_are_cut_from_pictures_at_their_own_size(tmp_path: Path) -> None:
+    sizes = {"even.png": (64, 64), "large.png": (70, 200), "small.png": (20, 40)}
+    (tmp_path / "in").mkdir()
+    pictures = {}
+    for name, (height, width) in sizes.items():
+        y, x = np.mgrid[:height, :width].astype(np.uint8)
+        pictures[name] = np.stack([y, x, np.full_like(x, height)], axis=2)
+        (tmp_path / "in" / name).write_bytes(encode_picture(pictures[name], 3))
+    source = Source.open(str(tmp_path / "in"))
+    files = list(source.files())
+    record = prepare_shard(source, files, ShardConfig(side=32, crops=6), tmp_path)
+    squares = load_shards([record])
+    assert len(squares) == 4 + 6 + 1 and record.native_side == 64
+    assert len(np.unique(squares.reshape(11, -1), axis=0)) == 11
+    for square, name in zip(squares[:10], [*["even.png"] * 4, *["large.png"] * 6], strict=True):
+        top, left, _ = square[0, 0].tolist()
+        assert np.array_equal(square, pictures[name][top : top + 32, left : left + 32])
+    assert np.array_equal(squares[10], resize_picture(pictures["small.png"], 32))
+    assert np.array_equal(
+        load_shards([prepare_shard(source, files, ShardConfig(32, crops=6), tmp_path / "b")]), squares
+    )
+    whole = prepare_shard(source, files, ShardConfig(side=32), tmp_path)
+    assert whole.digest != record.digest and whole.count == 3 and native_side([whole, record]) == 64
+    assert native_side([ShardRecord("", "", 1, {})]) == 0, "remembered from before"
+
+
+@pytest.mark.parametrize(("total", "together"), [(100, 1), (100, 8), (803, 8), (5, 8), (8, 8), (1, 0)])
+def test_squares_of_a_picture_are_held_out_side_by_side(total: int, together: int) -> None:
+    held = held_out(total, 512, together)
+    assert held.shape == (total,) and held.sum() > 0 and (held.sum() < total or total == 1)
+    if together > 1 and total > together:
+        starts = np.flatnonzero(np.diff(held.astype(int), prepend=0) == 1)
+        assert held.sum() <= together * max(1, total // together // 20) and all(starts % together == 0)
 
 
 def test_half_a_shard_is_made_again(tmp_path: Path) -> None:
