@@ -38,7 +38,7 @@ class RunSummary:
     why, ``not_resized`` those that keep their size too although others are resized; ``dropped`` counts what the files
     of the others held beside their pictures. ``deleted`` were gone from the source; ``not_mirrored`` says why none
     was deleted, where that was asked for. ``unlisted`` counts files without a picture's extension, by
-    theirs. ``one_quality``: the codec has no other, and no floor was given.
+    theirs. ``one_quality``: the codec has no other, and no floor was given. ``learned``: it is no standard format.
     ``chosen``: options, given explicitly, of how pictures are stored, in which those already there have no part. Bytes:
     ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run;
     ``table_bytes`` and ``codec_bytes`` of all that the archive holds at its end.
@@ -86,6 +86,7 @@ class RunSummary:
     not_mirrored: str | None = None
     not_resized: int = 0
     one_quality: bool = False
+    learned: bool = False
     chosen: list[str] = field(default_factory=list)
 
     def start(self, plan: Plan) -> None:

@@ -122,9 +122,16 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("PSNR", f"mean {run['psnr_mean']:.2f} dB, lowest {run['psnr_min']:.2f} dB"))
     if run["archived"] and run["pictures_per_second"]:  # of pictures that failed it would say nothing
         workers, total = number(run["workers"], "worker"), sum(run["seconds"].values())
-        speed = f"{run['pictures_per_second']:,.1f} pictures/s"
+        speed = pace(run["pictures_per_second"], "picture")
         rows.append(("speed", f"{speed}, {workers}, {total:.1f} s without start-up"))
     return rows
+
+
+def pace(rate: float, what: str = "") -> str:
+    """``rate`` a second: ``12/s``, ``2.5 pictures/s``, or where it is below one ``7.5 s a picture``, ``7.5 s each``."""
+    if rate < 1:
+        return f"{1 / rate:,.1f} s {f'a {what}' if what else 'each'}"
+    return f"{rate:,.1f} {what}s/s" if what else f"{rate:,.0f}/s"
 
 
 def outcome(run: dict[str, Any]) -> str:
@@ -148,7 +155,7 @@ def unchanged(run: dict[str, Any]) -> list[str]:
 
 def remarks(run: dict[str, Any]) -> list[str]:
     """What a person should know of a run, and may be meant to be so."""
-    from compressor.baselines import is_carried
+    from compressor.baselines import STANDARD, is_carried
 
     told = [] if run["listed"] else [f"there is no picture in {run['source']}"]
     if run["ignored"]:
@@ -172,7 +179,15 @@ def remarks(run: dict[str, Any]) -> list[str]:
             f"{number(run['overtaken'], 'picture')} of those archived are there as another run stored them, which was "
             "faster at the same time: run one at a time on an archive"
         )
-    if run["codec_bytes"] > run["table_bytes"] and any(map(is_carried, run["codecs"])):
+    fallen = {name: count for name, count in run["codecs"].items() if name in STANDARD}
+    learned = sum(count for name, count in run["codecs"].items() if is_carried(name))
+    if run["learned"] and learned < sum(fallen.values()):
+        usual = max(fallen, key=lambda name: fallen[name])
+        told.append(
+            f"{sum(fallen.values()):,} of {number(run['archived'], 'picture')} went to a standard format, as smaller "
+            f"there or too large for the codec: pictures like these are archived faster with --codec {usual}"
+        )
+    elif run["codec_bytes"] > run["table_bytes"] and learned:
         told.append(
             f"the decoder that the archive carries ({size(run['codec_bytes'])}) is larger than its pictures so far "
             f"({size(run['table_bytes'])}): if they stay so few, start a new archive with --codec av1-444, "

@@ -15,7 +15,7 @@ from typing import Any
 from prefect import get_run_logger
 
 from compressor.archive import Archive
-from compressor.baselines import STANDARD
+from compressor.baselines import STANDARD, is_carried
 from compressor.choosing import check_codec, find_codec, packer_for, put_codec
 from compressor.clock import Clock
 from compressor.codec import Codec, check_quality, with_effort
@@ -124,7 +124,7 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
     publish_state(archive.url, parameters.price_per_tb)
     result = summary.to_dict()
     _log(result)
-    _announce(summary, learned=bool(parameters.train) or parameters.codec not in STANDARD)
+    _announce(summary)
     if summary.stopped:
         missed = ["what was not listed yet"] * more
         if summary.not_reached:
@@ -147,14 +147,14 @@ def _log(run: dict[str, Any]) -> None:
         logger.warning(text, extra={SAID_ELSEWHERE: True})
 
 
-def _announce(summary: RunSummary, learned: bool) -> None:
+def _announce(summary: RunSummary) -> None:
     """Events that automations act on: see infra/automations.yaml and infra/notifications.yaml."""
     ended = "run.stopped" if summary.stopped else "run.finished"
     announce(ended, summary.archive, {"run": summary.run, "archived": summary.archived})
     if summary.quarantined:
         announce("pictures.quarantined", summary.archive, {"run": summary.run, "pictures": summary.quarantined})
     fallen = sum(count for codec, count in summary.codecs.items() if codec in STANDARD)
-    if fallen and learned:
+    if fallen and summary.learned:
         announce("floor.missed", summary.archive, {"run": summary.run, "pictures": fallen})
     if not summary.listed:
         announce("source.empty", summary.archive, {"run": summary.run, "source": summary.source})
@@ -260,6 +260,7 @@ class _Encoding:
             if given.keep_metadata:
                 self._archive.take_metadata()
         self._summary.codec = chosen.description
+        self._summary.learned = is_carried(codec_id)
         self._summary.one_quality = not len(chosen.qualities) and given.min_psnr is None
         return _options(given, codec_id, packer)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from compressor.errors import LatentpackError
-from compressor.wording import duration, legible
+from compressor.wording import duration, legible, pace
 from flows.progress import Listener, listening
 
 LINE_EVERY_S = 30.0
@@ -56,8 +56,11 @@ class Terminal(Listener):
 
     def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
         """See :class:`flows.progress.Listener`."""
+        now = time.monotonic()
+        if self._name and not self._progress and now - self._started >= LINE_EVERY_S:  # this may be as long
+            warn(f"{name} ...")
         self._name, self._total, self._unit = name, total, unit
-        self._started = self._told = time.monotonic()
+        self._started = self._told = now
         if self._progress:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -67,7 +70,7 @@ class Terminal(Listener):
         """See :class:`flows.progress.Listener`."""
         now = time.monotonic()
         rate = done / max(1e-9, now - self._started)
-        told = f"{rate:,.0f}/s" if self._unit != "%" else ""
+        told = pace(rate) if rate and self._unit != "%" else ""
         if self._progress:
             self._progress.update(self._task, completed=done, rate=told, note=note)
         elif now - self._told >= LINE_EVERY_S:

@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor import wording
 from compressor.archive import Archive
 from compressor.summary import RunSummary
-from compressor.wording import describe, describe_archive, remarks
+from compressor.wording import describe, describe_archive, pace, remarks
 
 
 def summary(**figures: int) -> RunSummary:
@@ -20,6 +20,24 @@ def test_only_a_run_that_archived_has_a_speed() -> None:
     archived = dict(describe(summary(listed=4, archived=4, source_bytes=9, stored_bytes=3).to_dict()))
     assert archived["speed"] == "2.0 pictures/s, 1 worker, 2.0 s without start-up"
     assert "speed" not in dict(describe(summary(listed=5, already_there=4, quarantined=1).to_dict()))
+
+
+def test_a_pace_below_one_a_second_is_told_as_the_time_of_one() -> None:
+    slow = replace(summary(listed=1, archived=1, source_bytes=9, stored_bytes=3), seconds={"encode": 8.0})
+    assert dict(describe(slow.to_dict()))["speed"].startswith("8.3 s a picture, ")  # 0.12/s, as it is rounded
+    assert (pace(0.1), pace(1.0), pace(1234.5)) == ("10.0 s each", "1/s", "1,234/s")
+
+
+def test_pictures_that_mostly_go_to_a_standard_format_are_told_where_the_codec_was_a_learned_one() -> None:
+    def told(learned: bool, *codecs: str) -> list[str]:
+        run = replace(summary(archived=len(codecs), table_bytes=1, codec_bytes=2), codecs=Counter(codecs))
+        return [text for text in remarks(replace(run, learned=learned).to_dict()) if "standard format" in text]
+
+    own = "0" * 32
+    [text] = told(True, own, "av1-444", "jpegxl", "av1-444", "original")
+    assert text.startswith("3 of 5 pictures went to a standard format") and text.endswith("--codec av1-444")
+    assert not told(True, own, own, "av1-444", "av1-444", "original")
+    assert not told(False, "av1-444", "av1-444")
 
 
 def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:
