@@ -5,6 +5,7 @@ What a row is lies in ``parquet.py``, commits in ``delta_log.py``, rows to pixel
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from itertools import islice
 from numbers import Integral
@@ -19,7 +20,7 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec
 from compressor.decoding import DECODED, ArrowStream
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
-from compressor.errors import CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
+from compressor.errors import ACCEPTED, CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
 from compressor.keyed_table import KeyedTable
 from compressor.keys import require_text, several, several_keys
 from compressor.known import KnownKeys, hash_keys
@@ -229,6 +230,18 @@ class Archive:
             assert part is not None
             self._quarantine.upsert([part], latest.keys(), None)
 
+    def accept_quarantined(self, keys: Iterable[str]) -> int:
+        """Have pictures stay on the quarantine list without being told of or tried again until their files change.
+
+        Returns
+        -------
+        How many were on it, and not accepted before.
+        """
+        chosen = set(several_keys(keys))
+        rows = [row for row in self.quarantined() if row.key in chosen and row.reason != ACCEPTED]
+        self.quarantine([replace(row, reason=ACCEPTED, detail=f"{row.reason}: {row.detail}") for row in rows])
+        return len(rows)
+
     def clear_quarantine(self, keys: Iterable[str]) -> int:
         """Take pictures off the quarantine list. Returns how many were on it."""
         keys = several_keys(keys)
@@ -327,8 +340,10 @@ class Archive:
                 return would_fit(row.detail, limits)
             return row.reason in (CRASHED, UNREADABLE, DAMAGED)
 
-        tried_again = hash_keys([row.key for row in self.quarantined() if again(row)])
-        return KnownKeys(self._images.fingerprints(), (hashes, fingerprints), tried_again)
+        listed = list(self.quarantined())
+        tried_again = hash_keys([row.key for row in listed if again(row)])
+        accepted = hash_keys([row.key for row in listed if row.reason == ACCEPTED])
+        return KnownKeys(self._images.fingerprints(), (hashes, fingerprints), tried_again, accepted)
 
     @_reopens
     def read_row(self, key: str) -> Row:

@@ -7,6 +7,7 @@ from typing import Any
 
 # Reasons of pictures on the quarantine list that a run tries again.
 UNREADABLE = "unreadable"  # the source did not give the file
+ACCEPTED = "accepted"  # a person has seen why, and does not want to be told again
 CRASHED = "crashed"  # its batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # its row could not be read and was taken out
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 FINGERPRINT_BYTES = 5  # rows of earlier versions have three more, which say nothing new here
-State = Literal["new", "changed", "same", "quarantined"]
+State = Literal["new", "changed", "same", "quarantined", "accepted"]
 
 
 class Listed(Protocol):
@@ -72,6 +72,8 @@ class KnownKeys:
         Key hashes and fingerprints.
     again
         Hashes of those keys on the quarantine list that are tried again, changed or not.
+    accepted
+        Hashes of those on it that a person accepts as they are.
     """
 
     def __init__(
@@ -79,13 +81,17 @@ class KnownKeys:
         archived: tuple[np.ndarray, np.ndarray],
         quarantined: tuple[np.ndarray, np.ndarray],
         again: np.ndarray,
+        accepted: np.ndarray,
     ) -> None:
         self._archived = _Lookup.of(*archived)
         self._quarantined = _Lookup.of(*quarantined)
         self._again = again
+        self._accepted = accepted
 
     def state(self, files: Sequence[Listed]) -> list[State]:
-        """For each file: ``same`` (archived as it is), ``quarantined`` (failed as it is), ``changed`` or ``new``."""
+        """For each file: ``same`` (archived as it is), ``quarantined`` or ``accepted`` (failed as it is), ``changed`` or
+        ``new``.
+        """
         if not files:
             return []
         hashes = hash_keys([file.key for file in files])
@@ -93,7 +99,9 @@ class KnownKeys:
         there, same = self._archived.find(hashes, fingerprints)
         _, failed = self._quarantined.find(hashes, fingerprints)
         failed &= ~np.isin(hashes, self._again)
-        return np.select([same, failed, there], ["same", "quarantined", "changed"], "new").tolist()
+        accepted = failed & np.isin(hashes, self._accepted)
+        states = ["same", "accepted", "quarantined", "changed"]
+        return np.select([same, accepted, failed, there], states, "new").tolist()
 
     def healed(self, keys: Sequence[str]) -> list[str]:
         """Those of ``keys`` that are on the quarantine list.

@@ -58,8 +58,8 @@ class Batch:
 class Plan:
     """Counts of a listing and where the batches lie.
 
-    ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since) and
-    ``left`` (pending and listed, but beyond the limit). ``bytes`` are those of the pending files, as far as known.
+    ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since),
+    ``accepted`` (such that a person accepted) and ``left`` (pending and listed, but beyond the limit). ``bytes`` are those of the pending files, as far as known.
     ``skipped`` are names, with reasons, that cannot be keys at all, ``ignored`` counts hidden ones and links to what is
     listed anyway; ``ignored_names`` are some of them; these three are of the whole listing so far. ``more``: there is
     more of it, for another wave; ``limited``: there is, and the limit ended it. ``healed`` are those of
@@ -72,6 +72,7 @@ class Plan:
     already_there: int
     quarantined: int
     left: int
+    accepted: int = 0
     bytes: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
@@ -215,6 +216,7 @@ def plan(
         already_there=states["same"],
         quarantined=states["quarantined"],
         left=left,
+        accepted=states["accepted"],
         bytes=size,
         skipped=[(name, reason) for name, reason in source.skipped],
         ignored=source.ignored_count,

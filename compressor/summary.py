@@ -30,15 +30,16 @@ def too_many(failed: int, tried: int, budget: str | None, finished: bool) -> boo
 class RunSummary:
     """One run in figures.
 
-    ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``left`` +
-    ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged since, listed beyond
-    the limit, and given up when the run was ``stopped``. ``limited``: the listing was ended by the limit, and what
-    follows is not counted at all. ``replaced`` are those of ``archived`` that took the place of an older row,
-    ``overtaken`` those that another run archived meanwhile, whose rows stay, ``kept`` those that keep their bytes, by
-    why, ``not_resized`` those that keep their size too although others are resized; ``dropped`` counts what the files
-    of the others held beside their pictures. ``deleted`` were gone from the source; ``not_mirrored`` says why none
-    was deleted, where that was asked for. ``unlisted`` counts files without a picture's extension, by
-    theirs. ``one_quality``: the codec has no other, and no floor was given. ``learned``: it is no standard format.
+    ``listed`` is ``archived`` + ``already_there`` + ``quarantined`` + ``still_quarantined`` + ``accepted`` +
+    ``left`` + ``not_reached``: pictures of this run, of earlier ones, failed now, failed before and unchanged
+    since, such that a person accepted, listed beyond the limit, and given up when the run was ``stopped``.
+    ``limited``: the listing was ended by the limit, and what follows is not counted at all. ``replaced`` are those
+    of ``archived`` that took the place of an older row, ``overtaken`` those that another run archived meanwhile,
+    whose rows stay, ``kept`` those that keep their bytes, by why, ``not_resized`` those that keep their size too
+    although others are resized; ``dropped`` counts what the files of the others held beside their pictures.
+    ``deleted`` were gone from the source; ``not_mirrored`` says why none was deleted, where that was asked for.
+    ``unlisted`` counts files without a picture's extension, by theirs. ``one_quality``: the codec has no other, and
+    no floor was given. ``learned``: it is no standard format.
     ``chosen``: options, given explicitly, of how pictures are stored, in which those already there have no part. Bytes:
     ``source_bytes`` of the archived files, ``payload_bytes`` and ``stored_bytes`` (Parquet, all columns) of this run;
     ``table_bytes`` and ``codec_bytes`` of all that the archive holds at its end.
@@ -51,6 +52,7 @@ class RunSummary:
     listed: int = 0
     already_there: int = 0
     still_quarantined: int = 0
+    accepted: int = 0
     left: int = 0
     limited: bool = False
     not_reached: int = 0
@@ -96,6 +98,7 @@ class RunSummary:
         self.left += plan.left
         self.limited = plan.limited
         self.still_quarantined += plan.quarantined
+        self.accepted += plan.accepted
         self.waves += plan.pending > 0
         self.skipped = plan.skipped
         self.ignored, self.ignored_names = plan.ignored, plan.ignored_names
@@ -145,7 +148,15 @@ class RunSummary:
         """Raise AssertionError unless every listed picture is accounted for, once."""
         parts = {
             name: getattr(self, name)
-            for name in ("archived", "already_there", "quarantined", "still_quarantined", "left", "not_reached")
+            for name in (
+                "archived",
+                "already_there",
+                "quarantined",
+                "still_quarantined",
+                "accepted",
+                "left",
+                "not_reached",
+            )
         }
         if sum(parts.values()) != self.listed:
             told = " + ".join(f"{count} {name}" for name, count in parts.items())

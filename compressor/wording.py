@@ -16,6 +16,7 @@ NO_FURTHER = "the rest not, for --limit was reached"  # of what was listed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = {
     "still_quarantined": "failed before, unchanged",
+    "accepted": "accepted in the quarantine",
     "left": "left by --limit",
     "not_reached": "not reached",
     "deleted": "deleted, gone from the source",

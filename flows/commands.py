@@ -347,7 +347,7 @@ def delete(options: argparse.Namespace) -> int:
 
 
 def quarantine(options: argparse.Namespace) -> int:
-    """``latentpack quarantine list|retry``"""
+    """``latentpack quarantine list|accept|retry``"""
     from compressor.archive import Archive
 
     keys = set(named(options.key, options.keys_from))
@@ -357,6 +357,10 @@ def quarantine(options: argparse.Namespace) -> int:
     if options.reason and not rows:
         reasons = sorted({row.reason for row in listed})
         warn(f"no picture is listed for {options.reason!r}; reasons there are: {', '.join(reasons) or 'none'}")
+    if options.action == "accept":
+        accepted = archive.accept_quarantined([row.key for row in rows])
+        _answer(options, {"accepted": accepted}, f"{number(accepted, 'picture')} accepted: runs say no more of them")
+        return DONE
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
         _answer(options, {"cleared": cleared}, f"{number(cleared, 'picture')} will be tried again by the next run")

@@ -55,10 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
     delete = _plain(commands, "delete", "Erase pictures: rows, and their bytes from all files.")
     _add_keys(delete, "to erase")
     quarantine = _plain(
-        commands, "quarantine", "Pictures that could not be archived: list them, or have them tried again.", False
+        commands, "quarantine", "Pictures that could not be archived: list, accept, or retry them.", False
     )
     quarantine.add_argument(
-        "action", choices=("list", "retry"), help="list: show keys and reasons; retry: the next run tries them again"
+        "action",
+        choices=("list", "accept", "retry"),
+        help="list: show keys and reasons; accept: until their files change runs say no more of them, and end with 0; "
+        "retry: the next run tries them again",
     )
     quarantine.add_argument("archive", metavar="ARCHIVE", help="folder or URL of the archive")
     _add_keys(quarantine, "(default: all)")

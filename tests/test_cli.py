@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import duckdb
 import pyarrow as pa
@@ -323,6 +323,34 @@ def test_quarantine_is_listed_and_retried(pictures: Path, archive: Path, capsys:
     assert "1 picture will" in said(capsys, "quarantine", "retry", archive, "--reason", "not_a_picture")[1]
     code, out, _ = said(capsys, "run", pictures, archive, "--codec", "webp", "--json")
     assert code == 1 and json.loads(out)["quarantined"] == 1
+
+
+def test_what_is_accepted_in_the_quarantine_is_no_failure_until_it_changes(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*options: str) -> tuple[int, dict[str, Any], str]:
+        code, out, err = said(capsys, "run", pictures, archive, "--codec", "webp", "--json", *options)
+        return code, json.loads(out), err
+
+    (pictures / "bad.png").write_text("text")
+    (pictures / "large.png").write_bytes(encode_picture(smooth_pictures(1, 60, 60)[0], 3))
+    assert run("--max-pixels", "3599")[1]["quarantined"] == 2
+    assert "1 picture accepted" in said(capsys, "quarantine", "accept", archive, "--key", "bad.png")[1]
+    code, again, err = run("--max-pixels", "3599")
+    assert (code, again["still_quarantined"], again["accepted"]) == (1, 1, 1) and "1 picture quarantined" in err
+    assert "1 picture accepted" in said(capsys, "quarantine", "accept", archive)[1], "the other"
+    assert said(capsys, "quarantine", "list", archive)[1].startswith(
+        "bad.png	accepted	not_a_picture: no known picture"
+    )
+    code, again, err = run()
+    assert (code, again["archived"], again["accepted"]) == (0, 0, 2), "also where the limits would allow it now"
+    assert "quarantined" not in err and "accepted in the quarantine" in said(capsys, "run", pictures, archive)[1]
+    (pictures / "bad.png").write_text("another text")
+    code, again, _ = run()
+    assert (code, again["quarantined"], again["accepted"]) == (1, 1, 1)
+    assert said(capsys, "quarantine", "list", archive)[1].startswith("bad.png	not_a_picture	")
+    assert "1 picture will" in said(capsys, "quarantine", "retry", archive, "--reason", "accepted")[1]
+    assert run()[1]["archived"] == 1
 
 
 def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
