@@ -59,11 +59,11 @@ class Plan:
     """Counts of a listing and where the batches lie.
 
     ``listed`` is the sum of ``pending``, ``already_there``, ``quarantined`` (failed before, unchanged since),
-    ``accepted`` (such that a person accepted) and ``left`` (pending and listed, but beyond the limit). ``bytes`` are those of the pending files, as far as known.
-    ``skipped`` are names, with reasons, that cannot be keys at all, ``ignored`` counts hidden ones and links to what is
-    listed anyway; ``ignored_names`` are some of them; these three are of the whole listing so far. ``more``: there is
-    more of it, for another wave; ``limited``: there is, and the limit ended it. ``healed`` are those of
-    ``already_there`` that are on the quarantine list still.
+    ``accepted`` (such that a person accepted) and ``left`` (pending and listed, but beyond the limit). ``bytes`` are
+    those of the pending files, as far as known. ``skipped`` are names, with reasons, that cannot be keys at all,
+    ``ignored`` counts hidden ones and links to what is listed anyway; ``ignored_names`` are some of them; these three
+    are of the whole listing so far. ``more``: there is more of it, for another wave; ``limited``: there is, and the
+    limit ended it. ``healed`` are those of ``already_there`` that are on the quarantine list still.
     """
 
     path: str
