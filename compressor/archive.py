@@ -466,13 +466,17 @@ class Archive:
         with self._store.errors("read its sizes"):
             return maintenance.sizes(self._images)
 
-    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[verifying.Problem]:
+    def verify(
+        self, on_progress: Callable[[int, int], None] | None = None, workers: int = 1
+    ) -> list[verifying.Problem]:
         """Check log, codecs and files against their checksums, and read and decode every picture.
 
         Parameters
         ----------
         on_progress
             Called with (rows checked, rows in all) after each row group.
+        workers
+            Processes that read and decode. A small archive is checked in this one, which starts faster.
 
         Returns
         -------
@@ -484,7 +488,7 @@ class Archive:
             Something may be sound, and cannot be read: the storage refuses it, or memory does not suffice for it.
         """
         with self._store.errors("verify it"), enough_memory(self.url, "verify it"):
-            return verifying.verify(self, on_progress)
+            return verifying.verify(self, on_progress, workers)
 
     def dataset(
         self,

@@ -89,7 +89,7 @@ class KnownKeys:
         self._accepted = accepted
 
     def state(self, files: Sequence[Listed]) -> list[State]:
-        """For each file: ``same`` (archived so), ``quarantined`` or ``accepted`` (failed so), ``changed`` or ``new``."""
+        """For each file: ``same``, ``quarantined`` and ``accepted`` (it failed as it is), ``changed`` or ``new``."""
         if not files:
             return []
         hashes = hash_keys([file.key for file in files])

@@ -1,8 +1,12 @@
 """What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
 
 import errno
-from collections import Counter
+import multiprocessing
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +29,7 @@ from compressor.wording import number
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
+PARALLEL_ROWS = 4096  # of fewer, processes have not started before one is done
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 # What reading a damaged file raises, and a sound one where it is refused
 DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
@@ -122,14 +127,19 @@ class Findings:
         return found
 
 
-def verify(archive: "Archive", on_progress: Callable[[int, int], None] | None = None) -> list[Problem]:
+def verify(
+    archive: "Archive", on_progress: Callable[[int, int], None] | None = None, workers: int = 1
+) -> list[Problem]:
     """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says.
 
-    ArchiveError where something cannot be read that may be sound.
+    In so many processes, if there are rows enough for them to be worth their start. ArchiveError where something cannot
+    be read that may be sound.
     """
     images, quarantine = archive.tables
     problems = _check_logs(images, quarantine)
-    found = {one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examine(archive, on_progress)}
+    with _ahead(archive, workers) as ahead:
+        examined = examine(archive, on_progress, ahead)
+        found = {one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examined}
     live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
     problems += check_codecs(archive, sum((waiting for *_, waiting in live), Counter()))
     problems += [problem for some, *_ in live for problem in some]
@@ -144,7 +154,64 @@ def verify(archive: "Archive", on_progress: Callable[[int, int], None] | None = 
     return problems + _twice(images, [hashes for _, hashes, _ in live])
 
 
-def examine(archive: "Archive", on_progress: Callable[[int, int], None] | None = None) -> Iterator[Findings]:
+# Keys of a row group that is sound in every way; None where somebody should look at what is wrong with it
+SoundKeys = Callable[[Part, int], list[str] | None]
+
+
+@contextmanager
+def _ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
+    """What other processes know of row groups, which they read and decode in order."""
+    images, _ = archive.tables
+    if workers == 1 or images.rows < PARALLEL_ROWS:
+        yield None
+        return
+    groups = ((part, group) for part in list(images.parts) for group, _ in row_groups(images, Findings(part)))
+    running: deque[tuple[tuple[Part, int], Future[list[str] | None]]] = deque()
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with ProcessPoolExecutor(workers, context, _start_worker, (archive,)) as pool:
+
+        def sound_keys(part: Part, group: int) -> list[str] | None:
+            try:
+                while len(running) < 2 * workers and (one := next(groups, None)) is not None:
+                    running.append((one, pool.submit(_sound_keys, *one)))
+                if not any(one == (part, group) for one, _ in running):  # its file is a new one
+                    return None
+                while running[0][0] != (part, group):
+                    running.popleft()
+                return running.popleft()[1].result()
+            except BrokenProcessPool:  # killed, perhaps for memory: this process needs less
+                return None
+
+        try:
+            yield sound_keys
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_archive: "Archive"
+
+
+def _start_worker(archive: "Archive") -> None:
+    global _archive
+    import torch
+
+    torch.set_num_threads(1)
+    _archive = archive
+
+
+def _sound_keys(part: Part, group: int) -> list[str] | None:
+    """See ``SoundKeys``, in a process started by ``_ahead``."""
+    found = Findings(part)
+    try:
+        _inspect_group(_archive, found, group, 0, {})
+    except Exception:  # whoever looks at it again will tell
+        return None
+    return found.keys if found.is_sound and not (found.waiting or found.refused) else None
+
+
+def examine(
+    archive: "Archive", on_progress: Callable[[int, int], None] | None = None, ahead: SoundKeys | None = None
+) -> Iterator[Findings]:
     """Findings of every file. One that another run has replaced meanwhile is none; the new one takes its place.
 
     ArchiveError where one cannot be read that may be sound.
@@ -161,7 +228,7 @@ def examine(archive: "Archive", on_progress: Callable[[int, int], None] | None =
                     on_progress(min(before + rows, images.rows), images.rows)
 
             examined.add(part)
-            found = inspect(archive, part, codecs, advance)
+            found = inspect(archive, part, codecs, advance, ahead)
             checked += part.rows
             if not found.is_sound:
                 images.log.refresh(anew=True)
@@ -263,9 +330,16 @@ def raise_if_refused(store: Store, name: str, error: Exception) -> None:
 
 
 def inspect(
-    archive: "Archive", part: Part, codecs: Faults, on_progress: Callable[[int], None] | None = None
+    archive: "Archive",
+    part: Part,
+    codecs: Faults,
+    on_progress: Callable[[int], None] | None = None,
+    ahead: SoundKeys | None = None,
 ) -> Findings:
-    """Read and decode every row of a file. ``codecs`` are those met before; ``on_progress`` is told rows done."""
+    """Read and decode every row of a file. ``codecs`` are those met before; ``on_progress`` is told rows done.
+
+    ``ahead`` tells of row groups that are known to be sound.
+    """
     images, _ = archive.tables
     found = Findings(part)
     try:
@@ -275,20 +349,30 @@ def inspect(
         found.note(images.store, part.path, error)
     done = 0
     for group, count in row_groups(images, found):
-        try:
-            rows = from_table(images.read(part, [group], IMAGES.names, salvage=True), IMAGES)
-        except DAMAGE as error:
-            unreadable(images, group, count, error, found)
+        keys = ahead(part, group) if ahead else None
+        if keys is None:
+            _inspect_group(archive, found, group, count, codecs)
         else:
-            found.keys += [row.key for row in rows]
-            for together in decoded_together(rows):
-                _decode(archive, together, codecs, found)
-            found.codecs |= {row.key: row.codec for row in rows if row.key in found.bad}
+            found.keys += keys
         done += count
         if on_progress:
             on_progress(done)
     _check_statistics(found)
     return found
+
+
+def _inspect_group(archive: "Archive", found: Findings, group: int, count: int, codecs: Faults) -> None:
+    """Read and decode the ``count`` rows of a row group."""
+    images, _ = archive.tables
+    try:
+        rows = from_table(images.read(found.part, [group], IMAGES.names, salvage=True), IMAGES)
+    except DAMAGE as error:
+        unreadable(images, group, count, error, found)
+        return
+    found.keys += [row.key for row in rows]
+    for together in decoded_together(rows):
+        _decode(archive, together, codecs, found)
+    found.codecs |= {row.key: row.codec for row in rows if row.key in found.bad}
 
 
 def row_groups(images: KeyedTable, found: Findings, spans: Spans | None = None) -> Iterator[tuple[int, int]]:

@@ -60,7 +60,7 @@ def verify(parameters: VerifyParameters) -> tuple[dict[str, Any], str]:
     EndedUnwell
         There are problems.
     """
-    found = _checked(parameters.archive)
+    found = _checked(parameters)
     _raise_if_any(found["problems"], damage(found), found, "; run repair")
     return found, damage(found)
 
@@ -110,7 +110,7 @@ def maintain(parameters: MaintainParameters) -> tuple[dict[str, Any], str]:
     ArchiveError
         Something is damaged. Nothing is merged or deleted then: old files may be what repair needs.
     """
-    checked = _checked(parameters.archive)
+    checked = _checked(VerifyParameters(archive=parameters.archive))
     if checked["problems"]:
         raise ArchiveError(
             f"{checked['archive']}: {damage(checked)}, such as {_named(*checked['problems'][0])}. Nothing was "
@@ -123,8 +123,8 @@ def maintain(parameters: MaintainParameters) -> tuple[dict[str, Any], str]:
     return done, f"{damage(checked)}; {number(fewer, 'file')} fewer, {number(deleted, 'old file')} deleted"
 
 
-def _checked(archive: str) -> dict[str, Any]:
-    found = _verified(VerifyParameters(archive=archive))
+def _checked(parameters: VerifyParameters) -> dict[str, Any]:
+    found = _verified(parameters)
     if found["problems"]:
         announce("archive.damaged", found["archive"], {"problems": len(found["problems"])})
     return found

@@ -443,6 +443,7 @@ class VerifyParameters(Parameters):
     """Re-read every row of an archive: checksum, decode, dimensions."""
 
     archive: ArchiveUrl
+    workers: Workers = None
 
 
 class MaintainParameters(Parameters):

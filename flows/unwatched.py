@@ -32,7 +32,7 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
 def verify(parameters: VerifyParameters) -> dict[str, Any]:
     """As :func:`flows.archive.verify`."""
     archive = Archive.open(parameters.archive)
-    found = archive.verify(on_progress("verifying"))
+    found = archive.verify(on_progress("verifying"), parameters.workers or worker_count())
     return {"archive": archive.url, "pictures": len(archive), **in_figures(found)}
 
 

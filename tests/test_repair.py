@@ -87,6 +87,30 @@ def mended(archive: Archive, source: Source | None = None, **how: bool) -> Repai
     return repair(Archive.open(archive.url), source, AGAIN, **how)
 
 
+@pytest.mark.parametrize("fate", ["whole", "damaged", "killed"])
+def test_several_processes_find_what_one_does(archive: Archive, monkeypatch: pytest.MonkeyPatch, fate: str) -> None:
+    from compressor import verifying
+
+    archive.append({"learned": smooth_pictures(1)[0]}, tiny_artifact("v2"), target_psnr=None)
+    if fate == "damaged":
+        flip_payload(archive, "2.png")
+        [path] = [path for path in files_of(archive) if archive.read_row("3.png").payload in path.read_bytes()]
+        path.unlink()
+    alone = Archive.open(archive.url).verify()
+    assert len(alone) == {"damaged": 2}.get(fate, 0)
+    monkeypatch.setattr(verifying, "PARALLEL_ROWS", 1)
+    looked: list[int] = []
+    here = verifying._inspect_group
+    monkeypatch.setattr(verifying, "_inspect_group", lambda *found: looked.append(1) or here(*found))
+    if fate == "killed":
+        monkeypatch.setattr(verifying, "_start_worker", os.abort)
+    told: list[tuple[int, int]] = []
+    opened = Archive.open(archive.url)
+    assert opened.verify(lambda *done: told.append(done), workers=2) == alone
+    assert told[-1] == (7, 7)
+    assert len(looked) == {"whole": 0, "damaged": 1, "killed": 3}[fate], "what is sound is not looked at twice"
+
+
 def test_a_damaged_picture_is_encoded_again_and_is_as_it_was(archive: Archive, source: Source) -> None:
     before = pictures(archive)
     flip_payload(archive, "2.png")
