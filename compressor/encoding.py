@@ -281,9 +281,7 @@ class _Writer:
 
 def _prepare(content: bytes, options: EncodeOptions) -> Picture:
     """A file's pixels, resized if asked for, and metadata if they are kept. ImageError where there are no pixels."""
-    picture = decode_picture(content, options.limits)
-    if not options.keep_metadata:
-        picture = replace(picture, exif=None, xmp=None)
+    picture = decode_picture(content, options.limits, options.keep_metadata)
     if options.resize and not picture.keep:
         picture = replace(picture, pixels=resize_picture(picture.pixels, options.resize))
     return picture

@@ -118,9 +118,9 @@ def learn(
 def held_out(total: int, most: int, together: int = 1) -> np.ndarray:
     """Which of ``total`` pictures training is validated on, bool (N,): a twentieth, at most ``most``, one at least.
 
-    As many as ``together``, such as squares of one picture, are held out side by side.
+    Up to ``together``, such as squares of one picture, are held out side by side.
     """
-    together = together if 1 < together < total else 1
+    together = max(1, min(together, most, total // HELD_OUT))
     groups = -(-total // together)
     held = np.zeros(groups, bool)
     held[spread(groups, min(groups, max(1, min(most // together, groups // HELD_OUT))))] = True

@@ -176,8 +176,10 @@ def _sorted_runs(table: KeyedTable, parts: Sequence[Part], target: int) -> Itera
     A sample of the keys says where to cut; only the row groups that a cut divides are read twice.
     """
     samples: list[tuple[str, float]] = []  # key, bytes that it stands for
+    there: set[str] = set()
     for part in parts:
         footer = table.footer(part)
+        there.update(parquet.column_names(footer))
         for group in range(footer.num_row_groups):
             keys = table.read(part, [group], ["key"])["key"].to_pylist()
             keys = keys[:: -(-len(keys) // SAMPLES)]
@@ -192,14 +194,16 @@ def _sorted_runs(table: KeyedTable, parts: Sequence[Part], target: int) -> Itera
         if passed >= share * (len(cuts) + 1) and len(cuts) < runs - 1:
             cuts.append(key)
         passed += size
+    columns = [column.name for column in table.layout.columns if column.name in there or not column.optional]
     for first, end in zip([None, *cuts], [*cuts, None], strict=True):
-        yield _sorted_run(table, parts, first, end)
+        yield _sorted_run(table, parts, columns, first, end)
 
 
-def _sorted_run(table: KeyedTable, parts: Sequence[Part], first: str | None, end: str | None) -> Iterator[pa.Table]:
+def _sorted_run(
+    table: KeyedTable, parts: Sequence[Part], columns: Sequence[str], first: str | None, end: str | None
+) -> Iterator[pa.Table]:
     """All rows with first <= key < end in order; None is no bound."""
     pieces = []
-    columns = table.columns(parts)  # of all runs' files
     for part in parts:
         smallest, largest = part.key_range
         if (end is not None and smallest >= end) or (first is not None and largest < first):

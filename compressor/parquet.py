@@ -468,5 +468,5 @@ def payload_bytes(metadata: pq.FileMetaData) -> int:
     stored = (metadata.metadata or {}).get(b"payload_bytes")
     if stored is not None:
         return int(stored)
-    last = metadata.num_columns - 1  # another writer's file: the column with its lengths is near enough
-    return sum(metadata.row_group(group).column(last).total_compressed_size for group in range(metadata.num_row_groups))
+    at = column_names(metadata).index("payload")  # another writer's file: the column with its lengths is near enough
+    return sum(metadata.row_group(group).column(at).total_compressed_size for group in range(metadata.num_row_groups))

@@ -1,32 +1,34 @@
 """What a photograph's file says beside its pixels: EXIF and XMP, as they are kept, asked for by time, and given back.
 
 EXIF is a small TIFF file (CIPA DC-008), XMP is XML (ISO 16684-1). Both are kept to the byte, but for what is no longer
-true of an upright picture: how to turn it, and the thumbnail. Where they lie in a file is told by picture_files.py.
+true of an upright picture in sRGB: how to turn it, its colours, the thumbnail. Where they lie in a file is told by
+picture_files.py.
 """
 
 import re
 import struct
 import zlib
-from typing import Any
+from contextlib import suppress
+from datetime import datetime
 
-from compressor.picture_files import XMP_KEYWORD, XMP_SIGN
+from compressor.picture_files import LONGEST_BLOCK, XMP_KEYWORD, XMP_SIGN
 
-MOST_BYTES = 65_000  # of each: what one segment of a JPEG holds, into which a restore may have to put it
+MOST_BYTES = LONGEST_BLOCK
 _ORIENTATION = 0x0112
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
+_DIRECTORY, _INTEROPERABILITY = 0x8769, 0xA005  # where a camera's tags are, and in these where DCF's
+_COLOUR_SPACE, _INDEX = 0xA001, 0x0001
 _SHORT, _LONG = 3, 4
-_DIRECTORY = 0x8769  # where a camera's tags are
 # When the picture was taken, was digitized, or its file was changed; and how far from UTC the clock was
 _TIMES = ((36867, 36881), (36868, 36882), (306, 36880))
-_TIME = re.compile(r"(\d{4}):(\d\d):(\d\d)[ T](\d\d):(\d\d):(\d\d)")
-_OFFSET = re.compile(r"[+-]\d\d:\d\d")
 _TURNED_XMP = re.compile(rb"""(tiff:Orientation(?:>|\s*=\s*["']))\s*[2-8]\s*(?=[<"'])""")
 
 
 def kept_exif(block: bytes) -> bytes | None:
-    """An EXIF block as it is kept: upright, its thumbnail forgotten (its bytes are zero, so that all others stay put).
+    """An EXIF block as it is kept: of an upright picture in sRGB, which it is now.
 
-    None where it is longer than ``MOST_BYTES``, or no EXIF.
+    Its thumbnail is forgotten, its bytes are zero, so that all others stay where makers' notes look for them. What is
+    broken stays so. None where the block is longer than ``MOST_BYTES``, or no EXIF.
     """
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
@@ -35,12 +37,14 @@ def kept_exif(block: bytes) -> bytes | None:
     kept = bytearray(block)
     try:
         tags, after = _entries(block, order, 4)
-        if at := tags.get(_ORIENTATION):
-            struct.pack_into(order + "HHIHH", kept, at, _ORIENTATION, _SHORT, 1, 1, 0)
-        if struct.unpack_from(order + "I", block, after)[0]:
-            _forget_thumbnail(kept, block, order, after)
     except struct.error:  # it ends early
         return None
+    if at := tags.get(_ORIENTATION):
+        struct.pack_into(order + "HHIHH", kept, at, _ORIENTATION, _SHORT, 1, 1, 0)
+    with suppress(struct.error):
+        _forget_thumbnail(kept, block, order, after)
+    with suppress(struct.error):
+        _say_srgb(kept, block, order, tags)
     return bytes(kept)
 
 
@@ -49,19 +53,34 @@ def _entries(block: bytes, order: str, pointer: int) -> tuple[dict[int, int], in
     (start,) = struct.unpack_from(order + "I", block, pointer)
     (count,) = struct.unpack_from(order + "H", block, start)
     places = [start + 2 + 12 * number for number in range(count)]
-    tags = {struct.unpack_from(order + "H", block, at)[0]: at for at in reversed(places)}
+    tags = {struct.unpack_from(order + "HHII", block, at)[0]: at for at in reversed(places)}
     return tags, start + 2 + 12 * count
 
 
 def _forget_thumbnail(kept: bytearray, block: bytes, order: str, pointer: int) -> None:
-    tags, _ = _entries(block, order, pointer)
+    if not struct.unpack_from(order + "I", block, pointer)[0]:
+        return
     struct.pack_into(order + "I", kept, pointer, 0)
+    tags, _ = _entries(block, order, pointer)
     if _THUMBNAIL in tags and _THUMBNAIL_BYTES in tags:
         start, length = (
             struct.unpack_from(order + "I", block, tags[tag] + 8)[0] for tag in (_THUMBNAIL, _THUMBNAIL_BYTES)
         )
         if block[start : start + 2] == b"\xff\xd8" and start + length <= len(block):
             kept[start : start + length] = bytes(length)
+
+
+def _say_srgb(kept: bytearray, block: bytes, order: str, tags: dict[int, int]) -> None:
+    """Pixels are converted: whoever reads Adobe RGB (DCF's R03), or no colour space it knows, would convert again."""
+    if _DIRECTORY not in tags:
+        return
+    own, _ = _entries(block, order, tags[_DIRECTORY] + 8)
+    if at := own.get(_COLOUR_SPACE):
+        struct.pack_into(order + "HHIHH", kept, at, _COLOUR_SPACE, _SHORT, 1, 1, 0)
+    if _INTEROPERABILITY in own:
+        index, _ = _entries(block, order, own[_INTEROPERABILITY] + 8)
+        if (at := index.get(_INDEX)) and block[at + 8 : at + 11] == b"R03":
+            kept[at + 8 : at + 11] = b"R98"
 
 
 def kept_xmp(packet: bytes) -> bytes | None:
@@ -75,28 +94,31 @@ def kept_xmp(packet: bytes) -> bytes | None:
 def taken(block: bytes) -> str | None:
     """When a picture was taken, by its EXIF: ``2026-11-28T14:03:21``, by the camera's clock, and ``+01:00`` if it says.
 
-    None where it does not say, or no such day.
+    None where it does not say, or no such day, or is longer than ``MOST_BYTES``.
     """
     from PIL import Image
 
+    if len(block) > MOST_BYTES:
+        return None
     exif = Image.Exif()
     try:
         exif.load(block)
-        tags: dict[int, Any] = {**exif, **exif.get_ifd(_DIRECTORY)}
+        own = exif.get_ifd(_DIRECTORY)
+        told = [[_text(own.get(tag, exif.get(tag))) for tag in pair] for pair in _TIMES]
     except Exception:  # Pillow raises anything on a broken block
         return None
-    for time, offset in _TIMES:
-        if found := _TIME.match(_text(tags.get(time))):
-            year, month, day, hour, minute, second = found.groups()
-            if "01" <= month <= "12" and "01" <= day <= "31" and hour <= "23" and minute <= "59" and second <= "60":
-                zone = _text(tags.get(offset)).strip()
-                known = zone if _OFFSET.fullmatch(zone) else ""
-                return f"{year}-{month}-{day}T{hour}:{minute}:{second}{known}"
+    for time, zone in told:
+        with suppress(ValueError):
+            at = datetime.strptime(time[:19].replace("T", " "), "%Y:%m:%d %H:%M:%S")
+            with suppress(ValueError):
+                at = at.replace(tzinfo=datetime.strptime(zone.strip(), "%z").tzinfo)
+            return at.isoformat()
     return None
 
 
 def _text(value: object) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    return text.strip("\0 ")
 
 
 def with_metadata(file: bytes, format: str, exif: bytes | None, xmp: bytes | None) -> bytes:

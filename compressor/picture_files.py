@@ -100,6 +100,7 @@ _MAGIC = {
 }
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _LONGEST_PROFILE = 8 * 2**20
+LONGEST_BLOCK = 65_000  # of EXIF or XMP that is kept: what one segment of a JPEG holds, into which a restore may put it
 
 
 def unread(name: str) -> ImageError:
@@ -146,7 +147,7 @@ def read_png(data: bytes) -> Header:
             is_own = _KEYWORDS.match(keyword.lower()) or (kind == b"tEXt" and not is_remark(text))
             if not is_own:  # text of the other kinds is compressed, or has more fields first
                 extras.add(_TEXTS.get(keyword.lower(), TEXT))
-            if keyword == XMP_KEYWORD:
+            if kind == b"iTXt" and keyword == XMP_KEYWORD and length <= LONGEST_BLOCK:
                 xmp = xmp or _png_text(bytes(content[len(keyword) + 1 :]))
         elif kind == b"sRGB":
             said_srgb = True
@@ -195,18 +196,18 @@ _PROGRAMS = re.compile(
 
 def _png_profile(content: bytes) -> bytes | None:
     _, _, packed = content.partition(b"\0")
-    return _inflated(packed[1:])
+    return _inflated(packed[1:], _LONGEST_PROFILE)
 
 
 def _png_text(fields: bytes) -> bytes | None:
     """What an iTXt says behind its keyword: whether it is compressed, and how, two languages, the text."""
     *_, text = fields[2:].split(b"\0", 2)
-    return _inflated(text) if fields[:1] == b"\1" else text
+    return _inflated(text, LONGEST_BLOCK + 1) if fields[:1] == b"\1" else text
 
 
-def _inflated(packed: bytes) -> bytes | None:
+def _inflated(packed: bytes, most: int) -> bytes | None:
     try:
-        return zlib.decompressobj().decompress(packed, _LONGEST_PROFILE)
+        return zlib.decompressobj().decompress(packed, most)
     except zlib.error:
         return None  # as browsers do: a broken profile is no profile
 

@@ -47,7 +47,10 @@ class ShardConfig:
         Which are the source's address, the files' keys, sizes and fingerprints, and the configuration. The address,
         since copies of two folders, as an archive unpacks them, may have names, sizes and times in common.
         """
-        told = json.dumps([VERSION, asdict(self), source.address], sort_keys=True)  # ASCII, whatever a path holds
+        settings = asdict(self)
+        if not self.crops:  # shards of before there were any are named without
+            del settings["crops"]
+        told = json.dumps([VERSION, settings, source.address], sort_keys=True)  # ASCII, whatever a path holds
         content = hashlib.blake2b(told.encode(), digest_size=16)
         for file in files:
             content.update(f"\0{file.key}\0{file.size}\0".encode("utf-8", "surrogateescape") + file.fingerprint)

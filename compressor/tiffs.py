@@ -157,19 +157,42 @@ _LAB = (8, 9, 10)  # photometric interpretations: CIELAB, ICCLAB, ITULAB
 
 
 _DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, software, time, artist, rights
-_EXIF_DIRECTORIES = (34665, 34853)  # of the camera's tags, and of where it was
+_DIRECTORIES = (34665, 34853)  # of the camera's tags, and of where it was
+_ELSEWHERE = (37500, 40965)  # makers' notes and DCF's directory, which point to places of the file
+TOLD = frozenset({271, 272, 315, 33432, *_DIRECTORIES})  # whichever of these is there, there is EXIF
 
 
-def exif_block(picture: Any) -> bytes | None:
-    """What the tags of an opened TIFF say of its picture, as an EXIF block of its own; None where they are broken."""
+def exif_block(picture: Any, data: bytes) -> bytes | None:
+    """What the tags of an opened TIFF say of its picture, as an EXIF block of its own, without makers' notes.
+
+    None where they say nothing, are broken, or so long that nobody would keep them: each is then a Python object.
+    """
     from PIL import Image
 
     exif = Image.Exif()
     try:
+        if not _is_brief(picture, data):
+            return None
         exif.update({tag: picture.tag_v2[tag] for tag in _DESCRIPTIVE if tag in picture.tag_v2})
-        for directory in _EXIF_DIRECTORIES:
-            if tags := picture.getexif().get_ifd(directory):
-                exif.get_ifd(directory).update(tags)
-        return exif.tobytes()
+        for directory in _DIRECTORIES:
+            tags = picture.getexif().get_ifd(directory)
+            if kept := {tag: value for tag, value in tags.items() if tag not in _ELSEWHERE}:
+                exif.get_ifd(directory).update(kept)
+        return exif.tobytes() if exif else None
     except Exception:  # Pillow raises anything on them
         return None
+
+
+def _is_brief(picture: Any, data: bytes) -> bool:
+    """Whether the tags that would be read declare no more bytes than are kept. struct.error where they lie nowhere."""
+    order = "<" if data[:2] == b"II" else ">"
+    starts = [*struct.unpack_from(order + "I", data, 4), *(picture.tag_v2.get(tag) for tag in _DIRECTORIES)]
+    declared = 0
+    for start in starts:
+        if start is None:
+            continue
+        for number in range(*struct.unpack_from(order + "H", data, start)):
+            tag, kind, length = struct.unpack_from(order + "HHI", data, start + 2 + 12 * number)
+            if start is not starts[0] or tag in _DESCRIPTIVE:
+                declared += length * _SIZES.get(kind, 1)
+    return data[2:4] in (b"*\0", b"\0*") and declared <= picture_files.LONGEST_BLOCK
