@@ -20,7 +20,7 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import Codec
 from compressor.decoding import DECODED, ArrowStream
 from compressor.defaults import CODEC, ORPHAN_HOURS, TARGET_PSNR
-from compressor.errors import ACCEPTED, CRASHED, DAMAGED, UNREADABLE, ArchiveError, NoPictureError, enough_memory
+from compressor.errors import ACCEPTED, NO_FAULT, ArchiveError, NoPictureError, enough_memory
 from compressor.keyed_table import KeyedTable
 from compressor.keys import require_text, several, several_keys
 from compressor.known import KnownKeys, hash_keys
@@ -338,7 +338,7 @@ class Archive:
             # the source did not give: it may give it now. What was damaged here never was the file's fault.
             if row.reason == "too_large":
                 return would_fit(row.detail, limits)
-            return row.reason in (CRASHED, UNREADABLE, DAMAGED)
+            return row.reason in NO_FAULT
 
         listed = list(self.quarantined())
         tried_again = hash_keys([row.key for row in listed if again(row)])

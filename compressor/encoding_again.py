@@ -25,7 +25,7 @@ class AgainOptions:
     The codec is then the learned one that rows name: standard formats beside it are what pictures fell back to. Of
     several it is the damaged pictures' own, or else one that ships. Where there is none, it is the format of most rows.
     The floor is the lowest PSNR that a row by the codec has, or else any row. Where all rows are exact, so are pictures
-    that are encoded again.
+    that are encoded again. Metadata are kept of pictures whose file of the archive shows that they were, or of all.
     """
 
     codec: str | None = None
@@ -33,6 +33,7 @@ class AgainOptions:
     quality: int | None = None
     resize: int | None = None
     limits: Limits = field(default_factory=Limits)
+    keep_metadata: bool = False
 
     def complete(self, rows: StoredRows, damaged: Collection[str], url: str) -> EncodeOptions:
         """Options that leave nothing open.
@@ -74,6 +75,7 @@ class AgainOptions:
             min_psnr=floor if self.quality is None else None,  # of a codec that has one quality, too
             resize=self.resize,
             limits=self.limits,
+            keep_metadata=self.keep_metadata,
         )
 
 

@@ -10,6 +10,7 @@ UNREADABLE = "unreadable"  # the source did not give the file
 ACCEPTED = "accepted"  # a person has seen why, and does not want to be told again
 CRASHED = "crashed"  # its batch ended its worker, or failed as nothing foresaw
 DAMAGED = "damaged"  # its row could not be read and was taken out
+NO_FAULT = frozenset({UNREADABLE, CRASHED, DAMAGED})  # of the file: runs try it again
 
 
 class LatentpackError(Exception):

@@ -309,28 +309,39 @@ def _regain(
     failed: dict[str, str] = {}
     options: EncodeOptions | None = None
     wanted = _wanted(source, damaged, readable)
+    had_metadata = _with_metadata(archive.tables[0], damaged)
     while files := list(itertools.islice(wanted, BATCH)):
         if options is None:  # not before there is need of it
             options = again.complete(stored, _codecs_of(damaged), archive.url)
-            options = replace(options, keep_metadata=_keeps_metadata(archive.tables[0]))
+            if again.keep_metadata:
+                archive.take_metadata()
             floor = options.floor(_codec(archive, options.codec))
             done.codec, done.floor = options.codec, None if floor == EXACT else floor
-        report = encode_batch(source, files, archive, options, "repair")
-        parts += report.parts
-        failed |= {row.key: row.detail for row in report.quarantined}
+        for kept in (True, False):
+            some = [file for file in files if (again.keep_metadata or had_metadata(file.key)) is kept]
+            if some:
+                report = encode_batch(source, some, archive, replace(options, keep_metadata=kept), "repair")
+                parts += report.parts
+                failed |= {row.key: row.detail for row in report.quarantined}
         keys += [file.key for file in files if file.key not in failed]
     return parts, keys, failed
 
 
-def _keeps_metadata(images: KeyedTable) -> bool:
-    """Whether a file that can be read has a column of them."""
-    for part in images.parts:
+def _with_metadata(images: KeyedTable, damaged: Sequence[Findings]) -> Callable[[str], bool]:
+    """Whether a picture's damaged file has columns of metadata; not where its footer cannot be read."""
+    there: set[str] = set()
+    spans: list[tuple[str, str]] = []
+    named = {key for one in damaged for key in one.keys}
+    for one in damaged:
         try:
-            if images.columns([part]) != images.columns([]):
-                return True
+            has_some = images.columns([one.part]) != images.columns([])
         except DAMAGE as error:
-            raise_if_refused(images.store, part.path, error)
-    return False
+            raise_if_refused(images.store, one.part.path, error)
+            continue
+        if has_some:
+            there.update(one.keys)
+            spans.append(one.part.key_range)
+    return lambda key: key in there or (key not in named and any(first <= key <= last for first, last in spans))
 
 
 def _codecs_of(damaged: Sequence[Findings]) -> set[str]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from compressor.addresses import is_s3, shown
-from compressor.errors import LatentpackError, enough_memory, told
+from compressor.errors import NO_FAULT, LatentpackError, enough_memory, told
 from compressor.wording import (
     NOT_USED,
     TAKEN_OUT,
@@ -358,9 +358,15 @@ def quarantine(options: argparse.Namespace) -> int:
         reasons = sorted({row.reason for row in listed})
         warn(f"no picture is listed for {options.reason!r}; reasons there are: {', '.join(reasons) or 'none'}")
     if options.action == "accept":
-        accepted = archive.accept_quarantined([row.key for row in rows])
+        named_ones = bool(keys or options.reason)
+        chosen = [row.key for row in rows if named_ones or row.reason not in NO_FAULT]
+        accepted = archive.accept_quarantined(chosen)
+        if left := len(rows) - len(chosen):
+            warn(f"{number(left, 'picture')} left, whose files are not to blame: name them by --key or --reason")
+        if unknown := sorted(keys.difference(row.key for row in listed)):
+            warn(f"not on the list: {', '.join(unknown[:3])}{' and others' if len(unknown) > 3 else ''}")
         _answer(options, {"accepted": accepted}, f"{number(accepted, 'picture')} accepted: runs say no more of them")
-        return DONE
+        return UNWELL if unknown else DONE
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
         _answer(options, {"cleared": cleared}, f"{number(cleared, 'picture')} will be tried again by the next run")

@@ -482,6 +482,11 @@ class RepairParameters(Parameters):
     )
     quality: Quality = None
     resize: Resize = None
+    keep_metadata: bool = Field(
+        default=False,
+        description="store EXIF and XMP of all that is encoded again, also where their damaged file no longer shows "
+        "that they were stored",
+    )
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
     drop: bool = Field(default=False, description="also remove bad or unreadable rows whose pictures the source lacks")

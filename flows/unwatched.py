@@ -57,6 +57,7 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
             parameters.quality,
             parameters.resize,
             Limits(parameters.max_bytes, parameters.max_pixels),
+            parameters.keep_metadata,
         )
     at_hand = [parameters.codec] if parameters.codec else []
     done = mend(archive, source, options, parameters.drop, at_hand, on_progress("checking"))

@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from compressor import learning
 from compressor.archive import Archive
 from compressor.codec import load_codec
 from compressor.defaults import FAMILY
 from compressor.entropy import ENTROPY
+from compressor.errors import NO_FAULT
 from compressor.families import FAMILIES
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.packers import PACKERS
+from compressor.parquet import QuarantineRow
 from compressor.picture_writing import encode_picture
 from compressor.quantization import LATENT_TYPES
 from compressor.restoring import EXTENSIONS
@@ -353,6 +356,22 @@ def test_what_is_accepted_in_the_quarantine_is_no_failure_until_it_changes(
     assert run()[1]["archived"] == 1
 
 
+def test_what_is_no_fault_of_a_file_is_accepted_by_name_alone(
+    pictures: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "run", pictures, archive, "--codec", "webp")
+    rows = [QuarantineRow.now(f"{reason}.png", b"12345", reason, "why", "run") for reason in (*NO_FAULT, "corrupt")]
+    Archive.open(archive).quarantine(rows)
+    code, out, err = said(capsys, "quarantine", "accept", archive)
+    assert code == 0 and "1 picture accepted" in out and "3 pictures left, whose files" in err
+    code, out, err = said(capsys, "quarantine", "accept", archive, "--key", "crashed.png", "--key", "nor.png")
+    assert code == 1 and "1 picture accepted" in out and "not on the list: nor.png" in err
+    code, out, err = said(capsys, "quarantine", "accept", archive, "--reason", "damaged")
+    assert (code, err) == (0, "") and "1 picture accepted" in out
+    assert {row.key for row in Archive.open(archive).quarantined() if row.reason == "unreadable"} == {"unreadable.png"}
+    assert said(capsys, "quarantine", "accept", archive, "--reason", "accepted")[1].startswith("0 pictures accepted")
+
+
 def test_codecs(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "codecs", archive, "--json")
     found = json.loads(out)
@@ -422,7 +441,7 @@ def test_a_name_that_is_no_utf8_is_refused_by_name(
 
 
 def test_a_training_says_that_a_run_takes_pictures_at_another_size(
-    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, pixels in enumerate(smooth_pictures(4, 64, 80)):
         (tmp_path / f"b{number}.png").write_bytes(encode_picture(pixels, 3))
@@ -432,8 +451,12 @@ def test_a_training_says_that_a_run_takes_pictures_at_another_size(
     code, out, err = said(capsys, "train", tmp_path / "*.png", *short)
     assert code == 0 and "have 64 pixels on their shorter side (the median), and were learned shrunk to 32" in err
     assert "--crops 8" in err and "--resize 32" in err and re.search("^loss before +[0-9]", out, re.MULTILINE)
+    together: list[int] = []
+    real = learning.held_out
+    monkeypatch.setattr(learning, "held_out", lambda *given: together.append(given[2]) or real(*given))
     code, out, err = said(capsys, "train", tmp_path / "*.png", *short, "--crops", 2)
-    assert code == 0 and "shrunk" not in err and re.search("^trained on +6 pictures", out, re.MULTILINE)
+    assert together == [2]
+    assert code == 0 and "shrunk" not in err and re.search("^trained on +7 pictures", out, re.MULTILINE)
 
 
 def test_a_training_says_what_it_left_out(tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -426,7 +426,9 @@ def test_what_is_tried_against_a_fallback(
     assert fallback.is_costly(stored, Picture(pixels, 3, "png", None), 34.0) is costly
 
 
-@pytest.mark.parametrize(("count", "wins", "tried", "fallen"), [(15, 9, 0, 0), (40, 1, 40, 40), (40, 2, 2, 1)])
+@pytest.mark.parametrize(
+    ("count", "wins", "tried", "fallen"), [(15, 9, 0, 0), (40, 1, 40, 40), (40, 2, 2, 1), (300, 9, 4, 0)]
+)
 def test_where_those_that_are_probed_do_better_otherwise_all_are_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, wins: int, tried: int, fallen: int
 ) -> None:

@@ -24,7 +24,7 @@ from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.images import decode_picture
 from compressor.metrics import psnr
-from compressor.parquet import Row
+from compressor.parquet import IMAGES, RangeFile, Row, encode, read_metadata, to_table
 from compressor.photo_metadata import MOST_BYTES, kept_exif, kept_xmp, taken
 from compressor.picture_writing import encode_picture
 from compressor.repairing import repair
@@ -339,6 +339,38 @@ def test_a_picture_that_is_encoded_again_has_it_where_the_archive_has(tmp_path: 
     assert done.is_whole and done.regained
     rows = contents(Archive.open(archive.url))
     assert with_exif(rows) == rows.keys() == {"0.jpg", "1.jpg", "2.jpg"}
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_picture_of_a_file_without_it_gets_none_unless_the_repair_is_told(tmp_path: Path, told: bool) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(photograph("jpeg"))
+    source = Source.open(str(folder))
+    archive, files = Archive.create(str(tmp_path / "archive")), list(source.files())
+    archive.take_metadata()
+    for some, kept in ((files[:2], True), (files[2:], False)):
+        options = EncodeOptions("webp", 30, keep_metadata=kept)
+        archive.commit(encode_batch(source, some, archive, options, "run").parts)
+    for part, key in zip(archive.tables[0].parts, ("1.jpg", "3.jpg"), strict=True):
+        path, payload = Path(archive.url) / "images" / part.path, archive.read_row(key).payload
+        data = bytearray(path.read_bytes())
+        data[data.rindex(payload) + len(payload) // 2] ^= 1
+        path.write_bytes(data)
+    done = repair(Archive.open(archive.url), source, AgainOptions("webp", 30, keep_metadata=told))
+    assert done.is_whole and {"1.jpg", "3.jpg"} <= set(done.regained)
+    rows = contents(Archive.open(archive.url))
+    assert with_exif(rows) & {"0.jpg", "1.jpg", "3.jpg"} == (
+        {"0.jpg", "1.jpg", "3.jpg"} if told else {"0.jpg", "1.jpg"}
+    )
+
+
+def test_metadata_end_a_row_group_as_payloads_do() -> None:
+    rows = [replace(picture_row(f"{n}"), exif=bytes(2**20), xmp=bytes(2**20)) for n in range(9)]
+    data, _, _ = encode([to_table(rows, IMAGES)], IMAGES)
+    groups = read_metadata(RangeFile(lambda spans: [data[start:end] for start, end in spans], len(data)))
+    assert [groups.row_group(at).num_rows for at in range(groups.num_row_groups)] == [3, 3, 3]
 
 
 def test_a_damaged_file_with_it_is_put_right(mixed: Archive) -> None:

@@ -319,15 +319,27 @@ def test_squares_are_cut_from_pictures_at_their_own_size(tmp_path: Path) -> None
     whole = prepare_shard(source, files, ShardConfig(side=32), tmp_path)
     assert whole.digest != record.digest and whole.count == 3 and native_side([whole, record]) == 64
     assert native_side([ShardRecord("", "", 1, {})]) == 0, "remembered from before"
+    as_before = ShardConfig(32).digest(SimpleNamespace(address="/in"), [SourceFile("a.png", "/a.png", 1, b"12345")])
+    assert as_before == "0be497304eef2b6296c987560a072add", "shards of an earlier version are found again"
 
 
-@pytest.mark.parametrize(("total", "together"), [(100, 1), (100, 8), (803, 8), (5, 8), (8, 8), (1, 0)])
-def test_squares_of_a_picture_are_held_out_side_by_side(total: int, together: int) -> None:
-    held = held_out(total, 512, together)
-    assert held.shape == (total,) and held.sum() > 0 and (held.sum() < total or total == 1)
-    if together > 1 and total > together:
-        starts = np.flatnonzero(np.diff(held.astype(int), prepend=0) == 1)
-        assert held.sum() <= together * max(1, total // together // 20) and all(starts % together == 0)
+@pytest.mark.parametrize(
+    ("total", "together", "held", "runs"),
+    [
+        (100, 1, 5, 5),
+        (1000, 8, 48, 6),
+        (803, 8, 40, 5),
+        (100_000, 8, 512, 64),
+        (9, 8, 1, 1),
+        (1025, 1024, 51, 1),
+        (5000, 1024, 250, 1),
+        (1, 0, 1, 1),
+    ],
+)
+def test_squares_of_a_picture_are_held_out_side_by_side(total: int, together: int, held: int, runs: int) -> None:
+    chosen = held_out(total, 512, together)
+    assert chosen.shape == (total,) and chosen.sum() == held
+    assert np.count_nonzero(np.diff(chosen.astype(int), prepend=0) == 1) == runs
 
 
 def test_half_a_shard_is_made_again(tmp_path: Path) -> None:
