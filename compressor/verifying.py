@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import crc32c
@@ -29,7 +30,7 @@ from compressor.wording import number
 if TYPE_CHECKING:
     from compressor.archive import Archive
 
-PARALLEL_ROWS = 4096  # of fewer, processes have not started before one is done
+PARALLEL_ROWS, PARALLEL_BYTES = 4096, 16 * 2**20  # of fewer of both, processes have not started before one is done
 READ_BYTES = 16 * 2**20  # of a file at a time, for its checksum
 # What reading a damaged file raises, and a sound one where it is refused
 DAMAGE = (OSError, pa.ArrowException, ArchiveError, MemoryError)
@@ -132,9 +133,11 @@ def verify(
 ) -> list[Problem]:
     """Log, codecs, every file's checksum, every row's, and that it decodes to a picture of the size that it says.
 
-    In so many processes, if there are rows enough for them to be worth their start. ArchiveError where something cannot
-    be read that may be sound.
+    In so many processes, if there is enough for them to be worth their start. ArchiveError where something cannot be
+    read that may be sound.
     """
+    if not isinstance(workers, Integral) or workers < 1:
+        raise ArchiveError(f"workers are 1 or more, not {workers!r}")
     images, quarantine = archive.tables
     problems = _check_logs(images, quarantine)
     with _ahead(archive, workers) as ahead:
@@ -162,7 +165,8 @@ SoundKeys = Callable[[Part, int], list[str] | None]
 def _ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
     """What other processes know of row groups, which they read and decode in order."""
     images, _ = archive.tables
-    if workers == 1 or images.rows < PARALLEL_ROWS:
+    small = images.rows < PARALLEL_ROWS and sum(part.size for part in images.parts) < PARALLEL_BYTES
+    if workers == 1 or small:
         yield None
         return
     groups = ((part, group) for part in list(images.parts) for group, _ in row_groups(images, Findings(part)))

@@ -108,6 +108,8 @@ def test_several_processes_find_what_one_does(archive: Archive, monkeypatch: pyt
     opened = Archive.open(archive.url)
     assert opened.verify(lambda *done: told.append(done), workers=2) == alone
     assert told[-1] == (7, 7)
+    with pytest.raises(ArchiveError, match="workers are 1 or more, not 0"):
+        opened.verify(workers=0)
     assert len(looked) == {"whole": 0, "damaged": 1, "killed": 3}[fate], "what is sound is not looked at twice"
 
 
