@@ -18,7 +18,7 @@ _ORIENTATION = 0x0112
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
 _DIRECTORY, _INTEROPERABILITY = 0x8769, 0xA005  # where a camera's tags are, and in these where DCF's
 _COLOUR_SPACE, _INDEX = 0xA001, 0x0001
-_SHORT, _LONG = 3, 4
+_SHORT = 3
 # When the picture was taken, was digitized, or its file was changed; and how far from UTC the clock was
 _TIMES = ((36867, 36881), (36868, 36882), (306, 36880))
 _TURNED_XMP = re.compile(rb"""(tiff:Orientation(?:>|\s*=\s*["']))\s*[2-8]\s*(?=[<"'])""")

@@ -2,11 +2,10 @@
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from compressor.keys import several_keys
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
 from compressor.picture_writing import encode_picture
+from compressor.processes import processes
 from compressor.retrying import is_transient
 from compressor.scanning import READING, TAKEN_AWAY
 from compressor.verifying import DAMAGE, Findings, row_groups, unreadable
@@ -296,9 +296,7 @@ def _restore_batches(
         for rows in batches:
             yield len(rows), restore_rows(archive, rows, destination, format, clashes, overwrite)
         return
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    arguments = (archive, destination, format, clashes, overwrite)
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with processes(workers, _start_worker, archive, destination, format, clashes, overwrite) as pool:
         running: dict[Future[Restored], int] = {}
         try:
             while True:
@@ -312,8 +310,6 @@ def _restore_batches(
             raise ArchiveError(
                 "a process that restores pictures was killed, perhaps for memory, or could not start; try one worker"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 _worker: tuple[Archive, Destination, str, Clashes, bool]
@@ -321,9 +317,6 @@ _worker: tuple[Archive, Destination, str, Clashes, bool]
 
 def _start_worker(archive: Archive, destination: Destination, format: str, clashes: Clashes, overwrite: bool) -> None:
     global _worker
-    import torch
-
-    torch.set_num_threads(1)
     _worker = (archive, destination, format, clashes, overwrite)
 
 

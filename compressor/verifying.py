@@ -1,10 +1,9 @@
 """What of an archive can be trusted: its log, its files, its codecs and every row. Finds damage, mends none."""
 
 import errno
-import multiprocessing
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table, row_groups_with
+from compressor.processes import processes
 from compressor.retrying import is_transient
 from compressor.store import Store
 from compressor.wording import number
@@ -171,8 +171,7 @@ def _ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
         return
     groups = ((part, group) for part in list(images.parts) for group, _ in row_groups(images, Findings(part)))
     running: deque[tuple[tuple[Part, int], Future[list[str] | None]]] = deque()
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, context, _start_worker, (archive,)) as pool:
+    with processes(workers, _start_worker, archive) as pool:
 
         def sound_keys(part: Part, group: int) -> list[str] | None:
             try:
@@ -186,10 +185,7 @@ def _ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
             except BrokenProcessPool:  # killed, perhaps for memory: this process needs less
                 return None
 
-        try:
-            yield sound_keys
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        yield sound_keys
 
 
 _archive: "Archive"
@@ -197,9 +193,6 @@ _archive: "Archive"
 
 def _start_worker(archive: "Archive") -> None:
     global _archive
-    import torch
-
-    torch.set_num_threads(1)
     _archive = archive
 
 

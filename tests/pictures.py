@@ -85,3 +85,19 @@ def wide(profile):
         at = int.from_bytes(profile[profile.index(name) + 4 :][:4], "big")
         out[at + 8 : at + 20] = struct.pack(">3i", *(round(value * 65536) for value in column))
     return bytes(out)
+
+
+def adobe_exif(*, interoperability=b"R03\0", space=65535, order="<"):
+    """As cameras write it that have no profile: EXIF names a directory, and that one the colours."""
+    directories = [
+        [(0x8769, 4, 1, struct.pack(order + "I", 26))],
+        [(0xA001, 3, 1, struct.pack(order + "HH", space, 0)), (0xA005, 4, 1, struct.pack(order + "I", 56))],
+        [(1, 2, 4, interoperability), (2, 7, 4, b"0100")],
+    ]
+    block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    for entries in directories:
+        block += struct.pack(order + "H", len(entries))
+        for tag, kind, count, value in entries:
+            block += struct.pack(order + "HHI", tag, kind, count) + value
+        block += bytes(4)
+    return b"Exif\0\0" + block

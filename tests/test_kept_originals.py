@@ -14,7 +14,7 @@ from compressor import colours
 from compressor.errors import ImageError
 from compressor.images import decode_picture
 from compressor.limits import Limits
-from tests.pictures import GREY, PIXELS, RGB, close, file_of, heic_of, refusal, wide, with_chunk
+from tests.pictures import GREY, PIXELS, RGB, adobe_exif, close, file_of, heic_of, refusal, wide, with_chunk
 from tests.pictures import silent as silent
 
 
@@ -308,40 +308,26 @@ def test_a_png_s_profile_counts_before_srgb_and_code_points_before_both():
         assert (decode_picture(with_chunk(data, b"cICP", bytes(unsaid))).pixels == shown).all()
 
 
-def exif_of(*, interoperability=b"R03\0", space=65535, order="<"):
-    """As cameras write it that have no profile: EXIF names a directory, and that one the colours."""
-    directories = [
-        [(0x8769, 4, 1, struct.pack(order + "I", 26))],
-        [(0xA001, 3, 1, struct.pack(order + "HH", space, 0)), (0xA005, 4, 1, struct.pack(order + "I", 56))],
-        [(1, 2, 4, interoperability), (2, 7, 4, b"0100")],
-    ]
-    block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
-    for entries in directories:
-        block += struct.pack(order + "H", len(entries))
-        for tag, kind, count, value in entries:
-            block += struct.pack(order + "HHI", tag, kind, count) + value
-        block += bytes(4)
-    return b"Exif\0\0" + block
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_camera_s_adobe_rgb_without_a_profile_is_shown_as_it_was_meant(order):
     meant = PIXELS // 2 + 64
     srgb = ImageCms.createProfile("sRGB")
     adobe = ImageCms.ImageCmsProfile(io.BytesIO(colours.adobe_rgb()))
     samples = ImageCms.profileToProfile(Image.fromarray(meant), srgb, adobe, outputMode="RGB")
-    data = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(order=order))
+    data = file_of(samples, "jpeg", quality=98, subsampling=0, exif=adobe_exif(order=order))
     picture = decode_picture(data)
     assert picture.keep is None and close(picture.pixels, meant, 1.5)
     assert not close(decode_picture(file_of(samples, "jpeg", quality=98, subsampling=0)).pixels, meant, 4)
-    as_usual = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(interoperability=b"R98\0", order=order))
+    as_usual = file_of(
+        samples, "jpeg", quality=98, subsampling=0, exif=adobe_exif(interoperability=b"R98\0", order=order)
+    )
     assert close(decode_picture(as_usual).pixels, np.asarray(samples), 1.5)
-    edited = file_of(samples, "jpeg", quality=98, subsampling=0, exif=exif_of(space=1, order=order))
+    edited = file_of(samples, "jpeg", quality=98, subsampling=0, exif=adobe_exif(space=1, order=order))
     assert close(decode_picture(edited).pixels, np.asarray(samples), 1.5), "a program has made sRGB of it"
     vivid = Image.fromarray(np.where(PIXELS > 128, 255, 0).astype(np.uint8))
-    assert decode_picture(file_of(vivid, "jpeg", exif=exif_of(order=order))).keep == "wide-gamut"
+    assert decode_picture(file_of(vivid, "jpeg", exif=adobe_exif(order=order))).keep == "wide-gamut"
     own = file_of(
-        samples, "jpeg", quality=98, exif=exif_of(order=order), icc_profile=ImageCms.ImageCmsProfile(srgb).tobytes()
+        samples, "jpeg", quality=98, exif=adobe_exif(order=order), icc_profile=ImageCms.ImageCmsProfile(srgb).tobytes()
     )
     assert close(decode_picture(own).pixels, np.asarray(samples), 3), "a profile counts before it"
 

@@ -32,9 +32,8 @@ from compressor.salvaging import salvage
 from compressor.sources import Source
 from tests.codecs import smooth_pictures
 from tests.fixtures.make import HERE
-from tests.pictures import FORMATS, file_of
+from tests.pictures import FORMATS, adobe_exif, file_of
 from tests.rows import add, contents, picture_row
-from tests.test_kept_originals import exif_of as exif_of_adobe
 
 UPRIGHT = Image.fromarray(smooth_pictures(1, 24, 32)[0])
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:title="caf\xc3\xa9"/></x:xmpmeta>'
@@ -108,7 +107,7 @@ def test_what_is_broken_behind_the_first_directory_costs_nothing_before_it(order
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_restored_photograph_in_adobe_rgb_says_that_it_is_srgb(archive: Archive, tmp_path: Path, order: str) -> None:
     pixels = np.ascontiguousarray(chelsea()[100:164, 100:196])
-    data = file_of(Image.fromarray(pixels), "jpeg", quality=98, subsampling=0, exif=exif_of_adobe(order=order))
+    data = file_of(Image.fromarray(pixels), "jpeg", quality=98, subsampling=0, exif=adobe_exif(order=order))
     assert np.abs(decode_picture(data).pixels.astype(int) - pixels).max() > 5, "it is converted"
     archive.append({"a": data}, "webp", target_psnr=45.0, keep_metadata=True)
     archive.restore(tmp_path, format="jpeg")
