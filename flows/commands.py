@@ -365,7 +365,8 @@ def quarantine(options: argparse.Namespace) -> int:
             warn(f"{number(left, 'picture')} left, whose files are not to blame: name them by --key or --reason")
         if unknown := sorted(keys.difference(row.key for row in listed)):
             warn(f"not on the list: {', '.join(unknown[:3])}{' and others' if len(unknown) > 3 else ''}")
-        _answer(options, {"accepted": accepted}, f"{number(accepted, 'picture')} accepted: runs say no more of them")
+        what = f"{number(accepted, 'picture')} accepted" + (": runs say no more of them" if accepted else "")
+        _answer(options, {"accepted": accepted}, what)
         return UNWELL if unknown else DONE
     if options.action == "retry":
         cleared = archive.clear_quarantine([row.key for row in rows])
