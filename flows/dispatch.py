@@ -209,6 +209,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
     Dask would wait for one for ever.
     """
     import dask
+    from distributed import Security
     from prefect_dask import DaskTaskRunner
 
     settings = {
@@ -239,6 +240,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": "ERROR",
             "env": _worker_environment(),
+            "security": Security.temporary(),  # a worker runs what it is sent, and other users reach its port
         }
         options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": cluster}
     if scheduler:

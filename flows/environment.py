@@ -6,6 +6,7 @@ the other; starting it here, first and beside everything else, halves the time t
 
 import atexit
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -122,7 +123,7 @@ class PrivateServer:
         self._empty = folder / f"empty-{version('prefect')}.db"
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = ExitStack()
-        self.url = ""
+        self.url = self.auth_string = ""
 
     def start(self) -> None:
         """Start it and return at once; everything in this process is told to use it. See :meth:`wait`.
@@ -150,10 +151,12 @@ class PrivateServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/api"
+        self.auth_string = f"latentpack:{secrets.token_urlsafe()}"  # other users of the machine reach the port
         _bypass_proxies("127.0.0.1")
         environment = {
             **os.environ,
             "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",
+            "PREFECT_SERVER_API_AUTH_STRING": self.auth_string,
             "PREFECT_SERVER_UI_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -167,6 +170,7 @@ class PrivateServer:
             )
         atexit.register(self.stop)
         os.environ["PREFECT_API_URL"] = self.url
+        os.environ["PREFECT_API_AUTH_STRING"] = self.auth_string
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
         os.environ[UNWATCHED] = "1"
 
@@ -214,6 +218,6 @@ class PrivateServer:
             process.kill()
             process.wait()
         self._scratch.close()
-        for name in ("PREFECT_API_URL", "PREFECT_LOGGING_TO_API_ENABLED", UNWATCHED):
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_LOGGING_TO_API_ENABLED", UNWATCHED):
             os.environ.pop(name, None)
         atexit.unregister(self.stop)

@@ -15,7 +15,12 @@ set_defaults()
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[str]:
     """Its URL; Prefect in this process uses it, and what is kept between runs lies in a folder of its own."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
 
     folder: Path = tmp_path_factory.mktemp("home")
     if cache := getattr(pytestconfig, "cache", None):  # an empty database takes seconds to make
@@ -26,7 +31,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
         server.start()
         try:
             server.wait()
-            with temporary_settings({PREFECT_API_URL: server.url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+            settings = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: server.auth_string}
+            with temporary_settings({**settings, PREFECT_LOGGING_TO_API_ENABLED: False}):
                 yield server.url
         finally:
             server.stop()

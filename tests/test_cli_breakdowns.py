@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,11 @@ def test_a_run_without_a_server_that_is_interrupted_is_continued(tmp_path: Path,
     assert summary["listed"] == summary["archived"] + summary["already_there"] == 24
     assert 0 < summary["already_there"] < 24
     assert len(Archive.open(str(archive))) == 24
+
+
+def test_a_private_server_answers_its_own_command_alone(prefect_api: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{prefect_api}/admin/settings", timeout=5)
 
 
 def test_a_killed_command_leaves_no_server_behind(own_server: dict[str, str]) -> None:

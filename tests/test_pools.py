@@ -48,13 +48,20 @@ def held_signals() -> set[int]:
     return {int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
 
 
-def test_processes_leave_ctrl_c_to_the_command_that_started_them() -> None:
-    """A terminal sends it to all, and theirs would end in tracebacks."""
+def test_processes_leave_ctrl_c_to_the_command_and_other_users_out() -> None:
+    """A terminal sends it to all, and theirs would end in tracebacks. Every user of a machine reaches its ports."""
+    from distributed import Client
+
     from flows.dispatch import dask_pool
 
     with dask_pool(None, 1) as pool:
-        assert signal.SIGINT in pool._runner.client.submit(held_signals, pure=False).result()
+        client = pool._runner.client
+        assert signal.SIGINT in client.submit(held_signals, pure=False).result()
         assert signal.SIGINT not in held_signals()
+        (worker,) = client.scheduler_info()["workers"]
+        for address in (client.scheduler_info()["address"], worker):
+            with pytest.raises((OSError, TypeError)):
+                Client(address.replace("tls://", "tcp://"), timeout=1)
 
 
 def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +107,7 @@ def test_a_cluster_serves_one_command_after_another_each_with_a_private_server(t
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         for number in range(2):
             command = ["run", str(folder), str(tmp_path / f"{number}"), "--scheduler", cluster.scheduler_address]
+            command += ["--codec", "webp"]
             done = subprocess.run(
                 [sys.executable, "-m", "flows.cli", *command],
                 env=environment,
