@@ -99,8 +99,9 @@ class BatchReport:
 
     ``psnr_sum`` and ``psnr_min`` are in dB, over the pictures that have a PSNR, ``psnr_counts`` is how many of them are
     in each of ``PSNR_BINS``; ``seconds`` are by stage. ``kept`` are archived pictures that keep their bytes, by why
-    (see :class:`~compressor.images.Picture`; ``no gain``: they are no longer than what encodes them), ``not_resized``
-    those of another size than ``resize`` asks for; ``dropped`` counts of the others what their files held beside them.
+    (see :class:`~compressor.images.Picture`; ``no gain``: they are no longer than what encodes them),
+    ``kept_metadata`` those of them with EXIF or XMP, ``not_resized`` those of another size than ``resize`` asks for;
+    ``dropped`` counts of the others what their files held beside them.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -116,6 +117,7 @@ class BatchReport:
     seconds: dict[str, float] = field(default_factory=dict)
     not_resized: int = 0
     kept: dict[str, int] = field(default_factory=dict)
+    kept_metadata: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -187,9 +189,10 @@ def encode_contents(
     waiting: list[tuple[SourceFile, bytes, Picture]] = []
     kept: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    pixels = held = held_bytes = not_resized = 0
+    pixels = held = held_bytes = not_resized = kept_metadata = 0
 
     def encode_waiting() -> None:
+        nonlocal kept_metadata
         ends = _encode_pictures(waiting, codec, options, clock, threads)
         writer.add([end for end in ends if isinstance(end, Row)])
         for (file, _, picture), end in zip(waiting, ends, strict=True):
@@ -197,6 +200,7 @@ def encode_contents(
                 quarantined.append(_quarantine_row(file, end, run))
             elif end.codec == ORIGINAL:
                 kept[picture.keep or "no gain"] += 1
+                kept_metadata += not picture.extras.isdisjoint((EXIF, XMP))
             else:
                 kinds = ((EXIF, end.exif), (XMP, end.xmp))
                 dropped.update(picture.extras.difference(kind for kind, block in kinds if block is not None))
@@ -241,6 +245,7 @@ def encode_contents(
         seconds=dict(clock.seconds),
         not_resized=not_resized,
         kept=dict(kept),
+        kept_metadata=kept_metadata,
         dropped=dict(dropped),
     )
 

@@ -35,8 +35,9 @@ class RunSummary:
     since, such that a person accepted, listed beyond the limit, and given up when the run was ``stopped``.
     ``limited``: the listing was ended by the limit, and what follows is not counted at all. ``replaced`` are those
     of ``archived`` that took the place of an older row, ``overtaken`` those that another run archived meanwhile,
-    whose rows stay, ``kept`` those that keep their bytes, by why, ``not_resized`` those that keep their size too
-    although others are resized; ``dropped`` counts what the files of the others held beside their pictures.
+    whose rows stay, ``kept`` those that keep their bytes, by why, ``kept_metadata`` those of them with EXIF or XMP,
+    ``not_resized`` those that keep their size too although others are resized; ``dropped`` counts what the files of
+    the others held beside their pictures.
     ``deleted`` were gone from the source; ``not_mirrored`` says why none was deleted, where that was asked for.
     ``unlisted`` counts files without a picture's extension, by theirs. ``one_quality``: the codec has no other, and
     no floor was given. ``learned``: it is no standard format.
@@ -72,6 +73,7 @@ class RunSummary:
     errors: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    kept_metadata: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
@@ -118,6 +120,7 @@ class RunSummary:
         self.errors.update(report.errors)
         self.codecs.update(report.codecs)
         self.kept.update(report.kept)
+        self.kept_metadata += report.kept_metadata
         self.dropped.update(report.dropped)
         self.psnr_sum += report.psnr_sum
         self.psnr_min = min(self.psnr_min, report.psnr_min)

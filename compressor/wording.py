@@ -170,6 +170,11 @@ def remarks(run: dict[str, Any]) -> list[str]:
     if run["dropped"]:
         held = [f"{kind} of {count:,}" for kind, count in run["dropped"].items()]
         told.append(f"pictures are archived, not what their files hold beside them: {', '.join(held)}{_may_keep(run)}")
+    if run["kept_metadata"] and "keep_metadata" not in run["chosen"]:
+        told.append(
+            f"EXIF or XMP, such as places and names, came along with {number(run['kept_metadata'], 'file')} "
+            "archived as they came: their codec is 'original'"
+        )
     if run["one_quality"] and run["psnr_min"] is not None:
         told.append(
             f"{run['codec']} has one quality, so no target holds: the lowest picture is at {run['psnr_min']:.2f} dB; "

@@ -52,13 +52,19 @@ def test_metadata_is_kept_of_what_a_run_that_asks_for_it_archives(tmp_path: Path
     first = archive_it(folder, archive, keep_metadata=True)
     assert (first["archived"], first["dropped"]) == (4, {})
     Image.fromarray(smooth_pictures(1)[0]).save(folder / "c.jpg", exif=exif.tobytes())
+    transparent = Image.fromarray(np.dstack([smooth_pictures(1)[0], np.full((32, 32), 9, np.uint8)]))
+    transparent.save(folder / "d.png", exif=exif.tobytes())
+    transparent.save(folder / "e.png")
     second = archive_it(folder, archive)
     assert second["dropped"] == {"EXIF": 1} and any("--keep-metadata stores EXIF" in text for text in remarks(second))
+    assert second["kept"] == {"alpha": 2} and any("came along with 1 file archived" in text for text in remarks(second))
     rows = {row.key: row for rows in Archive.open(str(archive)).scan() for row in rows}
     taken = {key for key, row in rows.items() if row.taken == "2026-11-28T12:00:00"}
     assert taken == {key for key, row in rows.items() if row.exif} == {"a.jpg", "b.jpg"}
+    transparent.save(folder / "f.png", exif=exif.tobytes())
     third = archive_it(folder, archive, keep_metadata=True)
-    assert third["archived"] == 0 and "--keep-metadata may say" in unchanged(third)[0]
+    assert not any("came along" in text for text in remarks(third))
+    assert third["archived"] == 1 and "--keep-metadata may say" in unchanged(third)[0]
 
 
 @pytest.mark.parametrize(
