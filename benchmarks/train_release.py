@@ -171,7 +171,7 @@ def freeze(options: argparse.Namespace) -> None:
     bring_ahead(network.synthesis.gain, options.synthesis_ahead)
     pictures_NCHW, _ = split(load(options.pictures))
     pictures_NHWC = np.ascontiguousarray(np.moveaxis(pictures_NCHW[:CALIBRATION], 1, -1))
-    card = {name: training[name] for name in ("pictures_seen", "device", "validation")}
+    card = {name: training[name] for name in ("pictures_seen", "device", "validation")} | {"terms": "for research use"}
     settings = training["network"]
     data = freeze_codec(training["family"], network, pictures_NHWC, settings, options.title, card, options.weights)
     Path(options.out).write_bytes(data)

@@ -189,8 +189,11 @@ def _heic(data: bytes, limits: Limits, metadata: bool) -> Picture:
     By the parts of pillow-heif: its opener copies EXIF and profiles of each picture before anything can be checked, and
     there may be a thousand that share one of a megabyte.
     """
-    import _pillow_heif
-    from pillow_heif.heif import BaseImage
+    try:
+        import _pillow_heif
+        from pillow_heif.heif import BaseImage
+    except ModuleNotFoundError:  # left out by who wants nothing under the GPL
+        raise ImageError("unsupported", "a HEIC is read by pillow-heif, which is not installed") from None
 
     picture_files.check_boxes(data)
     keep = picture_files.read_heic_keep(data)

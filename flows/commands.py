@@ -337,12 +337,14 @@ def delete(options: argparse.Namespace) -> int:
     archive = Archive.open(options.archive)
     problems = [(key, f"{archive.url}: there is no picture {key!r}") for key in archive.missing(keys)]
     erased = archive.delete(keys)
-    missing = len(keys) - erased  # those that were only quarantined too, which is no problem
+    missing = len(keys) - erased
+    listed = missing - len(problems)  # quarantined alone
     for key, reason in problems:
         warn(f"{key}: {reason}")
-    others = f", {number(missing, 'key')} not archived" if missing else ""
+    off = f", {number(listed, 'key')} taken off the quarantine list" if listed else ""
+    none = f", {number(len(problems), 'key')} not archived" if problems else ""
     values = {"erased": erased, "missing": missing, "problems": problems}
-    _answer(options, values, f"{number(erased, 'picture')} erased{others}")
+    _answer(options, values, f"{number(erased, 'picture')} erased{off}{none}")
     return UNWELL if problems else DONE
 
 
@@ -424,12 +426,14 @@ def codecs(options: argparse.Namespace) -> int:
 def _card(options: argparse.Namespace, name: str) -> int:
     """What one learned codec says of itself."""
     from compressor.artifact import parse
-    from compressor.codec import artifact_bytes, naming
+    from compressor.codec import artifact_bytes, naming, released
 
     data = artifact_bytes(name)
     with naming(name):
         artifact = parse(data)
     about = {"name": artifact.name, "family": artifact.family, "id": artifact.id, "bytes": len(data)}
+    if name in released():
+        about["terms"] = f"for research use: compressor/weights/{name}.md"
     card = artifact.metadata.get("card")
     if options.json:
         print_json({**about, "card": card})

@@ -1,6 +1,7 @@
 """Where things kept between runs lie, outside archives. Imports nothing heavy: the command line needs it at once."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from compressor.errors import LatentpackError
@@ -9,11 +10,14 @@ UNWATCHED = "LATENTPACK_UNWATCHED"  # set where Prefect's server is one command'
 
 
 def home() -> Path:
-    """``LATENTPACK_HOME``, or ``latentpack`` in the user's cache."""
-    given = os.environ.get("LATENTPACK_HOME")
-    if given:
-        return Path(os.path.expanduser(given))
-    return Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache") / "latentpack"
+    """``LATENTPACK_HOME``, or ``latentpack`` in the user's cache; made for this user alone where it is not there."""
+    if given := os.environ.get("LATENTPACK_HOME"):
+        folder = Path(os.path.expanduser(given))
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache") / "latentpack"
+    with suppress(OSError):  # what needs it says so
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def user_home() -> Path:

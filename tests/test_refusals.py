@@ -188,7 +188,7 @@ print(*(decode_picture(data).pixels.shape for data in large))
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell what a process has of memory")
 def test_no_format_is_taken_for_damaged_where_memory_runs_out(tmp_path):
     """Decoders say very different things of it: that a stream is broken, or that a frame does not decode."""
-    fast = {"webp": {"lossless": True, "method": 0}, "avif": {"speed": 10}}
+    fast = {"webp": {"lossless": True, "method": 0}, "avif": {"speed": 10}, "jpegxl": {"effort": 1}}
     large = RGB.resize((3000, 2500))
     for format in FORMATS:
         (tmp_path / f"s-{format}").write_bytes(file_of(RGB, format))
@@ -197,6 +197,13 @@ def test_no_format_is_taken_for_damaged_where_memory_runs_out(tmp_path):
     *refused, last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert set(refused) == {"MemoryError"} and len(refused) > 2 * len(FORMATS)
     assert last == " ".join(["(2500, 3000, 3)"] * len(FORMATS))
+
+
+def test_without_pillow_heif_a_heic_is_refused_by_name(monkeypatch):
+    data = file_of(RGB, "heic")
+    monkeypatch.setitem(sys.modules, "_pillow_heif", None)
+    with pytest.raises(ImageError, match="pillow-heif, which is not installed"):
+        decode_picture(data)
 
 
 def test_a_library_that_is_not_loaded_is_no_damage(monkeypatch):
