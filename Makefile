@@ -9,11 +9,11 @@ demo: $(READY)
 	$(VENV)/bin/latentpack demo
 
 test: $(READY)
-	$(VENV)/bin/pytest -n auto
+	$(VENV)/bin/pytest -n auto --dist worksteal
 
 # The same without the tests that run flows on a Prefect server, which take most of the time.
 quick: $(READY)
-	$(VENV)/bin/pytest -n auto -m "not server"
+	$(VENV)/bin/pytest -n auto --dist worksteal -m "not server"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
