@@ -12,10 +12,14 @@ import numpy as np
 
 from compressor.errors import CodecError
 
-FORMAT = 3  # the newest that is read
+FORMAT = 4  # the newest that is read
 PLAIN = 1  # weights as floats
 QUANTIZED = 2  # some as integers with scales, which a reader of format 1 would take for the weights
 PARTED = 3  # payloads name a part of their quality step, which an earlier reader would take for something else
+COMPRESSED = 4  # the file of one of the formats above is an array of this one's, compressed
+_LEVEL = 3  # of Zstandard: higher ones find nothing more in weights, and take up to a hundred times as long
+_MOST_BYTES = 2**26  # that any artifact may hold, and larger ones up to so many times their own size:
+_MOST_TIMES = 8
 QUALITY_PARTS = "frequencies.part"  # the array that says so
 _HEADER_LIMIT = 2**19  # nine times that of the release
 ARTIFACT_BEGINS = 8 + _HEADER_LIMIT  # bytes, at most, that :func:`is_artifact` reads
@@ -31,7 +35,7 @@ class Artifact:
     id
         First 32 hexadecimal digits of the file's SHA-256.
     metadata
-        ``format``, ``family``, ``name``, ``network`` (its constructor's arguments), ``card`` (training data, terms,
+        ``format`` (of what is compressed, that within), ``family``, ``name``, ``network`` (its constructor's arguments), ``card`` (training data, terms,
         configuration, measured figures).
     tensors
         Arrays by name.
@@ -71,15 +75,21 @@ def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
 
     CodecError where the metadata is too long to be read again.
     """
-    from safetensors.numpy import save
+    import pyarrow as pa
 
     number = PARTED if QUALITY_PARTS in tensors else QUANTIZED if "weights" in metadata else PLAIN
-    text = json.dumps({"format": number, **metadata}, sort_keys=True)
-    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    data = save(contiguous, {_KEY: text})
+    data = _save({"format": number, **metadata}, tensors)
     if (length := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
         raise CodecError(f"a codec's header has at most {_HEADER_LIMIT:,} bytes, not {length:,}: shorten its card")
-    return data
+    packed = pa.Codec("zstd", _LEVEL).compress(data, asbytes=True)
+    return _save({"format": COMPRESSED, "bytes": len(data)}, {"zstd": np.frombuffer(packed, np.uint8)})
+
+
+def _save(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    return save(contiguous, {_KEY: json.dumps(metadata, sort_keys=True)})
 
 
 def is_artifact(file: BinaryIO) -> bool:
@@ -93,12 +103,36 @@ def is_artifact(file: BinaryIO) -> bool:
 
 def parse(data: bytes, expected_id: str | None = None) -> Artifact:
     """Read an artifact. CodecError where it is damaged, foreign, of a newer format or not the one expected."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     found = identify(data)
     if expected_id is not None and found != expected_id:
         raise CodecError(f"the codec is damaged: stored as {expected_id}, its bytes hash to {found}; restore a copy")
+    metadata, tensors = _load(data)
+    if metadata["format"] == COMPRESSED:
+        metadata, tensors = _load(_within(metadata, tensors))
+        if metadata["format"] == COMPRESSED:
+            raise CodecError("not a latentpack codec, or a damaged one: it is compressed twice")
+    return Artifact(found, metadata, tensors)
+
+
+def _within(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    """The artifact that a compressed one holds."""
+    import pyarrow as pa
+
+    try:
+        packed, size = tensors["zstd"].tobytes(), int(metadata["bytes"])
+        if not 0 < size <= max(_MOST_BYTES, _MOST_TIMES * len(packed)):
+            raise ValueError(f"it says to hold {size:,} bytes in {len(packed):,}")
+        data: bytes = pa.decompress(packed, size, codec="zstd", asbytes=True)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CodecError(f"not a latentpack codec, or a damaged one: {error}") from error
+    return data
+
+
+def _load(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and arrays of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         length = int.from_bytes(data[:8], "little")
         if not 0 < length <= min(_HEADER_LIMIT, len(data) - 8):
@@ -115,4 +149,4 @@ def parse(data: bytes, expected_id: str | None = None) -> Artifact:
         ) from error
     except (ValueError, RecursionError, SafetensorError) as error:
         raise CodecError(f"not a latentpack codec, or a damaged one: {error}") from error
-    return Artifact(found, metadata, tensors)
+    return metadata, tensors

@@ -19,9 +19,10 @@ from typing import Any
 import cv2
 import imagecodecs
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from safetensors import safe_open
+from safetensors.numpy import load
 
 Row = dict[str, Any]
 
@@ -119,14 +120,22 @@ def to_samples(picture: np.ndarray, row: Row) -> np.ndarray:
     return samples.transpose(1, 2, 0)[: row["height"], : row["width"]]
 
 
+def codec_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and arrays of a codec's file; of a compressed one, those of the file in it."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata, arrays = json.loads(header["__metadata__"]["latentpack"]), load(data)
+    if metadata["format"] == 4:
+        return codec_file(pa.decompress(arrays["zstd"].tobytes(), metadata["bytes"], codec="zstd", asbytes=True))
+    return metadata, arrays
+
+
 class Arrays:
     """A codec's file: the network's weights, and tables for the range coder."""
 
     def __init__(self, path: Path) -> None:
-        assert hashlib.sha256(path.read_bytes()).hexdigest()[:32] == path.stem, "the codec is damaged"
-        with safe_open(path, "numpy") as file:
-            metadata = json.loads(file.metadata()["latentpack"])
-            self.arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        data = path.read_bytes()
+        assert hashlib.sha256(data).hexdigest()[:32] == path.stem, "the codec is damaged"
+        metadata, self.arrays = codec_file(data)
         self.family, self.options = metadata["family"], metadata["network"]
         self.packed = metadata.get("weights", {}).get("packed", {})
         self.tables: dict[tuple[str, int], list[int]] = {}

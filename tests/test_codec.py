@@ -1,14 +1,17 @@
 """One battery that the codecs of every family pass: round trip, any size, every packer, damage, names."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 from skimage.data import astronaut
 
 from compressor import packers
@@ -178,6 +181,26 @@ def test_a_part_that_no_step_has_is_damage(packer: str, part: int) -> None:
     damaged = packers.pack(bytes([part]) + stored[1:], packer, 1)
     with pytest.raises(CodecError, match="damaged"):
         codec.decode([dataclasses.replace(encoded, payload=damaged)])
+
+
+def compressed(size: int, **arrays: np.ndarray) -> bytes:
+    """An artifact of format 4 that says to hold so many bytes."""
+    return save(arrays, {"latentpack": json.dumps({"format": 4, "bytes": size})})
+
+
+def test_an_artifact_says_truly_what_is_compressed_in_it() -> None:
+    whole = tiny_artifact("v1")
+    zstd = load(whole)["zstd"]
+    length = int.from_bytes(whole[:8], "little")
+    size = json.loads(json.loads(whole[8 : 8 + length])["__metadata__"]["latentpack"])["bytes"]
+    assert parse(compressed(size, zstd=zstd)).metadata == parse(whole).metadata
+    twice = np.frombuffer(pa.compress(whole, codec="zstd", asbytes=True), np.uint8)
+    lies = [compressed(lie, zstd=zstd) for lie in (size - 1, size + 1, 0, -1, 2**26 + 1, 2**62)]
+    lies += [compressed(size, zstd=zstd[:-9]), compressed(size, zstd=zstd[9:]), compressed(size, other=zstd)]
+    lies += [compressed(size), compressed(len(whole), zstd=twice), compressed(size, zstd=zstd[:0])]
+    for lie in lies:
+        with pytest.raises(CodecError, match="not a latentpack codec, or a damaged one"):
+            parse(lie)
 
 
 def test_codecs_of_earlier_releases_store_whole_steps() -> None:

@@ -87,14 +87,16 @@ def test_the_network_that_picks_tables_keeps_every_integer() -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_quantised_artifacts_have_a_format_that_older_readers_refuse() -> None:
-    def number(data: bytes) -> int:
+def test_quantised_and_compressed_artifacts_have_a_format_that_older_readers_refuse() -> None:
+    def numbers(data: bytes) -> tuple[int, int]:
+        """Of the file, and of what is compressed in it."""
         length = int.from_bytes(data[:8], "little")
-        return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["latentpack"])["format"]
+        outer = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["latentpack"])["format"]
+        return outer, parse(data).metadata["format"]
 
-    assert number(tiny_artifact("v2")) == 1
-    assert number(refreeze(tiny_artifact("v2"), PICTURES, "fp16", "rounded")) == 1
-    assert number(refreeze(tiny_artifact("v2"), PICTURES, "int8", "rounded")) == 2
+    assert numbers(tiny_artifact("v2")) == (4, 1)
+    assert numbers(refreeze(tiny_artifact("v2"), PICTURES, "fp16", "rounded")) == (4, 1)
+    assert numbers(refreeze(tiny_artifact("v2"), PICTURES, "int8", "rounded")) == (4, 2)
 
 
 def test_scales_that_do_not_fit_are_a_damaged_codec() -> None:
