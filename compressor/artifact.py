@@ -35,8 +35,8 @@ class Artifact:
     id
         First 32 hexadecimal digits of the file's SHA-256.
     metadata
-        ``format`` (of what is compressed, that within), ``family``, ``name``, ``network`` (its constructor's arguments), ``card`` (training data, terms,
-        configuration, measured figures).
+        ``format`` (of what is compressed, that within), ``family``, ``name``, ``network`` (its constructor's
+        arguments), ``card`` (training data, terms, configuration, measured figures).
     tensors
         Arrays by name.
     """

@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,12 @@ WRITER = "latentpack.version"  # that made a commit
 OWN_FILE = re.compile(rf"part-[0-9a-f]{{16}}-?[0-9a-f]{{16}}\.parquet|{TEMPORARY_NAME}")  # or of an earlier version
 LOG = "_delta_log"  # the folder of entries and checkpoints, in a table's
 LAST_CHECKPOINT = "_last_checkpoint"  # which delta-rs looks for first
+# What says nothing of the log itself: rights, connections, a shortage of threads, files or memory
+_REFUSED = re.compile(
+    "permission denied|necessary privileges|401 Unauthorized|403 Forbidden|error sending request|worker thread|"
+    "too many open files|cannot allocate memory",
+    re.IGNORECASE,
+)
 _DIGEST = re.compile(rf'"{integrity.STATE}":"([0-9a-f]{{16}})"')
 _CHANGES = re.compile(r'^\{"(add|remove)"', re.MULTILINE)
 
@@ -60,6 +67,7 @@ def _writer() -> str:
         return "not installed"
 
 
+THREADS = 2 * (os.cpu_count() or 1) + 2  # about as many as delta-rs starts: workers, and some that may block
 _opened_by = 0  # process in which delta-rs was used first; in a fork of it, it panics
 
 
@@ -76,7 +84,29 @@ def _use_delta(store: Store) -> None:
             "refreshed or written in it: start processes by 'spawn' or 'forkserver', as in "
             "multiprocessing.get_context('spawn'). What was open before the fork can be read"
         )
+    if not _opened_by and not _may_start(THREADS):
+        raise ArchiveError(
+            f"{store.url}: the system lets this process start no more threads: raise its limit of processes "
+            "('ulimit -u', a container's pids limit) or of memory ('ulimit -v')"
+        )
     _opened_by = os.getpid()
+
+
+def _may_start(count: int) -> bool:
+    """Whether so many threads can be. Where one of delta-rs's cannot, it waits for ever for what that one was to do."""
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        return False
+    finally:
+        end.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    return True
 
 
 class DeltaLog:
@@ -136,7 +166,7 @@ class DeltaLog:
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
         _use_delta(self.store)
-        doing = f"read the log of its table {self.folder!r}, which is missing or damaged"
+        doing = f"read the log of its table {self.folder!r}"
         with _with_advice(), self.store.errors(doing):
             for attempt in itertools.count():
                 try:
@@ -385,11 +415,14 @@ class DeltaLog:
 
 @contextmanager
 def _with_advice() -> Iterator[None]:
-    """Have an ArchiveError of a log say what helps where it is damaged."""
+    """Have an ArchiveError of a log say what helps."""
     try:
         yield
     except ArchiveError as error:
-        advice = "if it stays so, 'latentpack salvage' brings the pictures into a new archive"
+        if _REFUSED.search(str(error)):
+            advice = "see that it may be read, and try again"
+        else:
+            advice = "it is missing or damaged: 'latentpack salvage' brings the pictures into a new archive"
         raise ArchiveError(f"{error}; {advice}") from error.__cause__
 
 

@@ -7,12 +7,13 @@ import os
 import re
 import socket
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 from compressor.addresses import ADVICE, has_password, is_s3, shown
@@ -54,6 +55,16 @@ class Folder:
         except OSError as error:
             reason = error.strerror or error
             raise ArchiveError(f"cannot create {self}: {reason}; name another folder") from error
+
+    def folds(self) -> bool:
+        """Whether names that differ in case or Unicode form alone are one file's, as on exFAT, SMB and APFS."""
+        try:
+            with NamedTemporaryFile(prefix="latentpack-É-", dir=self.path) as probe:
+                others = (probe.name.swapcase(), unicodedata.normalize("NFD", probe.name))
+                names = [os.path.basename(other) for other in others]
+                return any(os.path.lexists(self.path / name) for name in names)
+        except (OSError, UnicodeError):  # nothing can be written here, which writing says
+            return False
 
     def delete_leftovers(self, folders: Iterable[str]) -> None:
         """Delete what killed restores left half-written in ``folders``, so long ago that no restore writes it."""
@@ -160,6 +171,10 @@ class Bucket:
         """Make sure that there is such a bucket, which its owner makes. ArchiveError where there is none."""
         with storage_errors(self._url, "use it"):
             self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+
+    def folds(self) -> bool:
+        """No: a store takes names as they are."""
+        return False
 
     def delete_leftovers(self, folders: Iterable[str]) -> None:
         """Nothing: an object appears whole."""

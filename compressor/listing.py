@@ -59,12 +59,14 @@ def is_like_picture(extension: str) -> bool:
     return re.split(r"[^.a-z0-9]", extension)[0] in PICTURE_EXTENSIONS
 
 
-def list_local(root: str, depth: float, skip: Skip, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str, Info]]:
+def list_local(
+    root: str, depth: float, skip: Skip, ignore: Skip, leave: Leave, may_hold: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str, Info]]:
     """(key, path, info) of the regular files with a picture's extension, at most ``depth`` levels below ``root``.
 
     ``skip(name, reason)`` is told of broken links, pipes, links to folders elsewhere and folders that cannot be listed;
     ``ignore(name, reason)`` of hidden names, and of links to what is listed anyway or to themselves; ``leave(name)`` of
-    regular files with another extension.
+    regular files with another extension. ``may_hold(folder)``: whether what lies in it may be asked for.
     """
     whole = os.path.realpath(root)
     below = [_directory(root, "", skip, ignore, leave)]
@@ -76,7 +78,7 @@ def list_local(root: str, depth: float, skip: Skip, ignore: Skip, leave: Leave) 
         key, path, kind = entry
         if kind == "link":
             target = os.path.realpath(path)
-            if os.path.commonpath([whole, target]) == whole:
+            if os.path.commonpath([whole, target]) == whole and _is_listed(os.path.relpath(target, whole), may_hold):
                 ignore(key, "a link to a folder that is listed anyway")
             else:
                 skip(key, "a link to a folder is not followed: give its target as a source")
@@ -96,6 +98,12 @@ def list_local(root: str, depth: float, skip: Skip, ignore: Skip, leave: Leave) 
                 yield key, path, local_info(status)
             else:  # a pipe would block its reader for ever
                 skip(key, "not a regular file")
+
+
+def _is_listed(folder: str, may_hold: Callable[[str], bool]) -> bool:
+    """Whether a folder below the root, or the root itself, is listed without a link to it."""
+    hidden = any(part.startswith(".") and part != "." for part in folder.split("/"))
+    return folder == "." or (not hidden and may_hold(folder + "/"))
 
 
 def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str, str]]:

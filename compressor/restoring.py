@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -97,44 +98,56 @@ def _mark(name: str) -> str:
 
 
 class Clashes(NamedTuple):
-    """Hashes of the paths that more than one key would get, and of the folders that pictures lie in."""
+    """Hashes of the paths that more than one key would get, and of the folders that pictures lie in.
+
+    ``folds``: of paths without their case and Unicode form, by which the disk does not tell them apart.
+    """
 
     names: frozenset[int] = frozenset()
     folders: frozenset[int] = frozenset()
+    folds: bool = False
 
 
 def file_name(key: str, format: str | None, clashes: Clashes | None = None) -> str:
     """Relative path of a picture's file: its key, with the format's extension where the key's is another's.
 
     ``format`` is None for a file as it came. Where a path is one of ``clashes``, keys whose extension is changed are
-    told apart by a short hash, and so is any key whose path is another's folder.
+    told apart by a short hash, and so is any key whose path is another's folder, or another's on a disk that folds.
     """
     stem, extension = os.path.splitext(safe_path(key))
     own = format is None or _is_of(extension, format)
     if format and not own:
         extension = EXTENSIONS[format]
     if clashes:
-        here = int(hash_keys([stem + extension])[0])
-        if here in clashes.folders or (here in clashes.names and not own):
+        here = int(hash_keys([_as_on_disk(stem + extension, clashes.folds)])[0])
+        if here in clashes.folders or (here in clashes.names and (clashes.folds or not own)):
             return stem + _mark(key) + extension
     return stem + extension
+
+
+def _as_on_disk(path: str, folds: bool) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold()) if folds else path
 
 
 def _is_of(extension: str, format: str) -> bool:
     return extension.lower() in _SAME.get(format, (EXTENSIONS[format],))
 
 
-def find_clashes(keys: Iterable[str], format: str) -> tuple[Clashes, set[str]]:
-    """Where the paths of ``keys`` meet, as those of ``a.png`` and ``a.jpg`` may, and the folders in those keys."""
+def find_clashes(keys: Iterable[str], format: str, folds: bool = False) -> tuple[Clashes, set[str]]:
+    """Where the paths of ``keys`` meet, as those of ``a.png`` and ``a.jpg`` may, and the folders in those keys.
+
+    ``folds``: those of ``a.png`` and ``A.png`` too.
+    """
     keys = iter(keys)
     hashes = [np.zeros(0, np.uint64)]
     folders: set[str] = set()
     while chunk := list(itertools.islice(keys, 65_536)):
-        hashes.append(hash_keys([file_name(key, format) for key in chunk]))
+        hashes.append(hash_keys([_as_on_disk(file_name(key, format), folds) for key in chunk]))
         folders.update(key.rpartition("/")[0] for key in chunk)
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     paths = {path for folder in folders for path in itertools.accumulate(safe_path(folder).split("/"), "{}/{}".format)}
-    return Clashes(frozenset(values[counts > 1].tolist()), frozenset(hash_keys(list(paths)).tolist())), folders
+    below = hash_keys([_as_on_disk(path, folds) for path in paths])
+    return Clashes(frozenset(values[counts > 1].tolist()), frozenset(below.tolist()), folds), folders
 
 
 def restore_rows(
@@ -265,8 +278,9 @@ def _restore(
     overwrite: bool,
 ) -> Restored:
     done = Restored()
-    chosen = _Chosen(archive, keys, format, done)
-    clashes, folders = find_clashes(chosen.keys(), format)
+    folds = destination.folds()
+    chosen = _Chosen(archive, keys, format, folds, done)
+    clashes, folders = find_clashes(chosen.keys(), format, folds)
     destination.delete_leftovers(safe_path(folder) if folder else "" for folder in folders)
     total = len(archive) if keys is None else chosen.count
     rows = chosen.rows()
@@ -331,11 +345,14 @@ class _Chosen:
     What cannot be read, and keys that are not there, are put among the problems of ``done``.
     """
 
-    def __init__(self, archive: Archive, keys: Collection[str] | None, format: str, done: Restored) -> None:
+    def __init__(
+        self, archive: Archive, keys: Collection[str] | None, format: str, folds: bool, done: Restored
+    ) -> None:
         self._archive, self._done = archive, done
         self._images = archive.tables[0]
-        self._wanted = frozenset(keys or ())
-        self._spans = None if keys is None else Spans(_rivals(key, format) for key in self._wanted)
+        self._all, self._wanted = keys is None, frozenset(keys or ())
+        # On a disk that folds names the keys that meet may lie anywhere
+        self._spans = None if self._all or folds else Spans(_rivals(key, format) for key in self._wanted)
         self._groups: list[tuple[Part, int, int]] = []
 
     @property
@@ -358,7 +375,7 @@ class _Chosen:
                     except DAMAGE as error:
                         unreadable(self._images, group, count, error, found)
                         continue
-                    here = count if self._spans is None else len(self._wanted.intersection(keys))
+                    here = count if self._all else len(self._wanted.intersection(keys))
                     if here:
                         self._groups.append((part, group, here))
                     missing.difference_update(keys)
@@ -385,7 +402,7 @@ class _Chosen:
                     unreadable(self._images, group, count, error, found)
                     self._enter(found)
                 else:
-                    yield from (row for row in rows if self._spans is None or row.key in self._wanted)
+                    yield from (row for row in rows if self._all or row.key in self._wanted)
 
     def _enter(self, found: Findings) -> None:
         """Put what cannot be read among the problems. ArchiveError where it may be read later, or elsewhere."""
@@ -397,7 +414,7 @@ class _Chosen:
         self._images.log.refresh(anew=True)
         if found.part not in self._images.parts:
             raise ArchiveError(f"{self._images.store.url}: cannot {TAKEN_AWAY}")
-        others = set(found.bad) - self._wanted if self._spans is not None else set()
+        others = set() if self._all else set(found.bad) - self._wanted
         advice = MORE_MEMORY if is_shortage(found.refused) else ""
         self._done.problems += [(one.key, one.reason + advice) for one in problems if one.key not in others]
 

@@ -300,7 +300,7 @@ class Source:
 
     def _list(self, place: _Place) -> Iterator[tuple[str, str, Info]]:
         if self._is_local:
-            return list_local(place.root, place.depth, self._skip, self._ignore, self._leave)
+            return list_local(place.root, place.depth, self._skip, self._ignore, self._leave, place.may_hold)
         filesystem, _ = self._remote
         if hasattr(filesystem, "call_s3"):
             return list_bucket(self._call_s3, place.root, place.prefix, place.depth)
@@ -365,7 +365,7 @@ class Source:
 
     def _leave(self, name: str) -> None:
         pattern = self._place.pattern
-        is_folder = name.endswith("/")  # as consoles leave one in a bucket
+        is_folder = not name or name.endswith("/")  # as consoles leave one in a bucket, for the prefix itself too
         if is_folder or (pattern and not pattern.match(name)):
             return
         extension = _printable(os.path.splitext(name)[1].lower()) or "none"
@@ -421,7 +421,7 @@ class Source:
         elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             reason += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the option anon for a public bucket"
         elif isinstance(error, PermissionError):
-            reason += "; check the credentials in the environment and the permissions"
+            reason += f"; check {'' if self._is_local else 'the credentials in the environment and '}the permissions"
         elif is_transient(error):
             reason += f" (tried {ATTEMPTS} times); check the network and the endpoint, then run again"
         return SourceError(f"{what}: {reason}")

@@ -5,6 +5,7 @@ used; 130 interrupted. Nothing heavy is imported before a command is known.
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,6 +14,8 @@ from compressor.errors import LatentpackError, is_shortage, told
 from flows.exit_codes import INTERRUPTED, UNUSABLE
 from flows.interrupts import TOLD, heeded, interrupt_once
 from flows.terminal import flush, warn
+
+_NO_MEMORY = "not enough memory ({}): try fewer --workers, or more memory; what is done is kept"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -46,6 +49,11 @@ def _run(arguments: Sequence[str] | None) -> int:
             return UNUSABLE
     debug = False
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        _say("the current folder is gone: change to one that is there")
+        return UNUSABLE
+    try:
         with heeded():
             from pydantic import ValidationError
 
@@ -64,6 +72,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except ImportError as error:
         if debug:
             raise
+        if "failed to map segment" in str(error) and "not permitted" not in str(error):  # nor is it a noexec mount
+            _say(_NO_MEMORY.format(told(error)))
+            return UNUSABLE
         _say(
             f"a library is missing, or does not load: {told(error)}; install latentpack anew, with all that it needs: "
             "'make setup' or 'pip install .' in its folder (--debug shows where)"
@@ -82,7 +93,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if debug:
             raise
         if is_shortage(error):
-            _say(f"not enough memory ({told(error)}): try fewer --workers, or more memory; what is done is kept")
+            _say(_NO_MEMORY.format(told(error)))
             return UNUSABLE
         _say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
         return UNUSABLE

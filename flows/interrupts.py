@@ -5,6 +5,7 @@ The next would break that off.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,28 @@ def interrupt_once() -> None:
     for number in ENDING:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _interrupt)
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # its signals are not ours
+    threading.Thread(target=_end_what_hangs, args=(heard,), daemon=True).start()
+
+
+def _end_what_hangs(heard: int) -> None:
+    """End the process by the same rule where Python does not get to :func:`_interrupt`.
+
+    That takes the main thread, which may wait for minutes in a library, such as delta-rs for a store that is silent.
+    """
+    first = None
+    while numbers := os.read(heard, 1):
+        if numbers[0] not in ENDING or signal.getsignal(numbers[0]) is not _interrupt:
+            continue
+        now = time.monotonic()
+        first = first or now
+        if now - first > PATIENCE_S:
+            time.sleep(1)  # in which the main thread does it, if it can
+            _say(TOLD)
+            os._exit(INTERRUPTED)
 
 
 def interrupted() -> bool:

@@ -124,3 +124,14 @@ def test_an_error_in_a_flow_is_one_line_from_start_to_end_of_the_process(
     ended = subprocess.run(command, env=own_server, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and ended.stdout == ""
     assert re.fullmatch("latentpack: .* not an archive, and not empty .*\n", ended.stderr), ended.stderr
+
+
+def test_a_folder_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ended = subprocess.run([sys.executable, "-m", "flows.cli", "list", "archive"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "latentpack: the current folder is gone: change to one that is there\n",
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from compressor import delta_log
 from compressor.archive import Archive
 from compressor.delta_log import DeltaLog
 from compressor.errors import ArchiveError
@@ -84,10 +85,35 @@ def test_a_log_that_is_cut_while_it_is_read_is_read_again(archive, monkeypatch, 
         with pytest.raises(ArchiveError, match="missing or damaged"):
             opened.refresh()
         assert opened.read_row("a").key == "a" and opened.version == archive.version, "what was seen is seen still"
-        with pytest.raises(ArchiveError, match="missing or damaged: 0+9.checkpoint.parquet not found"):
+        with pytest.raises(
+            ArchiveError, match="0+9.checkpoint.parquet not found; it is missing or damaged: 'latentpack salvage'"
+        ):
             Archive.open(archive.url)
     else:
         assert len(Archive.open(archive.url)) == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["Permission denied (os error 13)", "status 403 Forbidden", "OS can't spawn worker thread"]
+)
+def test_a_log_that_may_not_be_read_is_not_called_damaged(archive, monkeypatch, said):
+    def refused(log: DeltaLog, anew: bool) -> Any:
+        raise OSError(said)
+
+    monkeypatch.setattr(DeltaLog, "_read", refused)
+    with pytest.raises(ArchiveError, match="see that it may be read, and try again") as told:
+        Archive.open(archive.url)
+    assert said in str(told.value) and "damaged" not in str(told.value)
+
+
+def test_too_few_threads_are_told_where_delta_rs_would_wait_for_ever(archive, monkeypatch):
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(delta_log, "_opened_by", 0)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(ArchiveError, match="lets this process start no more threads"):
+        Archive.open(archive.url)
 
 
 def test_replaced_keys_without_a_new_row_are_left_alone(archive):

@@ -18,13 +18,17 @@ import pytest
 from tests.runs import write_pictures
 
 COMMAND = """
-import sys, time
+import ctypes, sys, time
 from compressor.errors import LatentpackError
 from flows import cli, commands, interrupts
 
 def info(options):
     try:
         print("at work", flush=True)
+        if sys.argv[1] == "deaf":
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
         time.sleep(float(sys.argv[1]))
     except KeyboardInterrupt:
         if sys.argv[4:]:
@@ -89,6 +93,18 @@ def test_an_end_that_hangs_is_ended() -> None:
     with at_work(60, 60, 0.2) as process:
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err and "repeat the command" in err
+
+
+def test_what_hangs_where_python_hears_nothing_is_ended() -> None:
+    """As delta-rs may, which waits three minutes for a store that is silent; here a mutex that is never free."""
+    with at_work("deaf", 60, 0.2) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")

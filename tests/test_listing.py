@@ -31,6 +31,18 @@ def test_a_glob_is_told_only_of_names_that_it_asks_for(tree):
         assert [skipped.name for skipped in source.skipped] == passed_over, pattern
 
 
+def test_a_link_to_what_is_not_listed_without_it_is_passed_over(tree):
+    """To a hidden folder, as git-sync and Kubernetes make them, or to one that the pattern does not ask for."""
+    (tree / ".store" / "2024").mkdir(parents=True)
+    os.symlink(tree / ".store" / "2024", tree / "2024")
+    os.symlink(tree / "00000", tree / "zeros")
+    for pattern, passed_over in (("", ["2024"]), ("/z*/*", ["zeros"]), ("/*/*", ["2024"])):
+        source = Source.open(f"{tree}{pattern}")
+        list(source.files())
+        assert [skipped.name for skipped in source.skipped] == passed_over, pattern
+        assert all("not followed" in skipped.reason for skipped in source.skipped)
+
+
 def test_globs_everywhere(anywhere):
     if "::" in anywhere:
         pytest.skip("a glob inside a chained URL is spelled otherwise")

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -203,6 +204,46 @@ def test_a_picture_whose_path_is_the_folder_of_others_gets_another(
     clashes, _ = find_clashes(archive.keys(), format)  # as the operations' page says
     own = None if archive.read_row("p.png").codec == "original" else format
     assert names(tmp_path / "out") == {file_name(key, own, clashes) for key in keys}
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_on_a_disk_that_folds_names_no_picture_takes_anothers_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """As exFAT, SMB and APFS do, by case or by Unicode form."""
+    monkeypatch.setattr(Folder, "folds", lambda folder: True)
+    meeting = [
+        "IMG.png",
+        "img.png",
+        "Img.png",
+        "a/\u00e9.jpg",
+        "a/e\u0301.png",
+        "A/E\u0301.png",
+        "D.png",
+        "d.png/a.png",
+    ]
+    keys = [*meeting, "b.png", "B/b.png"]
+    archive = Archive.create(str(tmp_path / "archive"))
+    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
+    assert restore(archive, tmp_path / "out", format=format, overwrite=True).written == len(keys)
+    found = names(tmp_path / "out")
+    folded = {unicodedata.normalize("NFC", name.casefold()) for name in found}
+    assert len(found) == len(folded) == len(keys)
+    assert not any(f"{name}/" in other for name in folded for other in folded), "a file is another's folder"
+    assert {file_name(key, format) for key in ("b.png", "B/b.png")} <= found
+    for key in keys:
+        assert restore(archive, tmp_path / "one", [key], format).written == 1
+    assert names(tmp_path / "one") == found, "a path depends on what else is restored"
+
+
+def test_a_disk_is_asked_whether_it_folds_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Folder(tmp_path).folds() and not Folder(tmp_path / "none").folds()
+
+    def folding(path: Path) -> bool:
+        return path.name.casefold() in {name.casefold() for name in os.listdir(path.parent)}
+
+    monkeypatch.setattr(os.path, "lexists", folding)
+    assert Folder(tmp_path).folds() and not os.listdir(tmp_path)
 
 
 def test_a_link_where_a_file_should_be_is_replaced_and_not_followed(tmp_path: Path) -> None:
