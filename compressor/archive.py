@@ -248,8 +248,10 @@ class Archive:
         with self._store.errors("write to its quarantine"):
             return self._quarantine.delete(keys)
 
-    def delete(self, keys: Iterable[str]) -> int:
+    def delete(self, keys: Iterable[str], on_progress: Callable[[int, int], None] | None = None) -> int:
         """Erase pictures: rows and quarantine entries, then their bytes from all files and the log of their names.
+
+        ``on_progress`` is told (files written again, of so many).
 
         Returns
         -------
@@ -258,7 +260,7 @@ class Archive:
         """
         keys = several_keys(keys)
         with self._store.errors("delete from it"):
-            erased = self._images.delete(keys)
+            erased = self._images.delete(keys, on_progress)
             self._quarantine.delete(keys)
             for table in (self._images, self._quarantine):
                 table.forget()
@@ -277,10 +279,14 @@ class Archive:
         with self._store.errors("delete from it"):
             return self._images.delete(keys)
 
-    def compact(self) -> int:
-        """Merge small files into few large ones, rows sorted by key over all of them. Returns how many files fewer."""
+    def compact(self, on_progress: Callable[[int, int], None] | None = None) -> int:
+        """Merge small files into few large ones, rows sorted by key over all of them. Returns how many files fewer.
+
+        ``on_progress`` is told (MB written, of so many).
+        """
         with self._store.errors("compact"):
-            return maintenance.compact(self._images) + maintenance.compact(self._quarantine)
+            fewer = maintenance.compact(self._images, on_progress=on_progress)
+            return fewer + maintenance.compact(self._quarantine)
 
     def vacuum(self, hours: int = ORPHAN_HOURS) -> int:
         """Delete files that the newest version does not need: replaced ones, and orphans of killed runs.

@@ -187,7 +187,9 @@ class DeltaLog:
                 "which latentpack does not read"
             )
         # Not before: what is refused is refused the next time too, and what cannot be read leaves what was seen
-        self._parts = sorted(map(_part, actions.to_pylist()), key=lambda part: part.key_range)
+        known = {part.identity: part for part in self._parts}
+        parts = (known.get(action) or _part(action) for action in _in_rows(actions))
+        self._parts = sorted(parts, key=lambda part: part.key_range)
         self._delta, self._listed = delta, int(delta.version())
 
     def _read(self, anew: bool) -> Any:
@@ -244,7 +246,7 @@ class DeltaLog:
         fields = [(field.name, str(field.type), field.nullable) for field in [*self._delta.schema().fields, *columns]]
         versions = (protocol.min_reader_version, protocol.min_writer_version)
         about = (sorted(metadata.configuration.items()), list(metadata.partition_columns), fields, versions)
-        return integrity.state_digest([part.identity for part in parts], about)
+        return integrity.state_digest([part.digest for part in parts], about)
 
     def stored_digest(self) -> str | None:
         """What the newest commit that changed anything says; empty if that is nothing, None if nobody can know.
@@ -426,9 +428,16 @@ def _with_advice() -> Iterator[None]:
         raise ArchiveError(f"{error}; {advice}") from error.__cause__
 
 
-def _part(action: dict[str, Any]) -> Part:
+def _in_rows(actions: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """(path, bytes, rows, smallest key, largest key) of each live file, as :attr:`Part.identity` has them."""
+    names = ("path", "size_bytes", "num_records", "min.key", "max.key")
+    there = set(actions.column_names)
+    return zip(*(actions[name].to_pylist() if name in there else [None] * len(actions) for name in names), strict=True)
+
+
+def _part(action: tuple[Any, ...]) -> Part:
     """A live file, from the log."""
-    rows, smallest, largest = (action.get(name) for name in ("num_records", "min.key", "max.key"))
+    path, size, rows, smallest, largest = action
     if rows is None or smallest is None or largest is None:
-        raise ArchiveError(f"file {action['path']} has no statistics in the log: another program must have written it")
-    return Part(action["path"], action["size_bytes"], rows, parquet.statistics(rows, smallest, largest))
+        raise ArchiveError(f"file {path} has no statistics in the log: another program must have written it")
+    return Part(path, size, rows, parquet.statistics(rows, smallest, largest))

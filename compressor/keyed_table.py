@@ -5,7 +5,7 @@ the log (see ``delta_log.py``).
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -18,12 +18,13 @@ from compressor import integrity, parquet
 from compressor.defaults import ORPHAN_HOURS
 from compressor.delta_log import Change, DeltaLog
 from compressor.errors import ArchiveError
-from compressor.known import fingerprint_numbers, hash_keys
+from compressor.known import among, fingerprint_numbers, hash_keys
 from compressor.parquet import Layout, Part, RangeFile, Spans
 from compressor.store import Store
 
 THREADS = 8
-FOOTERS = 512  # kept in memory; one of a 100,000 row file is some 200 KB
+FOOTER_BYTES = 2**27  # kept in memory: some 5,000 footers of small files, or 500 of 100,000 rows
+_OF_ANY_FOOTER, _OF_A_GROUP = 20_000, 2_000  # bytes, measured
 
 
 class KeyedTable:
@@ -45,7 +46,9 @@ class KeyedTable:
         self.layout = layout
         self.log = DeltaLog(store, folder, layout.schema)
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._footer_bytes = 0
         self._hashes: dict[str, np.ndarray] = {}
+        self._ordered: tuple[str, np.ndarray] = ("", np.zeros(0, np.uint64))
         self._lock = Lock()
 
     @property
@@ -70,9 +73,11 @@ class KeyedTable:
         if footer is None:
             footer = parquet.read_metadata(self._file(part), part.path)
             with self._lock:
-                while len(self._footers) >= FOOTERS:
-                    self._footers.pop(next(iter(self._footers)))
-                self._footers[part.path] = footer
+                if part.path not in self._footers:
+                    self._footers[part.path] = footer
+                    self._footer_bytes += _in_memory(footer)
+                while self._footer_bytes > FOOTER_BYTES:
+                    self._footer_bytes -= _in_memory(self._footers.pop(next(iter(self._footers))))
         return footer
 
     def columns(self, parts: Iterable[Part]) -> list[str]:
@@ -145,6 +150,13 @@ class KeyedTable:
             self._hashes[part.path] = hash_keys(self._keys(part))
         return self._hashes[part.path]
 
+    def _sorted_hashes(self, part: Part) -> np.ndarray:
+        """Of the part that was asked for last they are kept: one that arrives is held against many."""
+        path, hashes = self._ordered
+        if path != part.path:
+            path, hashes = self._ordered = part.path, np.sort(self._key_hashes(part))
+        return hashes
+
     def _forget_hashes_but_of(self, parts: Sequence[Part]) -> None:
         known = {part.path for part in parts}
         self._hashes = {path: hashes for path, hashes in self._hashes.items() if path in known}
@@ -184,8 +196,11 @@ class KeyedTable:
         self.log.transact(plan, batch_id)
         return left_out
 
-    def delete(self, keys: Collection[str]) -> int:
-        """Take the rows of ``keys`` out, in one commit. Returns how many there were."""
+    def delete(self, keys: Collection[str], on_progress: Callable[[int, int], None] | None = None) -> int:
+        """Take the rows of ``keys`` out, in one commit. Returns how many there were.
+
+        ``on_progress`` is told (files written again, of so many).
+        """
         removed = 0
         keys = sorted(_storable(keys))
 
@@ -202,7 +217,7 @@ class KeyedTable:
                     if there:
                         drops.append((part, there))
                         removed += len(there)
-            return self._without(drops)
+            return self._without(drops, on_progress)
 
         self.log.transact(plan)
         return removed
@@ -244,14 +259,16 @@ class KeyedTable:
 
     def _common(self, part: Part, other: Part) -> set[str]:
         """Keys in both files; exact keys are compared only where hashes meet."""
-        if not np.isin(self._key_hashes(part), self._key_hashes(other)).any():
+        if not among(self._key_hashes(other), self._sorted_hashes(part)).any():
             return set()
         return set(self._keys(part)).intersection(self._keys(other))
 
-    def _without(self, drops: Sequence[tuple[Part, set[str]]]) -> Change:
+    def _without(
+        self, drops: Sequence[tuple[Part, set[str]]], on_progress: Callable[[int, int], None] | None = None
+    ) -> Change:
         """Files written again without some of their rows."""
         add = []
-        for part, keys in drops:
+        for number, (part, keys) in enumerate(drops, 1):
             unwanted = pa.array(sorted(keys), pa.string())
 
             def kept(part: Part = part, unwanted: pa.Array = unwanted) -> Iterator[pa.Table]:
@@ -261,6 +278,8 @@ class KeyedTable:
 
             if (rest := self.write(kept())) is not None:
                 add.append(rest)
+            if on_progress:
+                on_progress(number, len(drops))
         return Change(add=add, remove=[part for part, _ in drops])
 
     def vacuum(self, hours: int) -> int:
@@ -287,6 +306,11 @@ class KeyedTable:
         self.log.refresh(anew=True)
         self._delete_unneeded(self.log.unneeded(0, full=False))
         self.log.cut()
+
+
+def _in_memory(footer: pq.FileMetaData) -> int:
+    """About how many bytes a footer takes there."""
+    return _OF_ANY_FOOTER + _OF_A_GROUP * footer.num_row_groups
 
 
 def _storable(keys: Collection[str]) -> set[str]:

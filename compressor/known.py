@@ -38,6 +38,13 @@ def fingerprint_numbers(fingerprints: Sequence[bytes]) -> np.ndarray:
     return numbers.view(np.uint64)[:, 0]
 
 
+def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which of ``values`` are in ``ordered``, bool: as np.isin, which would sort both again each time."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
 @dataclass(frozen=True)
 class _Lookup:
     """Key hashes in order, and the fingerprint of each: uint64 (N,) both."""
@@ -52,11 +59,10 @@ class _Lookup:
 
     def find(self, hashes: np.ndarray, fingerprints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """bool (M,) each: the key is there; it is there with this fingerprint."""
+        there = among(hashes, self.hashes)
         if not len(self.hashes):
-            nothing = np.zeros(len(hashes), bool)
-            return nothing, nothing
+            return there, there
         at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        there = self.hashes[at] == hashes
         return there, there & (self.fingerprints[at] == fingerprints)
 
 
@@ -85,8 +91,7 @@ class KnownKeys:
     ) -> None:
         self._archived = _Lookup.of(*archived)
         self._quarantined = _Lookup.of(*quarantined)
-        self._again = again
-        self._accepted = accepted
+        self._again, self._accepted = np.sort(again), np.sort(accepted)
 
     def state(self, files: Sequence[Listed]) -> list[State]:
         """For each file: ``same``, ``quarantined`` and ``accepted`` (it failed as it is), ``changed`` or ``new``."""
@@ -96,8 +101,8 @@ class KnownKeys:
         fingerprints = fingerprint_numbers([file.fingerprint for file in files])
         there, same = self._archived.find(hashes, fingerprints)
         _, failed = self._quarantined.find(hashes, fingerprints)
-        failed &= ~np.isin(hashes, self._again)
-        accepted = failed & np.isin(hashes, self._accepted)
+        failed &= ~among(hashes, self._again)
+        accepted = failed & among(hashes, self._accepted)
         states = ["same", "accepted", "quarantined", "changed"]
         return np.select([same, accepted, failed, there], states, "new").tolist()
 
@@ -109,5 +114,5 @@ class KnownKeys:
         """
         if not keys or not len(self._quarantined.hashes):
             return []
-        listed = np.isin(hash_keys(keys), self._quarantined.hashes)
+        listed = among(hash_keys(keys), self._quarantined.hashes)
         return [key for key, there in zip(keys, listed, strict=True) if there]

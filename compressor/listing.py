@@ -5,9 +5,11 @@ Not here: which of the files are wanted (sources.py). fsspec's own walk and find
 
 import errno
 import heapq
+import itertools
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
@@ -108,23 +110,43 @@ def _is_listed(folder: str, may_hold: Callable[[str], bool]) -> bool:
 
 def _directory(directory: str, prefix: str, skip: Skip, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str, str]]:
     """(key, path, kind) of one directory's entries."""
-    last = ""
-    while True:
-        try:  # several passes over a huge directory keep memory flat and the order whole
-            entries = heapq.nsmallest(NAMES_HELD, _entries(directory, last, prefix, ignore, leave))
-        except OSError as error:
-            skip(prefix or directory, f"the folder cannot be listed: {error.strerror}")
-            return
-        for name, kind in entries:
+    try:
+        for name, kind in _in_order(_entries(directory, prefix, ignore, leave)):
             bare = name.rstrip("/")
             yield prefix + bare, f"{directory.rstrip('/')}/{bare}", kind
-        if len(entries) < NAMES_HELD:
-            return
-        last = entries[-1][0]
+    except OSError as error:
+        skip(prefix or directory, f"the folder cannot be listed: {error.strerror}")
 
 
-def _entries(directory: str, after: str, prefix: str, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str]]:
-    """Names above ``after`` with their kinds, in any order; a folder's ends in a slash, as it sorts in whole keys."""
+def _in_order(entries: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The same sorted; of more than ``NAMES_HELD`` the others wait in a temporary file, so that memory stays flat."""
+    held = sorted(itertools.islice(entries, NAMES_HELD))
+    if len(held) < NAMES_HELD:
+        yield from held
+        return
+    with tempfile.TemporaryFile() as file:
+        ends = [0]
+        while held:
+            file.write(b"".join(os.fsencode(f"{name}\0{kind}\n\0") for name, kind in held))
+            ends.append(file.tell())
+            held = sorted(itertools.islice(entries, NAMES_HELD))
+        file.flush()
+        yield from heapq.merge(*(_kept(file.fileno(), start, end) for start, end in itertools.pairwise(ends)))
+
+
+def _kept(file: int, start: int, end: int) -> Iterator[tuple[str, str]]:
+    rest = b""
+    while start < end:
+        data = os.pread(file, min(65_536, end - start), start)
+        start += len(data)
+        *whole, rest = (rest + data).split(b"\n\0")
+        for one in whole:
+            name, _, kind = os.fsdecode(one).partition("\0")
+            yield name, kind
+
+
+def _entries(directory: str, prefix: str, ignore: Skip, leave: Leave) -> Iterator[tuple[str, str]]:
+    """Names with their kinds, in any order; a folder's ends in a slash, as it sorts in whole keys."""
     with os.scandir(directory) as scan:
         for entry in scan:
             name = entry.name
@@ -135,13 +157,12 @@ def _entries(directory: str, after: str, prefix: str, ignore: Skip, leave: Leave
             if folder:
                 name += "/"
             if not (folder or is_picture(name)):
-                if not after and _is_regular(entry):  # in the first pass
+                if _is_regular(entry):
                     leave(prefix + name)
                 continue
             if name.startswith("."):
-                if not after:  # the first pass
-                    ignore(prefix + name, HIDDEN)
-            elif name > after:
+                ignore(prefix + name, HIDDEN)
+            else:
                 yield name, "file" if not folder else "link" if entry.is_symlink() else "folder"
 
 

@@ -1,7 +1,7 @@
 """An archive in figures, and small files merged into large ones. Called through ``Archive``."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 
 from compressor import parquet
 from compressor.carried import carried_ids, codec_name
+from compressor.chunks import bounded_chunks
 from compressor.delta_log import Change
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
 
 TARGET_BYTES = 64 * 2**20  # of a compacted file: what replacing one picture in it rewrites
 MAX_OVERLAP = 4  # files that one key may have to be looked for in, before compaction rewrites the large ones too
+MANY_OVERLAP = 32  # small files that a cut would go through, all read again for each new file
 SAMPLES = 16  # keys of a row group that say where to cut
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
@@ -66,11 +68,13 @@ def info(images: KeyedTable, quarantine: KeyedTable, format: int) -> ArchiveInfo
     """Figures from all columns but the payload's. FileNotFoundError where another run has taken a file away."""
     store = images.store
     counts: dict[str, Counter[Any]] = {name: Counter() for name in ("codec", "packer", "quality", "size", "psnr")}
-    source_bytes = 0
+    source_bytes = payload_bytes = 0
     ssim_sum = 0.0
     ssim_count = 0
     columns = ["width", "height", "source_bytes", "codec", "quality", "packer", "psnr", "ssim"]
     for part, group in images.groups():
+        if group == 0:  # while its footer is at hand
+            payload_bytes += parquet.payload_bytes(images.footer(part))
         table = images.read(part, [group], columns)
         source_bytes += pc.sum(table["source_bytes"]).as_py()
         for name in ("codec", "packer", "quality", "psnr"):
@@ -86,7 +90,6 @@ def info(images: KeyedTable, quarantine: KeyedTable, format: int) -> ArchiveInfo
     for value, count in counts["psnr"].items():
         histogram[int(np.floor(value))] += count
     table_bytes, codec_bytes = sizes(images)
-    payload_bytes = sum(parquet.payload_bytes(images.footer(part)) for part in images.parts)
     reasons: Counter[str] = Counter()
     for part, group in quarantine.groups():
         reasons.update(quarantine.read(part, [group], ["reason"])["reason"].to_pylist())
@@ -127,18 +130,59 @@ def _percentiles(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     return {str(p): round(float(values[np.searchsorted(reached, p)]), 2) for p in PERCENTILES}
 
 
-def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
+def compact(
+    table: KeyedTable, target: int = TARGET_BYTES, on_progress: Callable[[int, int], None] | None = None
+) -> int:
     """Merge small files, so that no two of the new ones overlap. Returns how many files fewer there are.
 
     Large files stay as they are, unless so many overlap that looking for a key would have to open more than a few.
+    Where very many small ones overlap they are merged a new file's worth at a time first, each a commit: a small file
+    is one row group, which each cut through it would have read again. ``on_progress`` is told (MB written, of so
+    many).
     """
     table.log.refresh()
     small = [part for part in table.parts if part.size < target // 2]
+    portions = list(bounded_chunks(small, lambda part: part.size, target, len(small) or 1))
+    apart = len(portions) >= MAX_OVERLAP and _overlap(small) >= MANY_OVERLAP
+    total = sum(part.size for part in small) * (2 if apart else 1)
+    written = 0
+
+    def tell(size: int) -> None:
+        nonlocal written
+        written += size
+        if on_progress:
+            on_progress(written // 10**6, max(total, written) // 10**6)
+
+    fewer = 0
+    between: list[Part] = []
+    for portion in portions if apart else []:
+        merged = _merge(table, portion, target, tell)
+        fewer += len(portion) - len(merged) if merged else 0
+        between += merged
+    live = set(table.parts)
+    between = [part for part in between if part in live]
+    if _overlap(between) < 2:
+        between = []
+    small = [part for part in table.parts if part.size < target // 2 or part in between]
     large = [part for part in table.parts if part.size >= target // 2]
-    merged = table.parts if _overlap(large) >= MAX_OVERLAP else small
+    chosen = table.parts if _overlap(large) >= MAX_OVERLAP else small
+    total = written + sum(part.size for part in chosen)
+    merged = _merge(table, chosen, target, tell)
+    return fewer + (len(chosen) - len(merged) if merged else 0)
+
+
+def _merge(table: KeyedTable, merged: Sequence[Part], target: int, tell: Callable[[int], None]) -> list[Part]:
+    """Write the rows of some files as files that do not overlap, in one commit. Returns these; none if it was in vain.
+
+    ``tell`` is called with the bytes of each as it is written.
+    """
     if len(merged) < 2:
-        return 0
-    written = [part for rows in _sorted_runs(table, merged, target) if (part := table.write(rows)) is not None]
+        return []
+    written = []
+    for rows in _sorted_runs(table, merged, target):
+        if (part := table.write(rows)) is not None:
+            written.append(part)
+            tell(part.size)
     change = Change(add=written, remove=list(merged), moves_only=True)
     gone = {part.path for part in merged}
 
@@ -157,7 +201,7 @@ def compact(table: KeyedTable, target: int = TARGET_BYTES) -> int:
     table.log.transact(plan)
     if in_vain and not proposed:  # else the commit may arrive after all
         table.store.delete([f"{table.folder}/{part.path}" for part in written])
-    return 0 if in_vain else len(merged) - len(written)
+    return [] if in_vain else written
 
 
 def _overlap(parts: Sequence[Part]) -> int:

@@ -91,10 +91,15 @@ class Part:
         stats = json.loads(self.stats)
         return stats["minValues"]["key"], stats["maxValues"]["key"]
 
-    @property
+    @cached_property
     def identity(self) -> tuple[str, int, int, str, str]:
         """All that the log says of it."""
         return self.path, self.size, self.rows, *self.key_range
+
+    @cached_property
+    def digest(self) -> int:
+        """What it adds to the digest of a table's state."""
+        return integrity.hash_of(self.identity)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from compressor.verifying import (
     check_codecs,
     check_whole,
     examine,
+    looked_ahead,
     raise_if_refused,
     row_groups,
 )
@@ -76,6 +77,7 @@ def repair(
     drop: bool = False,
     at_hand: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
 ) -> Repaired:
     """Mend what can be mended.
 
@@ -94,6 +96,8 @@ def repair(
         Names or paths of codecs, besides those shipped, one of which may be a copy of a damaged or missing one.
     on_progress
         Told (rows checked, rows in all).
+    workers
+        Processes that check. What is encoded again is encoded in this one.
 
     Raises
     ------
@@ -103,7 +107,7 @@ def repair(
     """
     store = archive.tables[0].store
     with store.errors("repair it"), enough_memory(store.url, "repair it"):
-        return _repair(archive, source, options or AgainOptions(), drop, at_hand, on_progress)
+        return _repair(archive, source, options or AgainOptions(), drop, at_hand, on_progress, workers)
 
 
 def _repair(
@@ -113,6 +117,7 @@ def _repair(
     drop: bool,
     at_hand: Sequence[str],
     on_progress: Callable[[int, int], None] | None,
+    workers: int,
 ) -> Repaired:
     done = Repaired()
     images, quarantine = archive.tables
@@ -123,11 +128,12 @@ def _repair(
     unsound = []
     readable = [np.zeros(0, np.uint64)]  # hashes of keys
     waiting: Counter[str] = Counter()
-    for one in examine(archive, on_progress):
-        readable.append(hash_keys(one.keys))
-        waiting += one.waiting
-        if not one.is_sound:
-            unsound.append(one)
+    with looked_ahead(archive, workers) as ahead:
+        for one in examine(archive, on_progress, ahead):
+            readable.append(hash_keys(one.keys))
+            waiting += one.waiting
+            if not one.is_sound:
+                unsound.append(one)
     damaged = [one for one in unsound if not _put_right(images, one, done)]
     _mend_quarantine(quarantine, done)
     done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting)]

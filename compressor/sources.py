@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+from fsspec.archive import AbstractArchiveFileSystem
+
 from compressor.addresses import ADVICE, has_password, is_s3, shown, without_secrets
 from compressor.errors import SourceError, told
 from compressor.listing import (
@@ -176,8 +178,8 @@ class Source:
         Files are chosen by extension, and the others counted (see :attr:`unlisted`); names that begin with a dot are
         left out (see :attr:`ignored`). Links to files are followed, links to folders are not (they are in
         :attr:`skipped`, unless they lead to what is listed anyway).
-        Memory holds one page of a bucket, or up to 32,768 names of a local folder, whatever the number of files.
-        Listing takes about 10 us a file locally, 100 us in a bucket.
+        Memory holds one page of a bucket, or up to 32,768 names of a local folder, whatever the number of files; of a
+        ZIP or tar all names (some 2 kB each). Listing takes about 20 us a file locally, 100 us in a bucket.
 
         Raises
         ------
@@ -304,6 +306,8 @@ class Source:
         filesystem, _ = self._remote
         if hasattr(filesystem, "call_s3"):
             return list_bucket(self._call_s3, place.root, place.prefix, place.depth)
+        if isinstance(filesystem, AbstractArchiveFileSystem):
+            return list_folders(self._retrying(lambda: _folders(filesystem)), place.root, place.depth)
         return list_folders(
             lambda path: self._retrying(lambda: filesystem.ls(path, detail=True)), place.root, place.depth
         )
@@ -492,3 +496,21 @@ def _read_local(path: str) -> bytes:
 
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _folders(filesystem: Any) -> Callable[[str], list[Info]]:
+    """``ls`` of a zip or tar file, whose own goes through all of its names for each folder."""
+    filesystem.ls("")
+    below: dict[str, dict[str, Info]] = {}
+    for name, info in filesystem.dir_cache.items():
+        name = name.rstrip("/")
+        below.setdefault(name.rpartition("/")[0], {})[name] = info
+    for folder in [*below]:
+        while folder:
+            parent = folder.rpartition("/")[0]
+            there = below.setdefault(parent, {})
+            if folder in there:
+                break
+            there[folder] = {"name": folder, "size": 0, "type": "directory"}
+            folder = parent
+    return lambda path: [*below.get(path.rstrip("/"), {}).values()]

@@ -140,7 +140,7 @@ def verify(
         raise ArchiveError(f"workers are 1 or more, not {workers!r}")
     images, quarantine = archive.tables
     problems = _check_logs(images, quarantine)
-    with _ahead(archive, workers) as ahead:
+    with looked_ahead(archive, workers) as ahead:
         examined = examine(archive, on_progress, ahead)
         found = {one.part: (one.problems(), hash_keys(one.keys), one.waiting) for one in examined}
     live = [found[part] for part in images.parts if part in found]  # others may have replaced files since
@@ -162,7 +162,7 @@ SoundKeys = Callable[[Part, int], list[str] | None]
 
 
 @contextmanager
-def _ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
+def looked_ahead(archive: "Archive", workers: int) -> Iterator[SoundKeys | None]:
     """What other processes know of row groups, which they read and decode in order."""
     images, _ = archive.tables
     small = images.rows < PARALLEL_ROWS and sum(part.size for part in images.parts) < PARALLEL_BYTES
@@ -197,7 +197,7 @@ def _start_worker(archive: "Archive") -> None:
 
 
 def _sound_keys(part: Part, group: int) -> list[str] | None:
-    """See ``SoundKeys``, in a process started by ``_ahead``."""
+    """See ``SoundKeys``, in a process started by :func:`looked_ahead`."""
     found = Findings(part)
     try:
         _inspect_group(_archive, found, group, 0, {})

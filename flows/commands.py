@@ -336,7 +336,8 @@ def delete(options: argparse.Namespace) -> int:
         raise LatentpackError("name the pictures to erase with --key, or a file that lists them with --keys-from")
     archive = Archive.open(options.archive)
     problems = [(key, f"{archive.url}: there is no picture {key!r}") for key in archive.missing(keys)]
-    erased = archive.delete(keys)
+    with watching(options.json):
+        erased = archive.delete(keys, on_progress("erasing", "files"))
     missing = len(keys) - erased
     listed = missing - len(problems)  # quarantined alone
     for key, reason in problems:
@@ -386,7 +387,8 @@ def compact(options: argparse.Namespace) -> int:
     """``latentpack compact``"""
     from compressor.archive import Archive
 
-    fewer = Archive.open(options.archive).compact()
+    with watching(options.json):
+        fewer = Archive.open(options.archive).compact(on_progress("compacting", "MB"))
     _answer(options, {"files_fewer": fewer}, f"{number(fewer, 'file')} fewer")
     return DONE
 

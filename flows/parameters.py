@@ -490,6 +490,7 @@ class RepairParameters(Parameters):
     max_bytes: MaxBytes = MAX_BYTES
     max_pixels: MaxPixels = MAX_PIXELS
     drop: bool = Field(default=False, description="also remove bad or unreadable rows whose pictures the source lacks")
+    workers: Workers = None
 
     @property
     def subject(self) -> str:

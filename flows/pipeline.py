@@ -7,7 +7,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
@@ -26,7 +26,7 @@ from compressor.listing import is_like_picture
 from compressor.mirroring import Mirror
 from compressor.parquet import QuarantineRow
 from compressor.planning import Batch, Listing, Plan, most_bytes
-from compressor.sources import Source
+from compressor.sources import Source, SourceFile
 from compressor.summary import RunSummary, too_many
 from compressor.wording import duration, needing_a_look, number, outcome, remarks, unchanged
 from flows.dispatch import Pool, ThisProcess, pool, was_killed
@@ -92,7 +92,16 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
     summary.chosen = [name for name in OF_STORING if name in parameters.model_fields_set]
     clock = Clock(summary.seconds)
     mirror = Mirror(archive) if parameters.mirror else None
-    listing = Listing(source, mirror.see if mirror else None)
+    listed = 0
+
+    def see(files: Sequence[SourceFile]) -> None:
+        nonlocal listed
+        listed += len(files)
+        listener().advance(listed)
+        if mirror:
+            mirror.see(files)
+
+    listing = Listing(source, see)
     encoding: _Encoding | None = None
     more = True
 
@@ -102,7 +111,8 @@ def pipeline(parameters: PipelineParameters) -> tuple[dict[str, Any], str]:
             known = known_keys(archive, _limits(parameters))
         while more and not summary.stopped:
             with clock("plan"):
-                listener().stage("listing")
+                listed = 0
+                listener().stage("listing", unit="files")
                 rest = None if parameters.limit is None else parameters.limit - summary.tried
                 plan = plan_run(listing, known, folder, rest, parameters.wave)
                 if plan.healed:

@@ -60,5 +60,6 @@ def repair(parameters: RepairParameters) -> dict[str, Any]:
             parameters.keep_metadata,
         )
     at_hand = [parameters.codec] if parameters.codec else []
-    done = mend(archive, source, options, parameters.drop, at_hand, on_progress("checking"))
+    workers = parameters.workers or worker_count()
+    done = mend(archive, source, options, parameters.drop, at_hand, on_progress("checking"), workers)
     return {"archive": archive.url, **asdict(done), "whole": done.is_whole}

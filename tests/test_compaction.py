@@ -1,5 +1,6 @@
 """Small files merged into large ones: no row changes, whatever others commit or vacuum meanwhile."""
 
+import itertools
 import os
 import random
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor import maintenance
+from compressor import maintenance, parquet
 from compressor.archive import Archive
 from compressor.delta_log import DeltaLog
 from compressor.errors import ArchiveError
@@ -35,6 +36,45 @@ def test_compaction_makes_few_sorted_files_and_changes_no_row(archive):
     log = sorted(Path(archive.url).glob("images/_delta_log/*.json"))
     *_, appended, compacted = (set(re.findall('"dataChange":(true|false)', path.read_text())) for path in log)
     assert (appended, compacted) == ({"true"}, {"false"}), "for whoever follows the log, no row is new"
+
+
+def test_many_files_that_overlap_are_read_twice_and_not_for_each_new_file(archive, monkeypatch):
+    numbers = list(range(1200))
+    random.Random(1).shuffle(numbers)
+    rows = face_rows(1200)
+    for start in range(0, 1200, 20):
+        add(archive, [rows[number] for number in numbers[start : start + 20]])
+    before, size = contents(archive), sum(part.size for part in archive._images.parts)
+    read, ranges, told = [], Store.ranges, []
+
+    def counted(store: Store, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
+        answers = ranges(store, name, spans)
+        read.append(sum(map(len, answers)))
+        return answers
+
+    monkeypatch.setattr(Store, "ranges", counted)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 8)  # merged files have many row groups
+    write, left = KeyedTable.write, [3]
+
+    def killed(table: KeyedTable, rows):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return write(table, rows)
+
+    monkeypatch.setattr(KeyedTable, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        maintenance.compact(archive._images, 90_000)
+    monkeypatch.setattr(KeyedTable, "write", write)
+    archive.refresh()
+    assert len(archive._images.parts) < 60 and contents(archive) == before, "what it had merged is kept"
+    read.clear()
+    fewer = maintenance.compact(archive._images, 90_000, lambda *done: told.append(done))
+    parts = archive._images.parts
+    assert sum(read) < 4 * size, "each file again for each new one would be eleven times and more"
+    assert fewer > 30 and contents(archive) == before
+    assert all(previous.key_range[1] < following.key_range[0] for previous, following in itertools.pairwise(parts))
+    assert told[-1][0] == told[-1][1] and told == sorted(told)
 
 
 def test_what_is_damaged_on_its_way_is_read_again_before_it_is_written_anew(archive, monkeypatch):

@@ -83,7 +83,7 @@ def flip_payload(archive: Archive, key: str) -> Path:
     return path
 
 
-def mended(archive: Archive, source: Source | None = None, **how: bool) -> Repaired:
+def mended(archive: Archive, source: Source | None = None, **how: Any) -> Repaired:
     return repair(Archive.open(archive.url), source, AGAIN, **how)
 
 
@@ -113,13 +113,23 @@ def test_several_processes_find_what_one_does(archive: Archive, monkeypatch: pyt
     assert len(looked) == {"whole": 0, "damaged": 1, "killed": 3}[fate], "what is sound is not looked at twice"
 
 
-def test_a_damaged_picture_is_encoded_again_and_is_as_it_was(archive: Archive, source: Source) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_picture_is_encoded_again_and_is_as_it_was(
+    archive: Archive, source: Source, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    from compressor import verifying
+
     before = pictures(archive)
     flip_payload(archive, "2.png")
     opened = Archive.open(archive.url)
     assert [problem.key for problem in opened.verify()] == ["2.png"]
     assert opened.read("0.png").shape == (24, 32, 3), "its neighbours in the page are read all the same"
-    done = mended(archive, source)
+    monkeypatch.setattr(verifying, "PARALLEL_ROWS", 1)
+    here = verifying._inspect_group
+    monkeypatch.setattr(verifying, "_inspect_group", lambda *found: looked.append(1) or here(*found))
+    looked: list[int] = []
+    done = mended(archive, source, workers=workers)
+    assert len(looked) == {1: len(opened.tables[0].parts), 2: 1}[workers], "what is sound is looked at elsewhere"
     assert (done.regained, done.is_whole) == (["2.png"], True)
     assert pictures(archive) == before and Archive.open(archive.url).verify() == []
 

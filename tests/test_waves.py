@@ -136,11 +136,17 @@ def test_a_run_tells_how_far_it_is_within_batches_and_after_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Heard(Listener):
-        def advance(self, done: int, note: str = "") -> None:
-            told.append(done)
+        def stage(self, name: str, total: int | None = None, unit: str = "pictures") -> None:
+            stages.append((name, told := []))
+            self.told = told
 
-    told: list[int] = []
+        def advance(self, done: int, note: str = "") -> None:
+            self.told.append(done)
+
+    stages: list[tuple[str, list[int]]] = []
     monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", 0)
     with listening(Heard()):
         archive_it(write_pictures(tmp_path / "in", 5), tmp_path / "archive", workers=1, batch_size=3)
+    (_, listed), (_, told) = ((name, told) for name, told in stages if told)
+    assert listed == sorted(listed) and listed[-1] == 5
     assert told[-1] == 5 and told == sorted(told) and set(told) == {1, 2, 3, 4, 5}
