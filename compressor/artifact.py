@@ -82,6 +82,8 @@ def dump(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     if (length := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
         raise CodecError(f"a codec's header has at most {_HEADER_LIMIT:,} bytes, not {length:,}: shorten its card")
     packed = pa.Codec("zstd", _LEVEL).compress(data, asbytes=True)
+    if len(data) > _most_within(packed):
+        return data
     return _save({"format": COMPRESSED, "bytes": len(data)}, {"zstd": np.frombuffer(packed, np.uint8)})
 
 
@@ -114,16 +116,21 @@ def parse(data: bytes, expected_id: str | None = None) -> Artifact:
     return Artifact(found, metadata, tensors)
 
 
+def _most_within(packed: bytes) -> int:
+    """Bytes that a reader makes of compressed ones, whatever they say."""
+    return max(_MOST_BYTES, _MOST_TIMES * len(packed))
+
+
 def _within(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     """The artifact that a compressed one holds."""
     import pyarrow as pa
 
     try:
         packed, size = tensors["zstd"].tobytes(), int(metadata["bytes"])
-        if not 0 < size <= max(_MOST_BYTES, _MOST_TIMES * len(packed)):
+        if not 0 < size <= _most_within(packed):
             raise ValueError(f"it says to hold {size:,} bytes in {len(packed):,}")
         data: bytes = pa.decompress(packed, size, codec="zstd", asbytes=True)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise CodecError(f"not a latentpack codec, or a damaged one: {error}") from error
     return data
 

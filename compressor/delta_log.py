@@ -67,7 +67,8 @@ def _writer() -> str:
         return "not installed"
 
 
-THREADS = 2 * (os.cpu_count() or 1) + 2  # about as many as delta-rs starts: workers, and some that may block
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = min(2 * _CORES + 2, 32)  # about as many as delta-rs starts: workers, and some that may block
 _opened_by = 0  # process in which delta-rs was used first; in a fork of it, it panics
 
 

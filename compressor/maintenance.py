@@ -164,8 +164,8 @@ def compact(
     if _overlap(between) < 2:
         between = []
     small = [part for part in table.parts if part.size < target // 2 or part in between]
-    large = [part for part in table.parts if part.size >= target // 2]
-    chosen = table.parts if _overlap(large) >= MAX_OVERLAP else small
+    large = [part for part in table.parts if part not in small]
+    chosen = [*small, *_overlapping(large)] if _overlap(large) >= MAX_OVERLAP else small
     total = written + sum(part.size for part in chosen)
     merged = _merge(table, chosen, target, tell)
     return fewer + (len(chosen) - len(merged) if merged else 0)
@@ -212,6 +212,18 @@ def _overlap(parts: Sequence[Part]) -> int:
         depth += -1 if closing else 1
         deepest = max(deepest, depth)
     return deepest
+
+
+def _overlapping(parts: Sequence[Part]) -> list[Part]:
+    """Those that overlap another."""
+    found: set[Part] = set()
+    last: Part | None = None  # that reaches furthest
+    for part in sorted(parts, key=lambda part: part.key_range):
+        if last and part.key_range[0] <= last.key_range[1]:
+            found |= {last, part}
+        if last is None or part.key_range[1] > last.key_range[1]:
+            last = part
+    return [part for part in parts if part in found]
 
 
 def _sorted_runs(table: KeyedTable, parts: Sequence[Part], target: int) -> Iterator[Iterator[pa.Table]]:

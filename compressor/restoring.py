@@ -100,27 +100,31 @@ def _mark(name: str) -> str:
 class Clashes(NamedTuple):
     """Hashes of the paths that more than one key would get, and of the folders that pictures lie in.
 
-    ``folds``: of paths without their case and Unicode form, by which the disk does not tell them apart.
+    ``folds``: of paths without their case and Unicode form, by which the disk does not tell them apart; ``alike`` are
+    then the paths that keys as they are share.
     """
 
     names: frozenset[int] = frozenset()
     folders: frozenset[int] = frozenset()
     folds: bool = False
+    alike: frozenset[int] = frozenset()
 
 
 def file_name(key: str, format: str | None, clashes: Clashes | None = None) -> str:
     """Relative path of a picture's file: its key, with the format's extension where the key's is another's.
 
     ``format`` is None for a file as it came. Where a path is one of ``clashes``, keys whose extension is changed are
-    told apart by a short hash, and so is any key whose path is another's folder, or another's on a disk that folds.
+    told apart by a short hash, and so is any key whose path is another's folder, or that differs from another by what
+    the disk folds.
     """
     stem, extension = os.path.splitext(safe_path(key))
     own = format is None or _is_of(extension, format)
     if format and not own:
         extension = EXTENSIONS[format]
     if clashes:
-        here = int(hash_keys([_as_on_disk(stem + extension, clashes.folds)])[0])
-        if here in clashes.folders or (here in clashes.names and (clashes.folds or not own)):
+        paths = [_as_on_disk(one, clashes.folds) for one in (safe_path(key), stem + extension)]
+        path, here = map(int, hash_keys(paths))
+        if here in clashes.folders or path in clashes.alike or (here in clashes.names and not own):
             return stem + _mark(key) + extension
     return stem + extension
 
@@ -139,15 +143,21 @@ def find_clashes(keys: Iterable[str], format: str, folds: bool = False) -> tuple
     ``folds``: those of ``a.png`` and ``A.png`` too.
     """
     keys = iter(keys)
-    hashes = [np.zeros(0, np.uint64)]
+    hashes, as_they_are = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     folders: set[str] = set()
     while chunk := list(itertools.islice(keys, 65_536)):
         hashes.append(hash_keys([_as_on_disk(file_name(key, format), folds) for key in chunk]))
+        if folds:
+            as_they_are.append(hash_keys([_as_on_disk(safe_path(key), folds) for key in chunk]))
         folders.update(key.rpartition("/")[0] for key in chunk)
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     paths = {path for folder in folders for path in itertools.accumulate(safe_path(folder).split("/"), "{}/{}".format)}
     below = hash_keys([_as_on_disk(path, folds) for path in paths])
-    return Clashes(frozenset(values[counts > 1].tolist()), frozenset(below.tolist()), folds), folders
+    return Clashes(_repeated(hashes), frozenset(below.tolist()), folds, _repeated(as_they_are)), folders
+
+
+def _repeated(hashes: Sequence[np.ndarray]) -> frozenset[int]:
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    return frozenset(values[counts > 1].tolist())
 
 
 def restore_rows(

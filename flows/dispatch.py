@@ -216,6 +216,9 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         "distributed.scheduler.allowed-failures": 0,  # the flow looks for the culprit itself
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.worker.daemon": True,
+        # Pages that name what is at work, to whoever asks
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
         # A worker that is missing 15 seconds after a loss, for it was lost once more, would never be started again.
         "distributed.deploy.lost-worker-timeout": "1000h",
         # A profile of what threads do, a hundred times a second, and a clock that ticks fifty times: with batches of
@@ -238,6 +241,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
             "n_workers": workers,
             "threads_per_worker": 1,
             "dashboard_address": "127.0.0.1:0",
+            "scheduler_kwargs": {"dashboard": False},
             "silence_logs": "ERROR",
             "env": _worker_environment(),
             "security": Security.temporary(),  # a worker runs what it is sent, and other users reach its port

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_a_part_that_no_step_has_is_damage(packer: str, part: int) -> None:
         codec.decode([dataclasses.replace(encoded, payload=damaged)])
 
 
-def compressed(size: int, **arrays: np.ndarray) -> bytes:
+def compressed(size: Any, **arrays: np.ndarray) -> bytes:
     """An artifact of format 4 that says to hold so many bytes."""
     return save(arrays, {"latentpack": json.dumps({"format": 4, "bytes": size})})
 
@@ -197,6 +198,7 @@ def test_an_artifact_says_truly_what_is_compressed_in_it() -> None:
     twice = np.frombuffer(pa.compress(whole, codec="zstd", asbytes=True), np.uint8)
     lies = [compressed(lie, zstd=zstd) for lie in (size - 1, size + 1, 0, -1, 2**26 + 1, 2**62)]
     lies += [compressed(size, zstd=zstd[:-9]), compressed(size, zstd=zstd[9:]), compressed(size, other=zstd)]
+    lies += [compressed(lie, zstd=zstd) for lie in (math.inf, math.nan, "x", None)]
     lies += [compressed(size), compressed(len(whole), zstd=twice), compressed(size, zstd=zstd[:0])]
     for lie in lies:
         with pytest.raises(CodecError, match="not a latentpack codec, or a damaged one"):

@@ -73,7 +73,7 @@ def test_many_files_that_overlap_are_read_twice_and_not_for_each_new_file(archiv
     parts = archive._images.parts
     assert sum(read) < 4 * size, "each file again for each new one would be eleven times and more"
     assert fewer > 30 and contents(archive) == before
-    assert all(previous.key_range[1] < following.key_range[0] for previous, following in itertools.pairwise(parts))
+    assert maintenance._overlap(parts) < maintenance.MAX_OVERLAP, "what was merged before stays beside the rest"
     assert told[-1][0] == told[-1][1] and told == sorted(told)
 
 
@@ -143,3 +143,21 @@ def test_compaction_refuses_to_name_files_that_were_vacuumed_meanwhile(archive, 
         maintenance.compact(archive._images)
     monkeypatch.undo()
     assert contents(Archive.open(archive.url)) == before
+
+
+def test_large_files_that_overlap_no_other_large_one_stay_whatever_else_is_merged(archive):
+    """As years of sorted pictures do, beside some nights of others."""
+    for start in range(0, 600, 100):
+        add(archive, face_rows(100, start))
+    old = {part.path for part in archive._images.parts}
+    numbers = list(range(5000, 6000))
+    random.Random(1).shuffle(numbers)
+    rows = {row.key: row for row in face_rows(1000, 5000)}
+    for start in range(0, 1000, 25):
+        add(archive, [rows[face_key(number)] for number in numbers[start : start + 25]])
+    before = contents(archive)
+    assert maintenance._overlap(archive._images.parts) > maintenance.MANY_OVERLAP
+    assert maintenance.compact(archive._images, 100_000) > 20
+    parts = archive._images.parts
+    assert contents(archive) == before and old <= {part.path for part in parts}
+    assert all(previous.key_range[1] < following.key_range[0] for previous, following in itertools.pairwise(parts))

@@ -1,11 +1,14 @@
 """Where batches are worked on: processes and Dask clusters, whose losses lose no picture and blame none."""
 
+import http.client
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,10 +61,20 @@ def test_processes_leave_ctrl_c_to_the_command_and_other_users_out() -> None:
         client = pool._runner.client
         assert signal.SIGINT in client.submit(held_signals, pure=False).result()
         assert signal.SIGINT not in held_signals()
-        (worker,) = client.scheduler_info()["workers"]
-        for address in (client.scheduler_info()["address"], worker):
+        about = client.scheduler_info()
+        ((worker, told),) = about["workers"].items()
+        for address in (about["address"], worker):
             with pytest.raises((OSError, TypeError)):
                 Client(address.replace("tls://", "tcp://"), timeout=1)
+        here = psutil.Process()
+        answers = []
+        for process in (here, *here.children(True)):
+            for port in {one.laddr.port for one in process.net_connections("tcp") if one.status == "LISTEN"}:
+                for page in ("info/main/workers.html", "metrics", "status"):
+                    with suppress(OSError, http.client.HTTPException):
+                        urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
+                        answers.append((port, page))
+        assert not answers
 
 
 def test_a_lost_dask_worker_loses_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

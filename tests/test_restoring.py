@@ -206,9 +206,10 @@ def test_a_picture_whose_path_is_the_folder_of_others_gets_another(
     assert names(tmp_path / "out") == {file_name(key, own, clashes) for key in keys}
 
 
+@pytest.mark.parametrize("row_of", [picture_row, partial(original_row, content=b"as it came", width=8, height=8)])
 @pytest.mark.parametrize("format", ["png", "jpeg"])
 def test_on_a_disk_that_folds_names_no_picture_takes_anothers_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, row_of: Callable[..., Row]
 ) -> None:
     """As exFAT, SMB and APFS do, by case or by Unicode form."""
     monkeypatch.setattr(Folder, "folds", lambda folder: True)
@@ -222,15 +223,18 @@ def test_on_a_disk_that_folds_names_no_picture_takes_anothers_place(
         "D.png",
         "d.png/a.png",
     ]
-    keys = [*meeting, "b.png", "B/b.png"]
+    keys = [*meeting, "b.png", "B/b.png", "C.jpg", "c.jpg", "f.png", "F.jpg"]
     archive = Archive.create(str(tmp_path / "archive"))
-    archive.commit([archive.write_part([picture_row(key, seed) for seed, key in enumerate(keys)])])
+    archive.commit([archive.write_part([*(row_of(key) for key in keys), picture_row("C.png")])])
+    keys += ["C.png"]
     assert restore(archive, tmp_path / "out", format=format, overwrite=True).written == len(keys)
     found = names(tmp_path / "out")
     folded = {unicodedata.normalize("NFC", name.casefold()) for name in found}
     assert len(found) == len(folded) == len(keys)
     assert not any(f"{name}/" in other for name in folded for other in folded), "a file is another's folder"
-    assert {file_name(key, format) for key in ("b.png", "B/b.png")} <= found
+    own = None if row_of is not picture_row else format
+    unmarked = ["b.png", "B/b.png", "f.png" if format == "png" else "F.jpg"]
+    assert {file_name(key, own) for key in unmarked} <= found, "no more names are changed than must be"
     for key in keys:
         assert restore(archive, tmp_path / "one", [key], format).written == 1
     assert names(tmp_path / "one") == found, "a path depends on what else is restored"

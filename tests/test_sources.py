@@ -220,3 +220,16 @@ def test_a_file_of_files_is_refused_with_the_address_of_the_pictures_in_it(tmp_p
         Source.open(file)
     (listed,) = Source.open(str(refused.value).split()[-1]).files()
     assert os.path.basename(listed.key) == "a.png"
+
+
+def test_names_in_a_zip_that_cannot_be_read_are_passed_over(tmp_path):
+    import zipfile
+
+    names = ["a//b.png", "//r.png", "/abs/c.png", "a/d.png", "a/./e.png", "/abs/notes.txt"]
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as file:
+        for name in names:
+            file.writestr(name, b"1")
+    source = Source.open(f"zip://::{tmp_path}/odd.zip")
+    found = list(source.files())
+    assert {skipped.name for skipped in source.skipped} == {"a//b.png", "//r.png", "/abs/c.png"}
+    assert "a/d.png" in {file.key for file in found} and source.read([file.path for file in found])[0] == b"1"
