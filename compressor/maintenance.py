@@ -159,15 +159,12 @@ def compact(
         merged = _merge(table, portion, target, tell)
         fewer += len(portion) - len(merged) if merged else 0
         between += merged
-    live = set(table.parts)
-    between = [part for part in between if part in live]
-    if _overlap(between) < 2:
-        between = []
-    small = [part for part in table.parts if part.size < target // 2 or part in between]
-    large = [part for part in table.parts if part not in small]
-    chosen = [*small, *_overlapping(large)] if _overlap(large) >= MAX_OVERLAP else small
+    again = set(_overlapping(between))
+    large = [part for part in table.parts if part.size >= target // 2 and part not in again]
+    chosen = set(_overlapping(large)) if _overlap(large) >= MAX_OVERLAP else set()
+    chosen |= set(table.parts).difference(large)
     total = written + sum(part.size for part in chosen)
-    merged = _merge(table, chosen, target, tell)
+    merged = _merge(table, sorted(chosen, key=lambda part: part.key_range), target, tell)
     return fewer + (len(chosen) - len(merged) if merged else 0)
 
 

@@ -179,7 +179,8 @@ class Source:
         left out (see :attr:`ignored`). Links to files are followed, links to folders are not (they are in
         :attr:`skipped`, unless they lead to what is listed anyway).
         Memory holds one page of a bucket, or up to 32,768 names of a local folder (of millions in one, 80 kB for each
-        32,768 more; they wait in a temporary file); of a ZIP or tar all names (some 2 kB each). Listing takes about 20 us a file locally, 100 us in a bucket.
+        32,768 more; they wait in a temporary file); of a ZIP or tar all names (some 2 kB each).
+        Listing takes about 20 us a file locally, 100 us in a bucket.
 
         Raises
         ------
