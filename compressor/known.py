@@ -42,7 +42,12 @@ def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """Which of ``values`` are in ``ordered``, bool: as np.isin, which would sort both again each time."""
     if not len(ordered):
         return np.zeros(len(values), bool)
-    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+    return ordered[_places(values, ordered)] == values
+
+
+def _places(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Where in ``ordered`` each of ``values`` is, if it is there."""
+    return np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,11 @@ class _Lookup:
 
     def find(self, hashes: np.ndarray, fingerprints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """bool (M,) each: the key is there; it is there with this fingerprint."""
-        there = among(hashes, self.hashes)
         if not len(self.hashes):
-            return there, there
-        at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            nothing = np.zeros(len(hashes), bool)
+            return nothing, nothing
+        at = _places(hashes, self.hashes)
+        there = self.hashes[at] == hashes
         return there, there & (self.fingerprints[at] == fingerprints)
 
 
