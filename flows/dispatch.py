@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -27,6 +27,10 @@ from flows.progress import listener
 from flows.worker_progress import TOPIC, Teller
 from tasks.home import is_watched
 from tasks.retries import body_with_retries
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from prefect_dask import DaskTaskRunner
 
 T = TypeVar("T")
 Hear = Callable[[T, int], None]  # what was taken, and how much of it is done
@@ -254,7 +258,7 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         try:
             with _deaf_to_interrupts():
                 runner = stack.enter_context(DaskTaskRunner(**options))
-                client = runner.client  # starts the cluster
+                client = _client(runner)  # starts the cluster
             # Work that waits, unlike waiting for a worker, has an adaptive cluster start one.
             first = client.submit(int, pure=False)
             try:
@@ -277,6 +281,22 @@ def dask_pool(scheduler: str | None, workers: int, resources: dict[str, float] |
         # A private server is gone with its command, and a worker that knows it would look for it ever after.
         reached = is_watched() and (_is_local(scheduler or "") or not _is_local(get_current_settings().api.url or ""))
         yield DaskPool(runner, None if scheduler else workers, not scheduler or reached, resources)
+
+
+def _client(runner: "DaskTaskRunner") -> "Client":
+    """The client of a pool, asked for twice: distributed gives the thread of its event loop 10 s to start.
+
+    LatentpackError where it takes longer, which distributed tells by an AssertionError without a word.
+    """
+    with suppress(AssertionError):
+        return runner.client
+    try:
+        return runner.client
+    except AssertionError as error:
+        raise LatentpackError(
+            "this machine is too busy, or short of memory, to start a thread within 10 s: free some of it, then "
+            "repeat the command"
+        ) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -396,6 +396,29 @@ def test_a_scheduler_without_workers_is_told(tmp_path: Path, monkeypatch: pytest
         told = f"scheduler at {address} answers, but no worker .* in 1 s: start one with 'dask worker {address}'"
         with pytest.raises(LatentpackError, match=told):
             archive_it(write_pictures(tmp_path / "in", 1), tmp_path / "archive", scheduler=address)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_machine_too_busy_to_start_a_thread_is_asked_twice(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client, LocalCluster
+
+    left, real = [AssertionError()] * failures, Client.start
+
+    def start(client: Client, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(client, **options)
+
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    folder, archive = write_pictures(tmp_path / "in", 1), tmp_path / "archive"
+    with LocalCluster(**settings, processes=False, protocol="tcp") as cluster:
+        monkeypatch.setattr(Client, "start", start)
+        told = pytest.raises(LatentpackError, match="too busy, or short of memory, to start a thread within 10 s")
+        with told if failures == 2 else nullcontext():
+            archive_it(folder, archive, scheduler=cluster.scheduler_address)
+    assert not left and (failures == 2 or len(Archive.open(str(archive))) == 1)
 
 
 def telling(on_progress: Any) -> str:
