@@ -3,6 +3,7 @@
 Nothing is measured, drawn or written here.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,7 @@ from compressor.metrics import RateCurve
 from compressor.wording import number
 
 LEVELS = (30.0, 32.0, 34.0, 36.0, 38.0)  # dB
+_TWO_WORDS = re.compile(r"[^\W\d_]{2,} [^\W\d_]{2,}")
 DRAWS = 200  # a half-width is then known to a twentieth of itself
 
 
@@ -78,8 +80,10 @@ class Table:
     strong: frozenset[int] = frozenset()
 
     def in_words(self, column: int) -> bool:
-        """Whether a column is read, not compared: no cell of it is a figure, or stands for one."""
-        return all(row[column][:1].isalpha() for row in self.rows)
+        """Whether a column is read, not compared: no cell of it is a figure, or most are of several words."""
+        cells = [row[column] for row in self.rows]
+        several = sum(1 for cell in cells if _TWO_WORDS.search(cell))
+        return all(cell[:1].isalpha() for cell in cells) or 2 * several > len(cells)
 
 
 @dataclass(frozen=True)
@@ -299,17 +303,26 @@ def headline(
             "", "No codec was measured over a range of quality", f"{number(pictures, 'picture')}.{others}", level, []
         )
     subject = subject or ranked[0][0]
-    against = [
-        f"{percent(abs(1 - bars[subject] / bars[name]))} "
-        f"{'fewer' if bars[subject] <= bars[name] else 'more'} than {name}"
+    against = {
+        name: _beside(bars[subject], bars[name], name)
         for name in sorted((name for name in anchors if name in bars and name != subject), key=lambda name: bars[name])
-    ]
+    }
     exact = not np.isfinite(level)
     detail = f"Mean over {number(pictures, 'picture')}" + ("" if exact else f" at a mean PSNR of {level:.4g} dB")
-    detail += (f": {', '.join(against)}." if against else ".") + others
+    detail += f": {', '.join(against.values())}." if against else "."
+    if against:
+        first = next(iter(against))
+        payloads = [found[name].at("psnr", level, "payload_bytes") for name in (subject, first)]
+        if payloads[0] and payloads[1]:
+            detail += f" By payload, without what every file repeats, {_beside(payloads[0], payloads[1], first)}."
+    detail += others
     said = "stored exactly" if exact else f"at {level:.4g} dB"
-    text = ", ".join([f"{subject}: {count(bars[subject])} bytes a picture {said}", *against[:1]])
+    text = ", ".join([f"{subject}: {count(bars[subject])} bytes a picture {said}", *list(against.values())[:1]])
     return Headline(subject, text, detail, level, ranked)
+
+
+def _beside(mine: float, theirs: float, name: str) -> str:
+    return f"{percent(abs(1 - mine / theirs))} {'fewer' if mine <= theirs else 'more'} than {name}"
 
 
 def count(value: float | None) -> str:

@@ -27,8 +27,9 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 class ArchiveInfo:
     """An archive in figures. Bytes are those of the present version; PSNR in dB, over pictures that are not exact.
 
-    ``table_bytes`` are the Parquet files (payloads and metadata), ``ratio`` is source bytes over table and codec bytes.
-    ``unused_codecs`` are ids of those that the archive carries, and no picture is stored by.
+    ``table_bytes`` are the Parquet files (payloads and metadata), ``ratio`` is source bytes over table and codec bytes,
+    ``ratio_without_codecs`` over table bytes alone, as a run's. ``unused_codecs`` are ids of those that the archive
+    carries, and no picture is stored by.
     """
 
     url: str
@@ -43,6 +44,7 @@ class ArchiveInfo:
     codec_bytes: int
     files: int
     ratio: float
+    ratio_without_codecs: float
     metadata_bytes_per_picture: float
     codecs: dict[str, int]
     unused_codecs: list[str]
@@ -107,6 +109,7 @@ def info(images: KeyedTable, quarantine: KeyedTable, format: int) -> ArchiveInfo
         codec_bytes=codec_bytes,
         files=len(images.parts),
         ratio=source_bytes / max(table_bytes + codec_bytes, 1),
+        ratio_without_codecs=source_bytes / max(table_bytes, 1),
         metadata_bytes_per_picture=(table_bytes - payload_bytes) / max(pictures, 1),
         codecs=dict(counts["codec"].most_common()),
         unused_codecs=[id for id in carried_ids(store) if id not in counts["codec"]],

@@ -119,6 +119,7 @@ def html(
         plots={name: data_uri(plots.svg(figure), "svg+xml") for name, figure in figures.items()},
         strips={name: [cells(strip, ours) for strip in several] for name, several in strips.items()},
         captions=CAPTIONS,
+        alts={"psnr": f"At {head.level:.4g} dB: " + ", ".join(f"{bar['name']} {bar['size']} bytes" for bar in bars)},
     )  # fmt: skip
 
 

@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from compressor.strips import Strip
 
 OURS = ("#D55E00", "#E69F00")  # vermilion, orange
 OTHERS = {"JPEG": "#6B7280", "WebP": "#009E73", "AVIF": "#0072B2", "AVIF 4:4:4": "#56B4E9", "JPEG XL": "#A34E86"}
-_SPARE = ("#3B3B3B", "#B8860B")
+_SPARE = ("#3B3B3B", "#7A0019")
 _DASHES = {
     "JPEG": (0, (1, 1)), "WebP": (0, (4, 1.5)), "AVIF": "solid", "AVIF 4:4:4": (0, (7, 1.5)),
     "JPEG XL": (0, (5, 1, 1, 1)),
 }  # fmt: skip
+_OUR_DASHES = ("solid", (0, (6, 1.2)), (0, (2.5, 1)), (0, (8, 1, 1.5, 1)))
+_OUR_MARKERS = ("o", "s", "^", "D")
 _INK = "#1F2933"
 _DPI = 144
-_CELL, _GAP, _CAPTION = 288, 12, 84  # pixels of a strip's PNG: a picture at most, between two, under one
+_CELL, _GAP, _CAPTION = 288, 12, 128  # pixels of a strip's PNG: a picture at most, between two, under one
+_CAPTION_SIZE = 15  # points: to be read where a page shows a strip at a third of its size
 _BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
 STYLE: dict[Any, Any] = {
     "font.size": 10, "font.family": "DejaVu Sans", "text.color": _INK, "axes.labelcolor": _INK,
@@ -51,6 +55,28 @@ def colours(codecs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
     return {name: next(own) if name in ours else OTHERS.get(name) or next(spare) for name in codecs}
 
 
+def own_lines(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the line of each codec of one's own is drawn: each has dashes and a marker to itself, up to four."""
+    return {
+        name: {"linestyle": _OUR_DASHES[n % len(_OUR_DASHES)], "marker": _OUR_MARKERS[n % len(_OUR_MARKERS)]}
+        for n, name in enumerate(names)
+    }
+
+
+def plain_figures(axis: "Axis") -> None:
+    """Label a logarithmic axis in plain figures, where it is short between its powers of ten too."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    class Minor(LogFormatter):
+        """Which of the ticks between powers of ten have a label is as usual."""
+
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return f"{value:,.10g}" if super().__call__(value, position) else ""
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(Minor(labelOnlyBase=False))
+
+
 def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Sequence[str]) -> "Figure | None":
     """One metric over bytes per picture (logarithmic), a line for each codec with its name at the end.
 
@@ -65,17 +91,16 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
     shown = {name: points for name, points in shown.items() if len(points[0])}
     if not shown:
         return None
-    palette = colours(list(found), ours)
+    palette, own = colours(list(found), ours), own_lines(ours)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, (x, y) in shown.items():
-            mine = name in ours
-            axes.plot(
-                x, y, color=palette[name], linewidth=3.2 if mine else 1.6, linestyle=_DASHES.get(name, "solid"),
-                marker="D" if len(x) == 1 else "o", markersize=8 if len(x) == 1 else (4.5 if mine else 2.5),
-                zorder=3 if mine else 2, label=name,
-            )  # fmt: skip
+            look = {"markersize": 4.5, "linewidth": 3.2, "zorder": 3} if name in own else {"markersize": 2.5}
+            look |= own.get(name) or {"marker": "o", "linestyle": _DASHES.get(name, "solid")}
+            if len(x) == 1:
+                look |= {"marker": "D", "markersize": 8}
+            axes.plot(x, y, color=palette[name], label=name, **look)
         axes.set_xscale("log")
         everything = np.concatenate([x for x, _ in shown.values()])
         axes.set_xlim(everything.min() * 0.9, everything.max() * 1.25)
@@ -93,7 +118,7 @@ def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[i
     import matplotlib as mpl
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
     after = at[-1] + (at[-1] - at[0]) / 40  # or what the last commit brought would be a line without width
     with mpl.rc_context(STYLE):
@@ -107,8 +132,10 @@ def growth(at: "Sequence[datetime]", pictures: Sequence[int], stored: Sequence[i
             one.fill_between([*at, after], [*values, values[-1]], step="post", color=colour, alpha=0.15)
             one.set_ylim(bottom=0)
             one.set_ylabel(title)
-            one.yaxis.set_major_formatter(EngFormatter(unit="B" if one is axes[1] else ""))
+        axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[1].yaxis.set_major_formatter(EngFormatter(unit="B"))
+        axes[1].set_xlabel("UTC")
         dates = AutoDateLocator(minticks=3, maxticks=8)
         axes[1].xaxis.set_major_locator(dates)
         axes[1].xaxis.set_major_formatter(ConciseDateFormatter(dates))
@@ -153,7 +180,9 @@ def training(history: "Sequence[Mapping[str, float]]") -> "Figure":
         figure = Figure(figsize=(7.5, 2.1 * len(shown)), layout="constrained")
         for axes, (name, title, colour) in zip(figure.subplots(len(shown), 1, sharex=True), shown, strict=True):
             axes.plot(steps, [row[name] for row in history], color=colour, linewidth=2)
-            axes.set_yscale("linear" if name == "psnr" else "log")
+            if name != "psnr":
+                axes.set_yscale("log")
+                plain_figures(axes.yaxis)
             axes.set_ylabel(title)
         figure.axes[-1].set_xlabel("step")
     return figure
@@ -184,8 +213,8 @@ def strips(strips: "Sequence[Strip]", ours: Sequence[str] = ()) -> "Figure":
                 axes.set(xlim=(0, longest), ylim=(longest, 0))
                 weight = "bold" if cell.codec in ours else "normal"
                 axes.text(
-                    0.5, -0.04, f"{cell.codec}\n{cell.caption}", fontsize=9, fontweight=weight, ha="center", va="top",
-                    parse_math=False, transform=axes.transAxes,
+                    0.5, -0.03, "\n".join([cell.codec, *cell.caption.split(" · ")]), fontsize=_CAPTION_SIZE,
+                    fontweight=weight, ha="center", va="top", parse_math=False, transform=axes.transAxes,
                 )  # fmt: skip
     return figure
 

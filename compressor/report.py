@@ -207,7 +207,7 @@ def write_report(
     directory: str | Path,
     codecs: Mapping[str, Codec],
     ours: Sequence[str] | None = None,
-    title: str = "Rate and distortion",
+    title: str = "A benchmark",
     notes: Sequence[str] = (),
 ) -> Report:
     """Write ``report.html`` (self-contained), ``report.md`` with its plots as PNG beside it, and ``report.parquet``.

@@ -84,18 +84,19 @@ def _strip(
     target: _Target,
     codecs: Mapping[str, Codec],
     reference: str,
-    encode: Callable[[Codec, _Target], Encoded],
+    encode: Callable[[Codec, _Target], tuple[Encoded, str]],
 ) -> Strip:
     picture = target.picture
     cells = [
-        Cell("source", f"{picture.size:,} B of pixels", centre(picture, SHOWN)),
+        Cell("source", f"{picture.size:,} B · uncompressed", centre(picture, SHOWN)),
         _cell(reference, target.payload, target.psnr, target.decoded),
     ]
     for name, codec in codecs.items():
         if name != reference:
-            encoded = encode(codec, target)
+            encoded, end = encode(codec, target)
             decoded = codec.decode([encoded])[0]
-            cells.append(_cell(name, stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
+            title = f"{name}, its {end}" if end else name
+            cells.append(_cell(title, stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
     return Strip(key, cells)
 
 
@@ -103,16 +104,21 @@ def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray) -> Cell:
     return Cell(name, f"{payload:,} B · {decibel:.1f} dB", centre(decoded, SHOWN))
 
 
-def _within_bytes(codec: Codec, picture: np.ndarray, most: int) -> Encoded:
-    """A picture at the highest quality that takes ``most`` bytes, or at the lowest."""
+def _within_bytes(codec: Codec, picture: np.ndarray, most: int) -> tuple[Encoded, str]:
+    """A picture at the highest quality that takes ``most`` bytes, or else at the lowest, which is told."""
+    if not codec.qualities:
+        return _encode(codec, picture, -1), ""
     above = bisect_right(codec.qualities, most, key=lambda q: stored_bytes(codec, _encode(codec, picture, q)))
-    return _encode(codec, picture, codec.qualities[max(0, above - 1)] if codec.qualities else -1)
+    return _encode(codec, picture, codec.qualities[max(0, above - 1)]), "" if above else "lowest"
 
 
-def _reaching(codec: Codec, picture: np.ndarray, level: float) -> Encoded:
-    """A picture at the lowest quality that reaches ``level`` dB, or at the highest."""
+def _reaching(codec: Codec, picture: np.ndarray, level: float) -> tuple[Encoded, str]:
+    """A picture at the lowest quality that reaches ``level`` dB, or else at the highest, which is told."""
+    if not codec.qualities:
+        return _encode(codec, picture, -1), ""
     at = bisect_left(codec.qualities, level - _TOLERANCE, key=lambda q: _psnr_at(codec, picture, q))
-    return _encode(codec, picture, codec.qualities[min(at, len(codec.qualities) - 1)] if codec.qualities else -1)
+    found = at < len(codec.qualities)
+    return _encode(codec, picture, codec.qualities[at if found else -1]), "" if found else "highest"
 
 
 def _encode(codec: Codec, picture: np.ndarray, quality: int) -> Encoded:

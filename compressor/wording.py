@@ -90,21 +90,28 @@ def by_reason(counts: dict[str, int]) -> str:
     >>> by_reason({"alpha": 1600, "truncated": 1})
     '1,601 files: 1,600 alpha, 1 truncated'
     """
-    told = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    return f"{number(sum(counts.values()), 'file')}: {told}"
+    return f"{number(sum(counts.values()), 'file')}: {_each(counts)}"
+
+
+def _each(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     """A run (:meth:`RunSummary.to_dict`) as names and values for people."""
-    reasons = "".join(f", {count:,} {reason}" for reason, count in run["errors"].items())
+    from compressor.baselines import is_carried
+
+    reasons = f": {_each(run['errors'])}" if run["errors"] else ""
     replaced = f", {run['replaced']:,} of them in place of older pictures of their names" if run["replaced"] else ""
     overtaken = f", {run['overtaken']:,} of them also by another run, whose rows stay" if run["overtaken"] else ""
+    by_codec = {run["codec"] if is_carried(name) else name: count for name, count in run["codecs"].items()}
     rows = [
         ("source", run["source"]),
         ("archive", run["archive"]),
         ("codec", run["codec"]),
         ("listed", number(run["listed"], "picture") + (f", {NO_FURTHER}" if run["limited"] else "")),
         ("archived", f"{run['archived']:,}{replaced}{overtaken}"),
+        *([("stored as", _each(by_codec))] if len(by_codec) > 1 else []),
         *([("as they came", by_reason(run["kept"]))] if run["kept"] else []),
         ("already there", f"{run['already_there']:,}"),
         ("quarantined", f"{run['quarantined']:,}{reasons}"),
@@ -302,7 +309,7 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     rows = [
         ("archive", f"{info.url}, format {info.format}, version {info.version}"),
         ("pictures", f"{info.pictures:,}"),
-        ("quarantined", ", ".join(filter(None, (f"{info.quarantined:,}", _counts(info.quarantine_reasons))))),
+        ("quarantined", ": ".join(filter(None, (f"{info.quarantined:,}", _each(info.quarantine_reasons))))),
         ("bytes in", size(info.source_bytes)),
         (
             "bytes stored",
@@ -315,8 +322,8 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
             ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, {carrying} with the codecs it carries"),
-            ("codecs", _counts({short(id): count for id, count in info.codecs.items()})),
-            ("packers", _counts({name or "(none)": count for name, count in info.packers.items()})),
+            ("codecs", _each({short(id): count for id, count in info.codecs.items()})),
+            ("packers", _each({name or "(none)": count for name, count in info.packers.items()})),
             ("exact", number(info.exact, "picture")),
         ]
     rows += [("codec", f"{id}: {NOT_USED}") for id in info.unused_codecs]
@@ -329,7 +336,3 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     if info.ssim_mean is not None:
         rows.append(("SSIM", f"mean {info.ssim_mean:.4f}"))
     return rows
-
-
-def _counts(counts: dict[Any, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -412,7 +412,10 @@ def codecs(options: argparse.Namespace) -> int:
     in_a_bucket = asked and is_s3(asked) and asked.endswith(".safetensors")
     if asked and (in_a_bucket or os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
         return _card(options, asked)
-    rows = [(name, load_codec(name).description) for name in [*released(), *STANDARD]]
+    names = [*released(), *STANDARD]
+    if asked and not is_s3(asked) and not os.path.exists(asked):
+        raise LatentpackError(f"{asked}: no archive, no codec's file, and none of the codecs {', '.join(names)}")
+    rows = [(name, load_codec(name).description) for name in names]
     found = Archive.open(asked).info() if asked else None
     used, unused = (found.codecs, found.unused_codecs) if found else ({}, [])
     if options.json:
@@ -440,7 +443,8 @@ def _card(options: argparse.Namespace, name: str) -> int:
     if options.json:
         print_json({**about, "card": card})
         return DONE
-    print_rows("codec", [*_flat(about), *_flat(card if isinstance(card, dict) else {})])
+    card = card if isinstance(card, dict) else {}
+    print_rows("codec", [*_flat({name: value for name, value in about.items() if name not in card}), *_flat(card)])
     return DONE
 
 
@@ -450,6 +454,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
+            if isinstance(value, float):
+                value = f"{value:.6g}"
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 

@@ -265,6 +265,12 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
     return model(**given)
 
 
+_PLAIN = {
+    "float_parsing": "write a number such as 34.5, with a point and without separators",
+    "int_parsing": "write a whole number, without separators",
+}
+
+
 def in_words(model: str, problem: Any) -> str:
     """What is wrong with a value given to a model of that name, from one of the errors of its ValidationError."""
     field = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "options")
@@ -276,6 +282,8 @@ def in_words(model: str, problem: Any) -> str:
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch" and about and about.examples:
         text = f"write it like {' or '.join(about.examples)}"
+    elif problem["type"] in _PLAIN:
+        text = _PLAIN[problem["type"]]
     otherwise = "" if isinstance(given, bool) else f", not {shown(repr(given))}"
     return f"{named}: {text[:1].lower()}{text[1:]}{otherwise}"
 

@@ -15,6 +15,7 @@ from flows.progress import Listener, listening
 
 LINE_EVERY_S = 30.0
 _WIDEST = 10_000  # characters of a line
+_BAR, _BESIDE_THE_BAR = 40, 64  # of a terminal's line, whose figures count for more than its bar
 SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
 
@@ -32,19 +33,17 @@ class Terminal(Listener):
         self._started = self._told = time.monotonic()
 
     def __enter__(self) -> "Terminal":
-        if self.console.is_terminal:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+        if self.console.is_terminal and not self.console.is_dumb_terminal:  # which draws nothing
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.table import Column
+
+            def text(field: str) -> TextColumn:
+                return TextColumn(f"{{task.{field}}}", table_column=Column(no_wrap=True, overflow="crop"))
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                text("description"), BarColumn(max(_BAR // 8, min(_BAR, self.console.width - _BESIDE_THE_BAR))),
+                text("fields[count]"), text("fields[rate]"), TimeElapsedColumn(), TimeRemainingColumn(),
+                text("fields[note]"),
             )  # fmt: skip
             self._progress = Progress(*columns, console=self.console, transient=True, redirect_stdout=False)
             self._progress.start()
@@ -64,7 +63,7 @@ class Terminal(Listener):
         if self._progress:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(name, total=total, rate="", note="")
+            self._task = self._progress.add_task(name, total=total, count=self._count(0), rate="", note="")
 
     def advance(self, done: int, note: str = "") -> None:
         """See :class:`flows.progress.Listener`."""
@@ -72,12 +71,15 @@ class Terminal(Listener):
         rate = done / max(1e-9, now - self._started)
         told = pace(rate) if rate and self._unit != "%" else ""
         if self._progress:
-            self._progress.update(self._task, completed=done, rate=told, note=note)
+            self._progress.update(self._task, completed=done, count=self._count(done), rate=told, note=note)
         elif now - self._told >= LINE_EVERY_S:
             self._told = now
-            of = f" of {self._total:,}" if self._total else ""
-            left = f", {duration((self._total - done) / rate)} left" if self._total and rate else ""
-            warn(f"{self._name}: {done:,}{of} {self._unit} {told}{left} {note}".rstrip())
+            left = f"{duration((self._total - done) / rate)} left" if self._total and rate else ""
+            parts = (f"{self._count(done)} {self._unit}", told, left, note)
+            warn(f"{self._name}: {', '.join(part for part in parts if part)}")
+
+    def _count(self, done: int) -> str:
+        return f"{done:,} of {self._total:,}" if self._total else f"{done:,}"
 
 
 _CONNECTIONS = ("prefect.events", "prefect._internal", "EventsWorker")

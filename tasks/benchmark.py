@@ -89,7 +89,8 @@ def benchmark(
             f"{title} was trained on pictures of this source: of others it may make less."
             for title in _trained_on(source, titles(codecs))
         ]
-        report = write_report(table, pictures, directory, compared, list(named), notes=notes)
+        title = f"Benchmark of {number(len(pictures), 'picture')} drawn from {source.shown}"
+        report = write_report(table, pictures, directory, compared, list(named), title, notes)
     left_out = f"Left out: {by_reason(refused)}. " if refused else ""
     with not_vital("the benchmark"):
         create_markdown_artifact(

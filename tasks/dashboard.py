@@ -54,7 +54,7 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
         parts = archive.tables[0].parts
         held = [("pictures", f"{len(archive):,}"), ("bytes stored", f"{size(sum(part.size for part in parts))}")]
         lines += [
-            markdown_table(("", ""), held),
+            markdown_table(("figure", "value"), held),
             "",
             "Quality and savings are in the state that maintenance published.",
             "",
@@ -65,15 +65,17 @@ def state_markdown(archive: Archive, info: ArchiveInfo | None, price_per_tb: flo
         if kept > 0:  # a small archive may be outweighed by the codecs that it carries
             cost = f"{kept / 1e12 * price_per_tb:,.2f} USD a month ({size(kept)} less), assuming {price_per_tb:g} USD"
             rows.append(("saves", f"{cost} for a terabyte and month"))
-        lines += [markdown_table(("", ""), rows), ""]
+        lines += [markdown_table(("figure", "value"), rows), ""]
         if info.psnr_histogram:
-            lines += ["## Quality", "", _picture("PSNR of the pictures", plots.quality(info.psnr_histogram)), ""]
+            title = f"PSNR: {info.psnr_min:.2f} dB at the lowest, {info.psnr_mean:.2f} dB on average"
+            lines += ["## Quality", "", _picture(title, plots.quality(info.psnr_histogram)), ""]
     if history := growth(archive):
         at, pictures, stored = zip(*((one.at, one.pictures, one.bytes) for one in history), strict=True)
         runs = [(f"{one.at:%Y-%m-%d %H:%M}", f"{one.pictures:,} in {size(one.bytes)}") for one in by_run(history)]
         lines += ["## Growth", ""]
         if len(history) > 1:
-            lines += [_picture("growth", plots.growth(at, pictures, stored)), ""]
+            title = f"growth from {number(pictures[0], 'picture')} to {pictures[-1]:,} in {size(stored[-1])}"
+            lines += [_picture(title, plots.growth(at, pictures, stored)), ""]
         lines.append(markdown_table(("with the commits up to (UTC)", "pictures"), runs[: -RUNS_SHOWN - 1 : -1]))
     return "\n".join(lines)
 

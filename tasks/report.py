@@ -53,7 +53,7 @@ def summary_markdown(summary: RunSummary) -> str:
     lines = ["# Archive run", ""]
     if wrong := needing_a_look(run):
         lines += ["**Needs a look:**", "", *(f"- {markdown_text(text)}" for text in wrong), ""]
-    lines.append(markdown_table(("", ""), describe(run)))
+    lines.append(markdown_table(("figure", "value"), describe(run)))
     if summary.codecs:
         codecs = [(short(id), count) for id, count in summary.codecs.most_common()]
         lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), codecs, {1})]

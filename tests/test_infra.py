@@ -8,16 +8,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import dask_kubernetes
 import jsonschema
 import kubernetes_validate
 import prefect.server.api.collections_data as collections
 import pytest
 import yaml
-from dask_kubernetes.operator.controller import controller as operator
 from prefect.utilities.templating import apply_values
 
 from flows.dispatch import KEPT_BYTES
@@ -235,6 +234,8 @@ def _built(name: str) -> list[dict[str, Any]]:
 
 def _as_the_operator_makes_it(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     """Scheduler, service and one worker, by the Dask operator's own functions."""
+    from dask_kubernetes.operator.controller import controller as operator  # seconds, for each process that collects
+
     name, spec = cluster["metadata"]["name"], cluster["spec"]
     of_scheduler = {}, spec["scheduler"]["metadata"]["labels"]
     of_worker = {}, spec["worker"]["metadata"]["labels"]
@@ -255,8 +256,9 @@ def manifests() -> dict[str, list[dict[str, Any]]]:
     """What each kustomization makes, and what the Dask operator makes of that."""
     built = {}
     for name in KUSTOMIZATIONS:
-        built[name] = [one for one in _built(name) if not one["apiVersion"].startswith("kubernetes.dask.org/")]
-        for one in _built(name):
+        resources = _built(name)
+        built[name] = [one for one in resources if not one["apiVersion"].startswith("kubernetes.dask.org/")]
+        for one in resources:
             if one["kind"] == "DaskCluster":
                 built[name] += _as_the_operator_makes_it(one)
     return built
@@ -312,7 +314,9 @@ def _closed(schema: Any) -> Any:
 
 
 def test_dask_clusters_are_valid_by_the_operators_schemas():
-    folder = Path(dask_kubernetes.__file__).parent / "operator/deployment/helm/dask-kubernetes-operator/crds"
+    package = find_spec("dask_kubernetes")
+    assert package and package.origin
+    folder = Path(package.origin).parent / "operator/deployment/helm/dask-kubernetes-operator/crds"
     schemas = {}
     for path in folder.glob("*.yaml"):
         published = yaml.safe_load(path.read_text())["spec"]

@@ -67,7 +67,7 @@ def _samples() -> dict[str, np.ndarray]:
 
 
 def _strip(key: str, picture: np.ndarray, codecs: Mapping[str, Codec]) -> Strip:
-    cells = [Cell("source", f"{picture.size:,} B of pixels", picture)]
+    cells = [Cell("source", f"{picture.size:,} B · uncompressed", picture)]
     size = 0
     for name, codec in codecs.items():
         quality = codec.qualities[len(codec.qualities) // 2] if len(codec.qualities) else -1
