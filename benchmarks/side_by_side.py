@@ -5,7 +5,7 @@
 The face is NASA's portrait of an astronaut, in the public domain, from scikit-image's photographs, at 128x128.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from compressor import plots
@@ -20,7 +20,10 @@ from compressor.strips import side_by_side
 TOP, LEFT, SIDE = 20, 140, 180  # of the face in the photograph
 
 
-def main(out: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
     whole = decode_picture(photograph("astronaut.png")).pixels
     face = resize_picture(whole[TOP : TOP + SIDE, LEFT : LEFT + SIDE], 128)
     ours = load_codec(CODEC)
@@ -29,8 +32,8 @@ def main(out: str) -> None:
     [strip], _ = side_by_side({"astronaut": face}, {CODEC: ours, **standard_codecs()}, CODEC, reached)
     for cell in strip.cells:
         print(f"{cell.codec}: {cell.caption}")
-    Path(out).write_bytes(plots.png(plots.strips([strip], [CODEC])))
+    out.write_bytes(plots.png(plots.strips([strip], [CODEC])))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -37,13 +37,16 @@ class Terminal(Listener):
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.table import Column
 
+            def cut() -> Column:
+                return Column(no_wrap=True, overflow="crop")  # not by a character that a terminal may not have
+
             def text(field: str) -> TextColumn:
-                return TextColumn(f"{{task.{field}}}", table_column=Column(no_wrap=True, overflow="crop"))
+                return TextColumn(f"{{task.{field}}}", table_column=cut())
 
             columns = (
-                text("description"), BarColumn(max(_BAR // 8, min(_BAR, self.console.width - _BESIDE_THE_BAR))),
-                text("fields[count]"), text("fields[rate]"), TimeElapsedColumn(), TimeRemainingColumn(),
-                text("fields[note]"),
+                text("description"), BarColumn(max(1, min(_BAR, self.console.width - _BESIDE_THE_BAR))),
+                text("fields[count]"), text("fields[rate]"), TimeElapsedColumn(table_column=cut()),
+                TimeRemainingColumn(table_column=cut()), text("fields[note]"),
             )  # fmt: skip
             self._progress = Progress(*columns, console=self.console, transient=True, redirect_stdout=False)
             self._progress.start()

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from compressor import plots
@@ -52,3 +53,22 @@ def test_what_the_last_commit_brought_has_a_width() -> None:
     for axes in plots.growth(days, [1, 2, 3], [10, 20, 30]).axes:
         x, y = axes.get_lines()[0].get_data()
         assert y[-1] == y[-2] and x[-1] > x[-2]
+
+
+def test_lines_of_ones_own_are_told_apart_without_colour() -> None:
+    looks = plots.own_lines(["V1", "V2", "V3", "V4"])
+    for part in ("linestyle", "marker"):
+        assert len({str(look[part]) for look in looks.values()}) == 4
+
+
+@pytest.mark.parametrize(("low", "high", "labels"), [(2e-4, 9e-4, 3), (3e-4, 2e-2, 2)])
+def test_a_logarithmic_axis_is_labelled_in_plain_figures(low: float, high: float, labels: int) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_yscale("log")
+    plots.plain_figures(axes.yaxis)
+    axes.plot([1, 2], [low, high])
+    figure.canvas.draw()
+    shown = [text.get_text() for which in ("major", "minor") for text in axes.get_yticklabels(which=which)]
+    shown = [text for text in shown if text]
+    assert len(shown) >= labels and all(float(text) > 0 for text in shown)

@@ -46,6 +46,12 @@ class LosslessOfOurs(StandardCodec):
         self.id = "b" * 64
 
 
+class Coarse(StandardCodec):
+    def __init__(self) -> None:
+        super().__init__("jpeg")
+        self.qualities = range(1, 9)
+
+
 QUALITIES = {"mine": [5, 40, 80], "fixed": [-1], "WebP": [5, 40, 80], "JPEG": [8, 30, 80]}
 
 
@@ -252,6 +258,15 @@ def test_strips_match_bytes_and_quality(pictures, codecs) -> None:
                 assert max(size) == size[0]
             else:
                 assert min(decibel) >= decibel[0] - 0.11
+
+
+def test_a_codec_that_cannot_be_matched_is_shown_at_its_end_and_says_so(pictures, codecs) -> None:
+    compared = {name: codecs[name] for name in ("JPEG", "WebP", "mine")}
+    equal_bytes, _ = side_by_side(pictures, compared, "JPEG", 1)
+    _, equal_quality = side_by_side(pictures, {"WebP": codecs["WebP"], "JPEG": Coarse()}, "WebP", 99)
+    assert any(cell.codec == "mine, its lowest" for strip in equal_bytes for cell in strip.cells)
+    assert all(strip.cells[1].codec == "JPEG" for strip in equal_bytes)
+    assert all(strip.cells[2].codec == "JPEG, its highest" for strip in equal_quality)
 
 
 def test_a_report_cannot_lie_where_a_file_is(table, pictures, codecs, tmp_path: Path) -> None:
