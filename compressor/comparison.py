@@ -27,7 +27,7 @@ class Curve:
     """Means over pictures of one codec, a value for each quality, worst first (float64).
 
     ``bytes`` and ``payload_bytes`` are per picture, ``psnr`` and ``psnr_luma`` in dB, ``encode_s`` and ``decode_s``
-    medians in seconds a picture; a metric that was not measured is NaN. SSIMULACRA2, which is slow, may be of some
+    medians in seconds a picture; a metric that was not measured is NaN. SSIMULACRA 2, which is slow, may be of some
     pictures alone, and PSNR of luma is of those whose luma no codec stores exactly; ``ssimulacra2_bytes`` and
     ``luma_bytes`` are those of the same pictures.
     """
@@ -222,7 +222,7 @@ def bd_table(
         ("PSNR", "psnr", "bytes"),
         ("PSNR of luma", "psnr_luma", "luma_bytes"),
         ("SSIM", "ssim_db", "bytes"),
-        ("SSIMULACRA2", "ssimulacra2", "ssimulacra2_bytes"),
+        ("SSIMULACRA 2", "ssimulacra2", "ssimulacra2_bytes"),
         ("PSNR, payload", "psnr", "payload_bytes"),
     )
     rows: list[list[str]] = []
@@ -235,7 +235,7 @@ def bd_table(
     note = (
         "Bjontegaard's mean difference of bytes at equal quality, over the range that both codecs reach; below zero is "
         "fewer bytes. A dash: no shared range. SSIM counts in dB of what is missing to 1. "
-        "SSIMULACRA2 is of the pictures that it was measured on, and so are its bytes. It has no lower bound: one "
+        "SSIMULACRA 2 is of the pictures that it was measured on, and so are its bytes. It has no lower bound: one "
         f"picture of noise, which scores far below 0, can outweigh all others in its mean.{_interval_note(drawn)}"
     )
     return Table("BD-rate", note, ["codec", *(title for title, _, _ in kinds)], rows)
@@ -347,12 +347,12 @@ def rate(seconds: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
-_MEANS = "Means over all pictures; of MS-SSIM and SSIMULACRA2 over those that they were measured on."
-_POINT_COLUMNS = ("codec", "quality", "file, bytes", "payload, bytes", "PSNR, dB", "SSIM", "MS-SSIM", "SSIMULACRA2")
+_MEANS = "Means over all pictures; of MS-SSIM and SSIMULACRA 2 over those that they were measured on."
+_POINT_COLUMNS = ("codec", "quality", "file, bytes", "payload, bytes", "PSNR, dB", "SSIM", "MS-SSIM", "SSIMULACRA 2")
 
 
 def _without_empty(table: Table) -> Table:
-    """Without columns that hold nothing but dashes: MS-SSIM of small pictures, SSIMULACRA2 of none."""
+    """Without columns that hold nothing but dashes: MS-SSIM of small pictures, SSIMULACRA 2 of none."""
     kept = [n for n in range(len(table.columns)) if any(row[n] != "–" for row in table.rows)]
     columns = [table.columns[n] for n in kept]
     return replace(table, columns=columns, rows=[[row[n] for n in kept] for row in table.rows])

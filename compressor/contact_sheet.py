@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import cv2
@@ -119,6 +120,7 @@ def contact_sheet(
     ]
     page = template("sheet.html.j2").render(
         archive=archive.url, headline=_headline([rows[key] for key in chosen if key in rows], matching, worst),
+        pattern=pattern, drawn=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         lead=_lead(archive), cells=cells, source=source.shown if source else None, side=SIDE,
         widest=max(sum(image.width for image in cell["images"]) + 4 * len(cell["images"]) for cell in cells),
     )  # fmt: skip

@@ -71,7 +71,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def ssimulacra2(a: np.ndarray, b: np.ndarray) -> float | None:
-    """SSIMULACRA2: 100 is identical, 90 visually lossless, 70 high quality, 50 medium, 30 low; negative is possible.
+    """SSIMULACRA 2: 100 is identical, 90 visually lossless, 70 high quality, 50 medium, 30 low; negative is possible.
 
     Measured by the ``ssimulacra2`` package, from memory. None where a side is under 8 pixels.
     """

@@ -21,7 +21,7 @@ CAPTIONS = {
     "psnr": "PSNR over whole files.",
     "psnr_payload": "PSNR over coded data alone, without what every file repeats.",
     "ssim": "SSIM over whole files.",
-    "ssimulacra2": "SSIMULACRA2 over whole files.",
+    "ssimulacra2": "SSIMULACRA 2 over whole files.",
     "equal_bytes": "Equal bytes: every codec at the highest quality whose payload is no larger than the first codec's, "
     "or at its lowest.",
     "equal_quality": "Equal quality: every codec at the lowest quality that reaches the first codec's PSNR, or at its "

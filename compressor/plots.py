@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
 METRICS = {
     "psnr": ("PSNR, dB", (27.0, 41.0)),
     "ssim": ("SSIM", (0.80, 1.0)),
-    "ssimulacra2": ("SSIMULACRA2", (20.0, 95.0)),
+    "ssimulacra2": ("SSIMULACRA 2", (20.0, 95.0)),
 }
 """Title of each metric and the range worth showing: below it nobody stores pictures, above it nobody sees more."""
 

@@ -132,7 +132,7 @@ def measure(
     qualities
         By the same names; :func:`default_qualities` for those left out.
     ssimulacra2_pictures
-        Measure SSIMULACRA2, which takes some 15 ms at 128 x 128, on this many pictures only, spread evenly. None: all.
+        Measure SSIMULACRA 2, which takes some 15 ms at 128 x 128, on this many pictures only, spread evenly. None: all.
     batch
         Pictures handed to a codec at once. Seconds are the batch's, divided by its pictures.
     on_progress
