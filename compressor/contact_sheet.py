@@ -13,7 +13,7 @@ from compressor.archive import Archive, Row
 from compressor.baselines import STANDARD
 from compressor.codec import ORIGINAL
 from compressor.decoding import decoded_apart, decoded_together
-from compressor.errors import ArchiveError, ImageError, told
+from compressor.errors import ArchiveError, ImageError, told_of
 from compressor.images import decode_picture
 from compressor.keys import matcher
 from compressor.known import FINGERPRINT_BYTES, content_fingerprint
@@ -169,7 +169,7 @@ def _of_source(source: Source, rows: dict[str, Row]) -> Iterator[tuple[str, _Ima
 
 def _image(label: str, key: str, pixels: np.ndarray | Exception) -> _Image:
     if isinstance(pixels, Exception):
-        return _Image(label, problem=told(pixels).removeprefix(f"{key}: "))
+        return _Image(label, problem=told_of(key, pixels))
     height, width = pixels.shape[:2]
     longer = max(height, width)
     if longer <= SIDE:

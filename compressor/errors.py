@@ -108,3 +108,8 @@ def told(error: BaseException) -> str:
     text = str(error) if answer.get("Message", error) else answer.get("Code", "")
     text = re.split(r"\s+0: <unknown>", text)[0]  # where a backtrace of delta-rs's begins
     return " ".join(text.split()) or type(error).__name__
+
+
+def told_of(key: str, error: BaseException) -> str:
+    """:func:`told` for where the key stands before it, which an error may name as well."""
+    return told(error).removeprefix(f"{key}: ")

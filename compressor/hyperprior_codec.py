@@ -28,7 +28,7 @@ from compressor.codec import (
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import ENTROPY, Decoder, Encoder, Tables
 from compressor.errors import CodecError
-from compressor.networks.blocks import pad_to_multiple
+from compressor.networks.blocks import full_precision, pad_to_multiple
 from compressor.networks.hyperlatents import HYPER_MAX
 from compressor.networks.hyperprior import (
     RESIDUAL_MAX,
@@ -60,6 +60,9 @@ _SLACK = 0.015  # dB
 _SLACK_ELSEWHERE = 0.045
 _SLACK_GROWTH = 0.08  # of its decimal logarithm for each dB
 _SLACK_PIXELS = 128 * 128
+# Of a picture of large areas of one colour, in which a rounding is the same everywhere and does not average out.
+_SLACK_FLAT, _SLACK_FLAT_ELSEWHERE = 0.15, 0.45
+_FLAT_CELL, _FLAT_SHARE = 8, 0.9
 
 
 @dataclass(frozen=True)
@@ -251,12 +254,13 @@ class HyperpriorCodec:
             quality_B = self._on_device(qualities)
             y, z = self._network.unrounded(first, quality_B, self._low_precision)
         if refined is not None and padded_pixels(*refined[0].shape[:2]) <= REFINED_PIXELS:
-            x_BCHW = to_network(np.stack(refined), self.device)
-            # A gradient does not pass through what inference mode has made.
-            y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
-            better = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)
-            rivals = (y, better)
-            y = cheaper(self._network, x_BCHW, rivals, z, quality_B, self._low_precision) if guarded else better
+            # A gradient does not pass through what inference mode has made, nor where the caller asks for none.
+            with torch.inference_mode(False), torch.enable_grad():
+                x_BCHW = to_network(np.stack(refined), self.device)
+                y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
+                better = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)
+                rivals = (y, better)
+                y = cheaper(self._network, x_BCHW, rivals, z, quality_B, self._low_precision) if guarded else better
         with torch.inference_mode():
             *integers, y_BCHW = self._network.rounded(y, z, quality_B)
             parts = [part.to(torch.int8).contiguous().cpu().numpy() for part in integers]
@@ -345,8 +349,13 @@ class HyperpriorTrials:
     def slack(self, target: float) -> np.ndarray:
         """See :class:`compressor.quality.Trials`."""
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in self._pixels])
-        at_34 = _SLACK if self._codec._low_precision else _SLACK_ELSEWHERE
-        return at_34 * 10 ** (_SLACK_GROWTH * (target - 34)) * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
+        at_34, of_flat = (
+            (_SLACK, _SLACK_FLAT) if self._codec._low_precision else (_SLACK_ELSEWHERE, _SLACK_FLAT_ELSEWHERE)
+        )
+        slack = (
+            at_34 * 10 ** (_SLACK_GROWTH * (target - 34)) * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
+        )
+        return slack + of_flat * np.array([_is_flat(picture) for picture in self._pixels])
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
@@ -364,7 +373,7 @@ class HyperpriorTrials:
         def try_pass(chunk: list[int]) -> list[tuple[_Symbols, np.ndarray]]:
             chosen = [qualities[at] / self._codec.parts for at in chunk]
             pictures = [self._pixels[indices[at]] for at in chunk] if refined else None
-            with torch.inference_mode():
+            with torch.inference_mode(), full_precision():
                 parts = zip(*(self._first[indices[at]] for at in chunk), strict=True)
                 stacked = (torch.stack(part).contiguous(memory_format=torch.channels_last) for part in parts)
                 first = FirstFeatures(*stacked)
@@ -398,6 +407,14 @@ class HyperpriorTrials:
             np.array_equal(z_CHW, symbols.z) and np.array_equal(r_CHW, symbols.r) and quality == symbols.quality
             for z_CHW, r_CHW, quality, (_, symbols) in zip(*read, batch, strict=True)
         )
+
+
+def _is_flat(pixels: np.ndarray) -> bool:
+    """Whether nearly all cells of a picture are of one colour each."""
+    sides = [(0, -length % _FLAT_CELL) for length in pixels.shape[:2]]
+    padded = np.pad(pixels, (*sides, (0, 0)), "edge")
+    cells = padded.reshape(padded.shape[0] // _FLAT_CELL, _FLAT_CELL, -1, _FLAT_CELL, padded.shape[2])
+    return bool((cells.max((1, 3)) == cells.min((1, 3))).all(2).mean() >= _FLAT_SHARE)
 
 
 def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:

@@ -96,7 +96,9 @@ def rate_distortion(found: dict[str, Curve], metric: str, rate: str, ours: Seque
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, (x, y) in shown.items():
-            look = {"markersize": 4.5, "linewidth": 3.2, "zorder": 3} if name in own else {"markersize": 2.5}
+            look: dict[str, Any] = (
+                {"markersize": 4.5, "linewidth": 3.2, "zorder": 3} if name in own else {"markersize": 2.5}
+            )
             look |= own.get(name) or {"marker": "o", "linestyle": _DASHES.get(name, "solid")}
             if len(x) == 1:
                 look |= {"marker": "D", "markersize": 8}

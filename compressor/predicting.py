@@ -51,7 +51,8 @@ _GREY = torch.stack(
     ]
 ).float()
 _COLOUR = torch.stack(_bands(1, 2, 4, 7, 15)).float()
-_waves = torch.cos(math.pi / CELL * (torch.arange(CELL) + 0.5) * torch.arange(CELL)[:, None]) * math.sqrt(2 / CELL)
+_places = torch.arange(CELL, dtype=torch.float32)
+_waves = torch.cos(math.pi / CELL * (_places + 0.5) * _places[:, None]) * math.sqrt(2 / CELL)
 _waves[0] /= math.sqrt(2)
 _DCT = torch.einsum("ai,bj->abij", _waves, _waves).reshape(-1, 1, CELL, CELL)  # orthonormal, as kernels
 DETAILS = len(_GREY) + 2 * len(_COLOUR) + 3

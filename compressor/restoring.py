@@ -21,7 +21,7 @@ from compressor.chunks import BYTES_AT_ONCE, bounded_chunks
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
 from compressor.destinations import Destination, destination_at
-from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told
+from compressor.errors import ArchiveError, CodecError, ImageError, causes, enough_memory, is_shortage, told_of
 from compressor.keys import several_keys
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table
@@ -178,7 +178,7 @@ def restore_rows(
     def write(row: Row, data: bytes | Exception) -> int | str:
         """Bytes of the file, or why it is not written."""
         if isinstance(data, Exception):
-            return told(data) + (MORE_MEMORY if is_shortage(data) else "")
+            return told_of(row.key, data) + (MORE_MEMORY if is_shortage(data) else "")
         name = file_name(row.key, None if row.codec == ORIGINAL else format, clashes)
         if destination.lies_in(archive.url, name):
             return f"cannot write {name}: it would be in the archive itself; restore to another place"

@@ -79,7 +79,7 @@ def load_state(network: Network, artifact: Artifact, arrays: dict[str, np.ndarra
             if not bool(torch.isfinite(state[name]).all()):
                 raise CodecError(f"codec {artifact.id} is damaged: {name} holds numbers that are not finite")
     try:
-        network.load_state_dict(state)
+        network.float().load_state_dict(state)  # whatever type this process gives to tensors without one
     except RuntimeError as error:
         raise CodecError(f"codec {artifact.id} does not fit its family {artifact.family!r}: {error}") from error
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -18,7 +18,7 @@ from compressor import integrity
 from compressor.carried import codec_name, damaged_codecs
 from compressor.codec import ORIGINAL
 from compressor.decoding import check_crc, decoded_apart, decoded_together
-from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told
+from compressor.errors import ArchiveError, CodecError, causes, is_shortage, s3_status, told, told_of
 from compressor.keyed_table import KeyedTable
 from compressor.known import hash_keys
 from compressor.parquet import IMAGES, Part, Row, Spans, from_table, row_groups_with
@@ -416,7 +416,7 @@ def _decode(archive: "Archive", rows: Sequence[Row], codecs: Faults, found: Find
             ready.append(row)
     for row, pixels in zip(ready, decoded_apart(ready, archive.codec), strict=True):
         if isinstance(pixels, Exception):
-            found.bad[row.key] = told(pixels).removeprefix(f"{row.key}: ")
+            found.bad[row.key] = told_of(row.key, pixels)
             found.note(store, repr(row.key), pixels)  # for memory
         elif pixels.shape != (row.height, row.width, 3):
             height, width = pixels.shape[:2]
@@ -428,7 +428,7 @@ def _wait(row: Row, found: Findings) -> None:
     try:
         check_crc(row)
     except CodecError as error:
-        found.bad[row.key] = told(error).removeprefix(f"{row.key}: ")
+        found.bad[row.key] = told_of(row.key, error)
     else:
         found.waiting[row.codec] += 1
 

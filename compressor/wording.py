@@ -196,9 +196,10 @@ def remarks(run: dict[str, Any]) -> list[str]:
     learned = sum(count for name, count in run["codecs"].items() if is_carried(name))
     if run["learned"] and learned < sum(fallen.values()):
         usual = max(fallen, key=lambda name: fallen[name])
+        packed = "leave out --packer, which may be why; otherwise " if "packer" in run["chosen"] else ""
         told.append(
             f"{sum(fallen.values()):,} of {number(run['archived'], 'picture')} went to a standard format, as smaller "
-            f"there or too large for the codec: pictures like these are archived faster with --codec {usual}"
+            f"there or too large for the codec: {packed}pictures like these are archived faster with --codec {usual}"
         )
     elif run["codec_bytes"] > run["table_bytes"] and learned:
         told.append(

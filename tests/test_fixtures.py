@@ -3,6 +3,7 @@
 And is written on as one of today.
 """
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from compressor.archive import Archive
-from compressor.codec import Encoded
+from compressor.codec import Encoded, load_codec
 from compressor.hyperprior_codec import HyperpriorCodec
 from compressor.images import decode_picture
 from compressor.known import FINGERPRINT_BYTES
+from compressor.metrics import psnr
 from compressor.salvaging import salvage
-from tests.fixtures.make import ARCHIVES, HERE, symbols_hash
+from tests.fixtures.make import ARCHIVES, HERE, release_pictures, symbols_hash
 from tests.rows import add, contents, picture_row, source_file
 
 EXPECTED = {name: json.loads((HERE / name / "expected.json").read_text()) for name in ARCHIVES}
@@ -47,6 +49,22 @@ def test_frozen_payloads_hold_the_same_symbols(frozen: dict[str, Archive], name:
     assert isinstance(codec, HyperpriorCodec)
     encoded = Encoded(row.payload, row.width, row.height, row.channels, row.codec, row.quality, row.packer)
     assert symbols_hash(codec, encoded) == EXPECTED[name][key]["symbols"]
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("*.json")), ids=lambda path: path.stem)
+def test_payloads_of_a_release_hold_what_they_did(path: Path) -> None:
+    kept, name = json.loads(path.read_text()), path.stem.rpartition("-")[0]
+    codec = load_codec(name)
+    if codec.id != kept["codec"]:
+        pytest.skip(f"{name} has other weights by now, and these are in archives alone")
+    assert isinstance(codec, HyperpriorCodec)
+    pictures = release_pictures()
+    for one in kept["payloads"]:
+        picture, data = pictures[one["picture"]], base64.b85decode(one["payload"])
+        height, width = picture.shape[:2]
+        encoded = Encoded(data, width, height, 3, codec.id, one["quality"], one["packer"])
+        assert symbols_hash(codec, encoded) == one["symbols"]
+        assert psnr(picture, codec.decode([encoded])[0]) == pytest.approx(one["psnr"], abs=0.1)  # other roundings
 
 
 @pytest.mark.parametrize("name", ARCHIVES)

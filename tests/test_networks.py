@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.floor import multiply_adds
+from compressor.families import FAMILIES
 from compressor.networks import fused
 from compressor.networks.blocks import ResidualBlock, ShuffledConv, UnshuffledConv
 from compressor.networks.hyperprior import Hyperprior
 from compressor.networks.integer import OVER_ACTIVATIONS, OVER_INTEGERS
 from compressor.networks.qualities import QUALITY_STEPS, QualityCurve
 from compressor.networks.steps import STEPS, beside_step, of_step, step_masks, with_step
+from tests.codecs import TINY_HYPERPRIOR
 
 each_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 each_side = pytest.mark.parametrize("sides", [(8,), (2,), (8, 2), (2, 4)])
@@ -153,3 +156,19 @@ def test_layers_that_torch_lacks_or_computes_wrongly_are_not_used(wrong: str, mo
         expected = block(x_BCHW)
         block.fix_weights()
         assert torch.equal(block(x_BCHW), expected)
+
+
+def test_multiply_adds_are_counted_whether_layers_are_fused_or_not() -> None:
+    network = FAMILIES["v5"].build(**TINY_HYPERPRIOR).eval().requires_grad_(False)
+    x_BCHW = torch.rand(2, 3, 64, 64)
+
+    def counted(low_precision: bool) -> float:
+        with torch.inference_mode():
+            return multiply_adds(network, lambda: network.first_features(x_BCHW, low_precision))
+
+    plain = counted(False)
+    network.fix_weights()
+    for _ in range(2):
+        with torch.inference_mode():
+            network.first_features(x_BCHW, True)
+        assert counted(True) == plain > 0

@@ -2,6 +2,7 @@
 
 import doctest
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +30,23 @@ def test_a_pace_below_one_a_second_is_told_as_the_time_of_one() -> None:
 
 
 def test_pictures_that_mostly_go_to_a_standard_format_are_told_where_the_codec_was_a_learned_one() -> None:
-    def told(learned: bool, *codecs: str) -> list[str]:
+    def told(learned: bool, *codecs: str, chosen: Sequence[str] = ()) -> list[str]:
         run = replace(summary(archived=len(codecs), table_bytes=1, codec_bytes=2), codecs=Counter(codecs))
+        run = replace(run, chosen=list(chosen))
         return [text for text in remarks(replace(run, learned=learned).to_dict()) if "standard format" in text]
 
     own = "0" * 32
     [text] = told(True, own, "av1-444", "jpegxl", "av1-444", "original")
     assert text.startswith("3 of 5 pictures went to a standard format") and text.endswith("--codec av1-444")
+    assert "--packer" not in text and "leave out --packer" in told(True, own, "jpegxl", "avif", chosen=["packer"])[0]
     assert not told(True, own, own, "av1-444", "av1-444", "original")
     assert not told(False, "av1-444", "av1-444")
+
+
+def test_a_run_says_which_codecs_its_pictures_went_to() -> None:
+    run = replace(summary(archived=3), codec="faces (v5)", codecs=Counter({"0" * 32: 2, "av1-444": 1}))
+    assert dict(describe(run.to_dict()))["stored as"] == "2 faces (v5), 1 av1-444"
+    assert "stored as" not in dict(describe(replace(run, codecs=Counter({"0" * 32: 3})).to_dict()))
 
 
 def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:

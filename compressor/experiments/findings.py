@@ -69,7 +69,10 @@ def _v1_quality(results: Results) -> tuple[str, str]:
         return _missing("v1")
     jpeg = min(results.standards["jpeg"], key=lambda one: abs(one.quality - USUAL_JPEG))
     difference, error = _difference(row.psnr, jpeg.psnr)
-    return _sign(difference, error), (
+    verdict = _sign(difference, error)
+    if verdict == REFUTED and row.mse > TRAINED * FINAL_MSE:  # worse than V3 was said to be: too little training
+        verdict = UNCLEAR
+    return verdict, (
         f"V1 reaches {row.mean_psnr:.2f} dB in {row.mean_bytes:,.0f} bytes, JPEG at its usual quality {jpeg.quality} "
         f"{jpeg.mean_psnr:.2f} dB in {jpeg.mean_bytes:,.0f}: a difference of {difference:+.2f} ± {error:.2f} dB."
     )
