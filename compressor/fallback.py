@@ -7,6 +7,7 @@ from compressor.baselines import LOSSLESS, STANDARD, StandardCodec
 from compressor.codec import Codec
 from compressor.errors import CodecError
 from compressor.images import Picture
+from compressor.metrics import is_flat
 from compressor.quality import Stored, as_grey, encode_to_target, smallest
 
 SLOW_PIXELS = 2**20  # above, the fallback is AVIF alone
@@ -24,6 +25,8 @@ def is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
     size, pixels = len(stored.encoded.payload), picture.pixels[:, :, 0].size
     if stored.encoded.codec in STANDARD:
         return False
+    if is_flat(picture.pixels):  # a standard format has next to nothing to tell of it
+        return True
     if pixels <= FEW_PIXELS and stored.encoded.quality > 0 and 8 * size <= COSTLY_BITS * pixels:
         return False
     return size > COSTLY_SHARE * _jpeg_size(picture, goal)

@@ -28,6 +28,7 @@ from compressor.codec import (
 from compressor.devices import has_fast_bf16, pick_device
 from compressor.entropy import ENTROPY, Decoder, Encoder, Tables
 from compressor.errors import CodecError
+from compressor.metrics import is_flat
 from compressor.networks.blocks import full_precision, pad_to_multiple
 from compressor.networks.hyperlatents import HYPER_MAX
 from compressor.networks.hyperprior import (
@@ -62,7 +63,6 @@ _SLACK_GROWTH = 0.08  # of its decimal logarithm for each dB
 _SLACK_PIXELS = 128 * 128
 # Of a picture of large areas of one colour, in which a rounding is the same everywhere and does not average out.
 _SLACK_FLAT, _SLACK_FLAT_ELSEWHERE = 0.15, 0.45
-_FLAT_CELL, _FLAT_SHARE = 8, 0.9
 
 
 @dataclass(frozen=True)
@@ -355,7 +355,7 @@ class HyperpriorTrials:
         slack = (
             at_34 * 10 ** (_SLACK_GROWTH * (target - 34)) * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
         )
-        return slack + of_flat * np.array([_is_flat(picture) for picture in self._pixels])
+        return slack + of_flat * np.array([is_flat(picture) for picture in self._pixels])
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""
@@ -407,14 +407,6 @@ class HyperpriorTrials:
             np.array_equal(z_CHW, symbols.z) and np.array_equal(r_CHW, symbols.r) and quality == symbols.quality
             for z_CHW, r_CHW, quality, (_, symbols) in zip(*read, batch, strict=True)
         )
-
-
-def _is_flat(pixels: np.ndarray) -> bool:
-    """Whether nearly all cells of a picture are of one colour each."""
-    sides = [(0, -length % _FLAT_CELL) for length in pixels.shape[:2]]
-    padded = np.pad(pixels, (*sides, (0, 0)), "edge")
-    cells = padded.reshape(padded.shape[0] // _FLAT_CELL, _FLAT_CELL, -1, _FLAT_CELL, padded.shape[2])
-    return bool((cells.max((1, 3)) == cells.min((1, 3))).all(2).mean() >= _FLAT_SHARE)
 
 
 def _integers_at(values_BCHW: torch.Tensor, index: np.ndarray) -> np.ndarray:

@@ -421,9 +421,10 @@ def test_what_is_tried_against_a_fallback(
     monkeypatch: pytest.MonkeyPatch, side: int, quality: int, size: int, costly: bool
 ) -> None:
     monkeypatch.setattr(fallback, "_jpeg_size", lambda *_: 260.0 if quality == 0 else 700.0)
-    pixels = np.zeros((side, side, 3), np.uint8)
-    stored = Stored(Encoded(bytes(size), side, side, 3, "learned", quality, ""), pixels, 34.0)
-    assert fallback.is_costly(stored, Picture(pixels, 3, "png", None), 34.0) is costly
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    for pixels, expected in ((noise, costly), (np.full_like(noise, 7), True)):  # of one colour, any is
+        stored = Stored(Encoded(bytes(size), side, side, 3, "learned", quality, ""), pixels, 34.0)
+        assert fallback.is_costly(stored, Picture(pixels, 3, "png", None), 34.0) is expected
 
 
 @pytest.mark.parametrize(
