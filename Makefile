@@ -31,8 +31,8 @@ check: test lint types
 setup: $(READY)
 
 # torch comes first and by its exact version: a looser requirement would fetch gigabytes of CUDA.
-# Bytecode comes last and on all cores (pip makes it on one), without a third of all that nothing imports; a few files
-# of packages are for other versions of Python.
+# Bytecode comes last and on all cores (pip makes it on one), without a third of it that nothing needs; a few files of
+# packages are for other versions of Python.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip

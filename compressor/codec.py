@@ -231,6 +231,8 @@ def naming(source: str) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _from_artifact(data: bytes) -> Codec:
+    import torch
+
     from compressor.families import FAMILIES
 
     artifact = parse(data)
@@ -239,7 +241,9 @@ def _from_artifact(data: bytes) -> Codec:
         raise CodecError(
             f"codec {artifact.id} is of family {artifact.family!r}, unknown to this version; upgrade latentpack"
         )
-    return family.codec(artifact)
+    # It is kept for the whole process, and a gradient does not pass through what inference mode has made.
+    with torch.inference_mode(False):
+        return family.codec(artifact)
 
 
 def _after_fork() -> None:

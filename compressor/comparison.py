@@ -310,11 +310,11 @@ def headline(
     exact = not np.isfinite(level)
     detail = f"Mean over {number(pictures, 'picture')}" + ("" if exact else f" at a mean PSNR of {level:.4g} dB")
     detail += f": {', '.join(against.values())}." if against else "."
-    if against:
-        first = next(iter(against))
-        payloads = [found[name].at("psnr", level, "payload_bytes") for name in (subject, first)]
-        if payloads[0] and payloads[1]:
-            detail += f" By payload, without what every file repeats, {_beside(payloads[0], payloads[1], first)}."
+    payloads = {name: size for name in against if (size := found[name].at("psnr", level, "payload_bytes"))}
+    mine = found[subject].at("psnr", level, "payload_bytes")
+    if payloads and mine:
+        nearest = min(payloads, key=lambda name: payloads[name])
+        detail += f" By payload, without what every file repeats, {_beside(mine, payloads[nearest], nearest)}."
     detail += others
     said = "stored exactly" if exact else f"at {level:.4g} dB"
     text = ", ".join([f"{subject}: {count(bars[subject])} bytes a picture {said}", *list(against.values())[:1]])

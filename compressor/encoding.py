@@ -17,7 +17,7 @@ from compressor.baselines import is_carried
 from compressor.chunks import BYTES_AT_ONCE
 from compressor.clock import Clock
 from compressor.codec import ORIGINAL, Codec, Encoded, check_packer, check_quality, with_effort
-from compressor.defaults import TARGET_PSNR
+from compressor.defaults import MOST_PSNR, TARGET_PSNR
 from compressor.errors import UNREADABLE, CodecError, ImageError, is_shortage
 from compressor.fallback import PATIENT_EFFORT, fall_back, is_costly
 from compressor.images import Picture, decode_picture, resize_picture
@@ -34,7 +34,6 @@ MOST_PIXELS = 2**25  # that are decoded at once, so that all threads have work; 
 PIXELS_AT_ONCE = 2**22  # decoded before they are encoded: eight passes through a network, so that few are nearly empty
 PROBED = 16  # of so many pictures that seem to suit the codec one is tried against the fallback all the same,
 PROBES = 4  # and so many at most; where most of them are smaller, all are tried
-MOST_PSNR = 99.0  # dB, recorded of what a learned codec lost nothing of
 PSNR_BINS = np.array([0, 28, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, np.inf])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from compressor.baselines import LOSSLESS, is_carried
 from compressor.codec import ORIGINAL, released_ids
+from compressor.defaults import MOST_PSNR
 from compressor.encoding import EncodeOptions
 from compressor.errors import ArchiveError
 from compressor.limits import Limits
@@ -58,7 +59,7 @@ class AgainOptions:
                 f"{url}: no row can be read that says how its pictures were encoded: "
                 "name --codec and --target-psnr of the run"
             )
-        if open_floor and all(psnr is None for _, psnr in rows):
+        if open_floor and all(_is_exact(psnr) for _, psnr in rows):
             if self.codec not in (None, LOSSLESS):
                 raise ArchiveError(
                     f"{url}: its pictures are exact, and by {self.codec} others need not be: "
@@ -95,8 +96,13 @@ def _usual_codec(rows: StoredRows, damaged: Collection[str], url: str) -> str:
     return max(counts, key=lambda codec: counts[codec], default=LOSSLESS)
 
 
+def _is_exact(psnr: float | None) -> bool:
+    """Whether nothing was lost where a picture was written, if perhaps elsewhere."""
+    return psnr is None or psnr >= MOST_PSNR
+
+
 def _lowest(rows: StoredRows, codec: str) -> float:
     """dB of the worst row by ``codec``, or of all where none of those has a PSNR; ``EXACT`` where no row has."""
-    lossy = [(name, psnr) for name, psnr in rows if psnr is not None]
+    lossy = [(name, psnr) for name, psnr in rows if psnr is not None and not _is_exact(psnr)]
     own = [psnr for name, psnr in lossy if name == codec]
     return min(own or [psnr for _, psnr in lossy], default=EXACT)

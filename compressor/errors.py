@@ -112,4 +112,4 @@ def told(error: BaseException) -> str:
 
 def told_of(key: str, error: BaseException) -> str:
     """:func:`told` for where the key stands before it, which an error may name as well."""
-    return told(error).removeprefix(f"{key}: ")
+    return told(error).removeprefix(" ".join(f"{key}:".split())).lstrip()

@@ -21,11 +21,11 @@ JPEGXL_SHARE = 0.62  # of a JPEG file as good; JPEG XL is tried where AVIF takes
 
 
 def is_costly(stored: Stored, picture: Picture, goal: float) -> bool:
-    """Whether a learned codec spent so much that the picture is likely of a kind it does not know."""
+    """Whether a standard format may well be smaller: a learned codec spent much, or there is hardly a thing to tell."""
     size, pixels = len(stored.encoded.payload), picture.pixels[:, :, 0].size
     if stored.encoded.codec in STANDARD:
         return False
-    if is_flat(picture.pixels):  # a standard format has next to nothing to tell of it
+    if is_flat(picture.pixels):
         return True
     if pixels <= FEW_PIXELS and stored.encoded.quality > 0 and 8 * size <= COSTLY_BITS * pixels:
         return False

@@ -255,7 +255,7 @@ class HyperpriorCodec:
             y, z = self._network.unrounded(first, quality_B, self._low_precision)
         if refined is not None and padded_pixels(*refined[0].shape[:2]) <= REFINED_PIXELS:
             # A gradient does not pass through what inference mode has made, nor where the caller asks for none.
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), full_precision():
                 x_BCHW = to_network(np.stack(refined), self.device)
                 y, z, quality_B = y.clone(), z.clone(), quality_B.clone()
                 better = refine(self._network, x_BCHW, y, z, quality_B, self.effort, self._low_precision)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from compressor import parquet
 from compressor.carried import carried_ids, codec_name
 from compressor.chunks import bounded_chunks
+from compressor.defaults import MOST_PSNR
 from compressor.delta_log import Change
 from compressor.keyed_table import KeyedTable
 from compressor.parquet import Part
@@ -85,7 +86,7 @@ def info(images: KeyedTable, quarantine: KeyedTable, format: int) -> ArchiveInfo
         counts["size"].update(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
         ssim_count += len(table) - table["ssim"].null_count
         ssim_sum += pc.sum(table["ssim"]).as_py() or 0.0
-    exact = counts["psnr"].pop(None, 0)
+    exact = sum(counts["psnr"].pop(value, 0) for value in (None, MOST_PSNR))
     psnr = np.array(sorted(counts["psnr"]), np.float64)
     weights = np.array([counts["psnr"][value] for value in sorted(counts["psnr"])], np.int64)
     histogram: Counter[int] = Counter()

@@ -16,7 +16,7 @@ PEAK = 255.0
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and Bovik, 2003
 MS_SSIM_SIDE = 161  # pixels; the fifth scale is then just as wide as the window
 SSIMULACRA2_SIDE = 8  # pixels; below it not even the first scale is measured
-_FLAT_CELL, _FLAT_SHARE = 8, 0.9
+_FLAT_CELL, _FLAT_RANGE, _FLAT_SHARE = 8, 3, 0.9  # pixels, levels, of the cells
 _WINDOW = 11  # taps; with sigma 1.5 what scikit-image uses (truncated at 3.5 sigma)
 _SIGMA = 1.5
 _C1 = (0.01 * PEAK) ** 2
@@ -72,14 +72,14 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def is_flat(pixels: np.ndarray) -> bool:
-    """Whether at least nine of ten cells of 8x8 pixels are of one colour each; uint8 (H, W, C)."""
+    """Whether nine of ten cells of 8x8 pixels hold nearly one colour each; uint8 (H, W, C)."""
     if any(length % _FLAT_CELL for length in pixels.shape[:2]):
         pixels = np.pad(pixels, (*((0, -length % _FLAT_CELL) for length in pixels.shape[:2]), (0, 0)), "edge")
-    first = pixels[::_FLAT_CELL, ::_FLAT_CELL]
-    if (first == pixels[_FLAT_CELL - 1 :: _FLAT_CELL, _FLAT_CELL - 1 :: _FLAT_CELL]).all(2).mean() < _FLAT_SHARE:
+    corners = pixels[::_FLAT_CELL, ::_FLAT_CELL], pixels[_FLAT_CELL - 1 :: _FLAT_CELL, _FLAT_CELL - 1 :: _FLAT_CELL]
+    if (np.maximum(*corners) - np.minimum(*corners) <= _FLAT_RANGE).all(2).mean() < _FLAT_SHARE:
         return False  # as of nearly every photograph, in a hundredth of the time
-    cells = pixels.reshape(len(first), _FLAT_CELL, -1, _FLAT_CELL, pixels.shape[2])
-    return bool((cells == first[:, None, :, None]).all((1, 3, 4)).mean() >= _FLAT_SHARE)
+    cells = pixels.reshape(len(corners[0]), _FLAT_CELL, -1, _FLAT_CELL, pixels.shape[2])
+    return bool((np.ptp(cells, axis=(1, 3)) <= _FLAT_RANGE).all(2).mean() >= _FLAT_SHARE)
 
 
 def ssimulacra2(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,13 @@ def html(
         }
         for name, size in head.bars
     ]
+    told = ", ".join(f"{bar['name']} {bar['size']} bytes" for bar in bars)
     return template("report.html.j2").render(
         title=title, head=head, bars=bars, tables=tables, points=points, settings=settings,
         plots={name: data_uri(plots.svg(figure), "svg+xml") for name, figure in figures.items()},
         strips={name: [cells(strip, ours) for strip in several] for name, several in strips.items()},
         captions=CAPTIONS,
-        alts={"psnr": f"At {head.level:.4g} dB: " + ", ".join(f"{bar['name']} {bar['size']} bytes" for bar in bars)},
+        alts={"psnr": f"At {head.level:.4g} dB: {told}."} if told and isfinite(head.level) else {},
     )  # fmt: skip
 
 

@@ -33,9 +33,10 @@ class Row:
     """One archived picture.
 
     ``fingerprint`` is 5 bytes (8 in rows of earlier versions), ``crc32c`` the payload's checksum as an unsigned number,
-    ``psnr`` in dB and ``ssim`` are None where nothing is lost, ``quality`` is -1 and ``packer`` empty where the
-    codec has no choice of them. ``taken``, ``exif`` and ``xmp`` are what a run that keeps metadata found in the file
-    (see :mod:`compressor.photo_metadata`). Of a scan of some columns, the fields of all others are None.
+    ``psnr`` in dB, 99 at most, and ``ssim`` are None where nothing is lost on any machine, ``quality`` is -1 and
+    ``packer`` empty where the codec has no choice of them. ``taken``, ``exif`` and ``xmp`` are what a run that keeps
+    metadata found in the file (see :mod:`compressor.photo_metadata`). Of a scan of some columns, the fields of all
+    others are None.
     """
 
     key: str

@@ -28,11 +28,11 @@ _DASHES = {
     "JPEG XL": (0, (5, 1, 1, 1)),
 }  # fmt: skip
 _OUR_DASHES = ("solid", (0, (6, 1.2)), (0, (2.5, 1)), (0, (8, 1, 1.5, 1)))
-_OUR_MARKERS = ("o", "s", "^", "D")
+_OUR_MARKERS = ("o", "s", "^", "D", "X", "P", "v")  # as many more as there are dashes do not fall on the same
 _INK = "#1F2933"
 _DPI = 144
-_CELL, _GAP, _CAPTION = 288, 12, 128  # pixels of a strip's PNG: a picture at most, between two, under one
-_CAPTION_SIZE = 15  # points: to be read where a page shows a strip at a third of its size
+_CELL, _GAP, _LINE = 288, 12, 36  # pixels of a strip's PNG: a picture at most, between two, a line under one
+_LETTERS = 15  # points: to be read where a page shows a strip at a third of its size
 _BYTE_TICKS = [m * 10**e for e in range(1, 8) for m in (1, 2, 5)]
 STYLE: dict[Any, Any] = {
     "font.size": 10, "font.family": "DejaVu Sans", "text.color": _INK, "axes.labelcolor": _INK,
@@ -56,7 +56,7 @@ def colours(codecs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
 
 
 def own_lines(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How the line of each codec of one's own is drawn: each has dashes and a marker to itself, up to four."""
+    """How the line of each codec of one's own is drawn: dashes of four kinds, markers of seven."""
     return {
         name: {"linestyle": _OUR_DASHES[n % len(_OUR_DASHES)], "marker": _OUR_MARKERS[n % len(_OUR_MARKERS)]}
         for n, name in enumerate(names)
@@ -201,13 +201,15 @@ def strips(strips: "Sequence[Strip]", ours: Sequence[str] = ()) -> "Figure":
     columns = max(len(strip.cells) for strip in strips)
     longest = max(max(cell.pixels.shape[:2]) for strip in strips for cell in strip.cells)
     side = longest * max(1, _CELL // longest)
-    width, height = columns * (side + _GAP) + _GAP, len(strips) * (side + _CAPTION) + _GAP
+    lines = [[[cell.codec, *cell.caption.split(" · ")] for cell in strip.cells] for strip in strips]
+    below = 20 + _LINE * max(len(one) for strip in lines for one in strip)
+    width, height = columns * (side + _GAP) + _GAP, len(strips) * (side + below) + _GAP
     with mpl.rc_context(STYLE):
         # Half a pixel more, or rounding may take one off.
         figure = Figure(figsize=((width + 0.5) / _DPI, (height + 0.5) / _DPI), dpi=_DPI)
         for row, strip in enumerate(strips):
             for column, cell in enumerate(strip.cells):
-                left, bottom = _GAP + column * (side + _GAP), height - (row + 1) * side - row * _CAPTION - _GAP
+                left, bottom = _GAP + column * (side + _GAP), height - (row + 1) * side - row * below - _GAP
                 axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
                 axes.set_axis_off()
                 high, wide = cell.pixels.shape[:2]
@@ -215,8 +217,8 @@ def strips(strips: "Sequence[Strip]", ours: Sequence[str] = ()) -> "Figure":
                 axes.set(xlim=(0, longest), ylim=(longest, 0))
                 weight = "bold" if cell.codec in ours else "normal"
                 axes.text(
-                    0.5, -0.03, "\n".join([cell.codec, *cell.caption.split(" · ")]), fontsize=_CAPTION_SIZE,
-                    fontweight=weight, ha="center", va="top", parse_math=False, transform=axes.transAxes,
+                    0.5, -0.03, "\n".join(lines[row][column]), fontsize=_LETTERS, fontweight=weight, ha="center",
+                    va="top", parse_math=False, transform=axes.transAxes,
                 )  # fmt: skip
     return figure
 

@@ -95,13 +95,13 @@ def _strip(
         if name != reference:
             encoded, end = encode(codec, target)
             decoded = codec.decode([encoded])[0]
-            title = f"{name}, its {end}" if end else name
-            cells.append(_cell(title, stored_bytes(codec, encoded), psnr(picture, decoded), decoded))
+            cells.append(_cell(name, stored_bytes(codec, encoded), psnr(picture, decoded), decoded, end))
     return Strip(key, cells)
 
 
-def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray) -> Cell:
-    return Cell(name, f"{payload:,} B · {decibel:.1f} dB", centre(decoded, SHOWN))
+def _cell(name: str, payload: int, decibel: float, decoded: np.ndarray, end: str = "") -> Cell:
+    told = f" · its {end}" if end else ""
+    return Cell(name, f"{payload:,} B · {decibel:.1f} dB{told}", centre(decoded, SHOWN))
 
 
 def _within_bytes(codec: Codec, picture: np.ndarray, most: int) -> tuple[Encoded, str]:

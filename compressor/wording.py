@@ -104,7 +104,8 @@ def describe(run: dict[str, Any]) -> list[tuple[str, str]]:
     reasons = f": {_each(run['errors'])}" if run["errors"] else ""
     replaced = f", {run['replaced']:,} of them in place of older pictures of their names" if run["replaced"] else ""
     overtaken = f", {run['overtaken']:,} of them also by another run, whose rows stay" if run["overtaken"] else ""
-    by_codec = {run["codec"] if is_carried(name) else name: count for name, count in run["codecs"].items()}
+    own = run["codec"].split(",")[0]  # without its id
+    by_codec = {own if is_carried(name) else name: count for name, count in run["codecs"].items()}
     rows = [
         ("source", run["source"]),
         ("archive", run["archive"]),
@@ -307,6 +308,10 @@ def repaired(done: dict[str, Any]) -> str:
 
 def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
     """An archive's figures as names and values for people."""
+    from compressor.codec import released_ids
+
+    names = released_ids()
+    by_codec = {f"{names[id]} ({short(id)})" if id in names else short(id): count for id, count in info.codecs.items()}
     rows = [
         ("archive", f"{info.url}, format {info.format}, version {info.version}"),
         ("pictures", f"{info.pictures:,}"),
@@ -323,7 +328,7 @@ def describe_archive(info: "ArchiveInfo") -> list[tuple[str, str]]:
         rows += [
             ("bytes a picture", f"{each:,.0f}, {info.metadata_bytes_per_picture:.1f} of them metadata"),
             ("ratio", f"{ratio(info.source_bytes, info.table_bytes)}, {carrying} with the codecs it carries"),
-            ("codecs", _each({short(id): count for id, count in info.codecs.items()})),
+            ("codecs", _each(by_codec)),
             ("packers", _each({name or "(none)": count for name, count in info.packers.items()})),
             ("exact", number(info.exact, "picture")),
         ]

@@ -413,7 +413,7 @@ def codecs(options: argparse.Namespace) -> int:
     if asked and (in_a_bucket or os.path.isfile(asked) or (asked in released() and not os.path.isdir(asked))):
         return _card(options, asked)
     names = [*released(), *STANDARD]
-    if asked and not is_s3(asked) and not os.path.exists(asked):
+    if asked and "://" not in asked and not os.path.exists(asked):
         raise LatentpackError(f"{asked}: no archive, no codec's file, and none of the codecs {', '.join(names)}")
     rows = [(name, load_codec(name).description) for name in names]
     found = Archive.open(asked).info() if asked else None
@@ -444,7 +444,7 @@ def _card(options: argparse.Namespace, name: str) -> int:
         print_json({**about, "card": card})
         return DONE
     card = card if isinstance(card, dict) else {}
-    print_rows("codec", [*_flat({name: value for name, value in about.items() if name not in card}), *_flat(card)])
+    print_rows("codec", [*_flat(about), *_flat({name: value for name, value in card.items() if name not in about})])
     return DONE
 
 
@@ -455,7 +455,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             if isinstance(value, float):
-                value = f"{value:.6g}"
+                value = f"{value:.10g}" if abs(value) < 1e-3 else f"{value:.3f}"
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 

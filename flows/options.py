@@ -98,6 +98,10 @@ class _Parser(argparse.ArgumentParser):
 
     _mixed = _took_several = False
 
+    def print_help(self, file: Any = None) -> None:
+        """As results are written: Python 3.11.2 lets through what a full disk raises, later ones say nothing of it."""
+        out(self.format_help().rstrip("\n"))
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, which takes a name that may be left out for left out where an option comes before it."""
         if self._subparsers or self._mixed:

@@ -15,7 +15,7 @@ from flows.progress import Listener, listening
 
 LINE_EVERY_S = 30.0
 _WIDEST = 10_000  # characters of a line
-_BAR, _BESIDE_THE_BAR = 40, 64  # of a terminal's line, whose figures count for more than its bar
+_BAR = 40  # characters at most, and a quarter of a line: figures count for more
 SAID_ELSEWHERE = "said_elsewhere"  # attribute of log records of what the command line says by itself
 
 
@@ -28,26 +28,25 @@ class Terminal(Listener):
         self.console = Console(stderr=True, highlight=False)
         self._progress: Any = None
         self._task: Any = None
-        self._name, self._unit = "", ""
+        self._name, self._unit, self._note = "", "", ""
         self._total: int | None = None
+        self._done = 0
         self._started = self._told = time.monotonic()
 
     def __enter__(self) -> "Terminal":
         if self.console.is_terminal and not self.console.is_dumb_terminal:  # which draws nothing
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.table import Column
+            from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+            from rich.text import Text
 
-            def cut() -> Column:
-                return Column(no_wrap=True, overflow="crop")  # not by a character that a terminal may not have
+            bar, width, figures = min(_BAR, self.console.width // 4), self.console.width, self._figures
 
-            def text(field: str) -> TextColumn:
-                return TextColumn(f"{{task.{field}}}", table_column=cut())
+            class Figures(ProgressColumn):
+                """Those that fit beside the name and the bar: a figure that is cut is a wrong one."""
 
-            columns = (
-                text("description"), BarColumn(max(1, min(_BAR, self.console.width - _BESIDE_THE_BAR))),
-                text("fields[count]"), text("fields[rate]"), TimeElapsedColumn(table_column=cut()),
-                TimeRemainingColumn(table_column=cut()), text("fields[note]"),
-            )  # fmt: skip
+                def render(self, task: Task) -> Text:
+                    return Text(fitting(figures(task.elapsed), width - len(task.description) - bar - 3), no_wrap=True)
+
+            columns = TextColumn("{task.description}"), BarColumn(bar), Figures()
             self._progress = Progress(*columns, console=self.console, transient=True, redirect_stdout=False)
             self._progress.start()
         return self
@@ -61,28 +60,45 @@ class Terminal(Listener):
         now = time.monotonic()
         if self._name and not self._progress and now - self._started >= LINE_EVERY_S:  # this may be as long
             warn(f"{name} ...")
-        self._name, self._total, self._unit = name, total, unit
+        self._name, self._total, self._unit, self._done, self._note = name, total, unit, 0, ""
         self._started = self._told = now
         if self._progress:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(name, total=total, count=self._count(0), rate="", note="")
+            self._task = self._progress.add_task(name, total=total)
 
     def advance(self, done: int, note: str = "") -> None:
         """See :class:`flows.progress.Listener`."""
+        self._done, self._note = done, note
         now = time.monotonic()
-        rate = done / max(1e-9, now - self._started)
-        told = pace(rate) if rate and self._unit != "%" else ""
         if self._progress:
-            self._progress.update(self._task, completed=done, count=self._count(done), rate=told, note=note)
+            self._progress.update(self._task, completed=done)
         elif now - self._told >= LINE_EVERY_S:
             self._told = now
-            left = f"{duration((self._total - done) / rate)} left" if self._total and rate else ""
-            parts = (f"{self._count(done)} {self._unit}", told, left, note)
-            warn(f"{self._name}: {', '.join(part for part in parts if part)}")
+            warn(f"{self._name}: {', '.join(filter(None, self._figures(None)))}")
 
-    def _count(self, done: int) -> str:
-        return f"{done:,} of {self._total:,}" if self._total else f"{done:,}"
+    def _figures(self, elapsed: float | None) -> list[str]:
+        """How far the stage is, the most important first; what is empty is not known."""
+        of = f" of {self._total:,}" if self._total and self._unit != "%" else ""
+        unit = f" {self._unit}" if self._unit == "%" or not self._progress else ""
+        rate = self._done / max(1e-9, time.monotonic() - self._started)
+        left = f"{duration((self._total - self._done) / rate)} left" if self._total and rate else ""
+        speed = pace(rate) if rate and self._unit != "%" else ""
+        return [f"{self._done:,}{of}{unit}", left, self._note, speed, "" if elapsed is None else duration(elapsed)]
+
+
+def fitting(parts: Iterable[str], room: int) -> str:
+    """As many of the parts as there is room for, the first ones first.
+
+    >>> fitting(["12 of 345", "", "9 min left", "3 quarantined", "7/s"], 26)
+    '12 of 345, 9 min left, 7/s'
+    """
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line}, {part}" if line else part
+        if len(longer) <= room:
+            line = longer
+    return line
 
 
 _CONNECTIONS = ("prefect.events", "prefect._internal", "EventsWorker")

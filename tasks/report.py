@@ -11,7 +11,7 @@ from compressor.archive import Archive
 from compressor.pages import markdown_table, markdown_text
 from compressor.parquet import QuarantineRow
 from compressor.summary import RunSummary
-from compressor.wording import describe, needing_a_look, number, outcome, short
+from compressor.wording import describe, needing_a_look, number, outcome
 from tasks.artifacts import address_slug, not_vital
 from tasks.retries import NOT_KEPT
 
@@ -54,9 +54,6 @@ def summary_markdown(summary: RunSummary) -> str:
     if wrong := needing_a_look(run):
         lines += ["**Needs a look:**", "", *(f"- {markdown_text(text)}" for text in wrong), ""]
     lines.append(markdown_table(("figure", "value"), describe(run)))
-    if summary.codecs:
-        codecs = [(short(id), count) for id, count in summary.codecs.most_common()]
-        lines += ["", "## Stored as", "", markdown_table(("codec", "pictures"), codecs, {1})]
     if summary.measured:
         lines += ["", "## Quality", "", markdown_table(("PSNR, dB", "pictures"), summary.histogram(), {1})]
     if summary.worker_seconds:

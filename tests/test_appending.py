@@ -19,7 +19,8 @@ from compressor.appending import NotAppended
 from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import STANDARD
-from compressor.encoding import MOST_PSNR, EncodeOptions, encode_batch
+from compressor.defaults import MOST_PSNR
+from compressor.encoding import EncodeOptions, encode_batch
 from compressor.errors import ArchiveError, CodecError, ImageError, LatentpackError
 from compressor.limits import Limits
 from compressor.metrics import psnr

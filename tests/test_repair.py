@@ -19,7 +19,7 @@ from compressor.archive import Archive
 from compressor.artifact import identify
 from compressor.baselines import StandardCodec
 from compressor.codec import artifact_bytes
-from compressor.defaults import CODEC
+from compressor.defaults import CODEC, MOST_PSNR
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.errors import DAMAGED, ArchiveError, CodecError, LatentpackError
@@ -553,6 +553,14 @@ def test_where_all_are_exact_so_are_pictures_that_are_encoded_again(
     flip_payload(Archive.open(archive.url), "4.png")
     with pytest.raises(ArchiveError, match="exact, and by webp others need not be: name --target-psnr"):
         repair(Archive.open(archive.url), source, AgainOptions("webp"), drop=True)
+
+
+def test_what_a_learned_codec_lost_nothing_of_tells_no_floor() -> None:
+    own = "0" * 32
+    rows = Counter({(own, MOST_PSNR): 1, ("av1-444", 34.1): 999})
+    again = AgainOptions().complete(rows, [], "an archive")
+    assert (again.codec, again.target_psnr) == (own, 34.1)
+    assert AgainOptions().complete(Counter({(own, MOST_PSNR): 3}), [], "an archive").codec == "lossless"
 
 
 def test_a_learned_codec_is_taken_before_what_pictures_fell_back_to(learned: Archive, source: Source) -> None:

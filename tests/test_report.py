@@ -264,9 +264,13 @@ def test_a_codec_that_cannot_be_matched_is_shown_at_its_end_and_says_so(pictures
     compared = {name: codecs[name] for name in ("JPEG", "WebP", "mine")}
     equal_bytes, _ = side_by_side(pictures, compared, "JPEG", 1)
     _, equal_quality = side_by_side(pictures, {"WebP": codecs["WebP"], "JPEG": Coarse()}, "WebP", 99)
-    assert any(cell.codec == "mine, its lowest" for strip in equal_bytes for cell in strip.cells)
+    assert any(
+        cell.codec == "mine" and cell.caption.endswith(" dB · its lowest")
+        for strip in equal_bytes
+        for cell in strip.cells
+    )
     assert all(strip.cells[1].codec == "JPEG" for strip in equal_bytes)
-    assert all(strip.cells[2].codec == "JPEG, its highest" for strip in equal_quality)
+    assert all(strip.cells[2].caption.endswith(" · its highest") for strip in equal_quality)
 
 
 def test_a_report_cannot_lie_where_a_file_is(table, pictures, codecs, tmp_path: Path) -> None:

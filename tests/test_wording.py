@@ -8,6 +8,8 @@ from pathlib import Path
 
 from compressor import wording
 from compressor.archive import Archive
+from compressor.artifact import identify
+from compressor.codec import artifact_bytes
 from compressor.summary import RunSummary
 from compressor.wording import describe, describe_archive, pace, remarks
 
@@ -44,7 +46,7 @@ def test_pictures_that_mostly_go_to_a_standard_format_are_told_where_the_codec_w
 
 
 def test_a_run_says_which_codecs_its_pictures_went_to() -> None:
-    run = replace(summary(archived=3), codec="faces (v5)", codecs=Counter({"0" * 32: 2, "av1-444": 1}))
+    run = replace(summary(archived=3), codec="faces (v5), 0123456789ab", codecs=Counter({"0" * 32: 2, "av1-444": 1}))
     assert dict(describe(run.to_dict()))["stored as"] == "2 faces (v5), 1 av1-444"
     assert "stored as" not in dict(describe(replace(run, codecs=Counter({"0" * 32: 3})).to_dict()))
 
@@ -55,6 +57,9 @@ def test_a_run_and_its_archive_have_the_same_ratio(tmp_path: Path) -> None:
     run = summary(listed=1, archived=1, source_bytes=14_951, stored_bytes=1000)
     info = replace(empty, pictures=1, source_bytes=14_951, table_bytes=1000, codec_bytes=2000)
     assert dict(describe(run.to_dict()))["ratio"] == "15.0 to 1"
+    own = {identify(artifact_bytes("faces")): 2, "1" * 32: 1, "jpegxl": 1}
+    named = f"2 faces ({identify(artifact_bytes('faces'))[:12]}), 1 {'1' * 12}, 1 jpegxl"
+    assert dict(describe_archive(replace(info, codecs=own)))["codecs"] == named
     assert dict(describe_archive(info))["ratio"] == "15.0 to 1, 5.0 to 1 with the codecs it carries"
 
 
