@@ -55,14 +55,12 @@ PARTS = 8  # of a quality step, one of which a payload names; QualityCurve.integ
 # In another batch sums round otherwise: with bfloat16 (emulated) PSNR of 64 portraits read one by one and together
 # differed by 0.009 dB at most at 32.5 dB and 0.012 at 36, with AMX small pictures by what would be 0.011 at 34. This is
 # at 34 dB; in fewer pixels each counts for more.
-_SLACK = 0.015  # dB
+_SLACK, _SLACK_FLAT = 0.015, 0.15  # dB; the second for is_flat, where a rounding is the same all over and stays
 # A reader whose processor multiplies bfloat16 does so in its synthesis. Of what was written in float32 it lost, of 128
 # portraits, 0.024 dB at most at 31.5 dB, 0.035 at 33.7, 0.061 at 36 and 0.083 at 39.5. The other way round it gains.
-_SLACK_ELSEWHERE = 0.045
+_SLACK_ELSEWHERE, _SLACK_FLAT_ELSEWHERE = 0.045, 0.45
 _SLACK_GROWTH = 0.08  # of its decimal logarithm for each dB
 _SLACK_PIXELS = 128 * 128
-# Of a picture of large areas of one colour, in which a rounding is the same everywhere and does not average out.
-_SLACK_FLAT, _SLACK_FLAT_ELSEWHERE = 0.15, 0.45
 
 
 @dataclass(frozen=True)
@@ -349,13 +347,11 @@ class HyperpriorTrials:
     def slack(self, target: float) -> np.ndarray:
         """See :class:`compressor.quality.Trials`."""
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in self._pixels])
-        at_34, of_flat = (
-            (_SLACK, _SLACK_FLAT) if self._codec._low_precision else (_SLACK_ELSEWHERE, _SLACK_FLAT_ELSEWHERE)
-        )
-        slack = (
-            at_34 * 10 ** (_SLACK_GROWTH * (target - 34)) * np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
-        )
-        return slack + of_flat * np.array([is_flat(picture) for picture in self._pixels])
+        here = self._codec._low_precision
+        at_34, more = (_SLACK, _SLACK_FLAT) if here else (_SLACK_ELSEWHERE, _SLACK_FLAT_ELSEWHERE)
+        in_few_pixels = np.sqrt(_SLACK_PIXELS / np.minimum(areas, _SLACK_PIXELS))
+        of_flat = more * np.array([is_flat(picture) for picture in self._pixels])
+        return at_34 * 10 ** (_SLACK_GROWTH * (target - 34)) * in_few_pixels + of_flat
 
     def attempt(self, indices: Sequence[int], qualities: Sequence[int]) -> list[tuple[_Symbols, np.ndarray]]:
         """See :class:`compressor.quality.Trials`."""

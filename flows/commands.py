@@ -455,7 +455,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             if isinstance(value, float):
-                value = f"{value:.10g}" if abs(value) < 1e-3 else f"{value:.3f}"
+                value = f"{value:.3f}" if abs(value) >= 1 else f"{value:.6g}"
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
