@@ -65,7 +65,8 @@ class Archive:
     """Pictures by key in one folder or bucket prefix; made by ``open``, ``create`` or ``open_or_create``.
 
     It sees the version that was there when it was opened, and its own commits; ``refresh`` shows those of others.
-    It is not for use by several threads at once. It can be pickled, as its address, which is opened at the first use.
+    Threads may read by it at once, and take turns to commit; give each an archive of its own where they are to wait for
+    nothing else of each other. It can be pickled, as its address, which is opened at the first use.
     Processes that use it should be started by ``spawn`` or ``forkserver``: in a fork an archive that was open already
     can be read, and none can be opened, refreshed or written.
     """
@@ -165,6 +166,7 @@ class Archive:
         self,
         pictures: Mapping[str, np.ndarray | bytes | bytearray | memoryview],
         codec: str | bytes | os.PathLike[str] = CODEC,
+        *,
         target_psnr: float | None = TARGET_PSNR,
         quality: int | None = None,
         effort: int = 0,
@@ -174,7 +176,8 @@ class Archive:
     ) -> "Appended":
         """Archive pictures by key, arrays or the bytes of files, all in one commit; each is measured as in a run.
 
-        Those that were archived under their keys are replaced. See :func:`compressor.appending.append`.
+        Those that were archived under their keys are replaced. See :func:`compressor.appending.append`. NotAppended
+        where pictures are refused; it names each, and none is archived.
         """
         from compressor.appending import append
 
@@ -499,6 +502,7 @@ class Archive:
     def dataset(
         self,
         keys: Iterable[str] | None = None,
+        *,
         transform: "Callable[[torch.Tensor], Any] | None" = None,
         target: Callable[[Row], Any] | None = None,
         resize: int | None = None,
@@ -514,6 +518,7 @@ class Archive:
         destination: "str | os.PathLike[str]",
         keys: Iterable[str] | None = None,
         format: str = "png",
+        *,
         workers: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
         overwrite: bool = False,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 
@@ -25,6 +25,8 @@ from compressor.parquet import Part
 from compressor.retrying import is_transient, patiently
 from compressor.store import TEMPORARY_NAME, Store
 
+P = ParamSpec("P")
+T = TypeVar("T")
 READS = 5  # of a log that others may cut meanwhile
 ATTEMPTS = 50  # a commit takes milliseconds, so this many lost races mean that something else is wrong
 CONFIGURATION = {
@@ -110,6 +112,18 @@ def _may_start(count: int) -> bool:
     return True
 
 
+def _in_turn(method: Callable[Concatenate["DeltaLog", P], T]) -> Callable[Concatenate["DeltaLog", P], T]:
+    """Have one thread at a time: what one plans on, another would refresh away before it is committed."""
+
+    @functools.wraps(method)
+    def alone(self: "DeltaLog", *args: P.args, **kwargs: P.kwargs) -> T:
+        _use_delta(self.store)  # before: in a fork nobody may be left to give the turn back
+        with self.store.turn:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class DeltaLog:
     """The log of one table of an archive, opened at its first use, and seen at one version until ``refresh``.
 
@@ -164,9 +178,9 @@ class DeltaLog:
     def _entries(self) -> str:
         return f"{self.folder}/{LOG}"
 
+    @_in_turn
     def refresh(self, anew: bool = False) -> None:
         """See the newest version, ``anew`` without relying on what is known of earlier ones, whose log may be gone."""
-        _use_delta(self.store)
         doing = f"read the log of its table {self.folder!r}"
         with _with_advice(), self.store.errors(doing):
             for attempt in itertools.count():
@@ -297,6 +311,7 @@ class DeltaLog:
         """Whether something was committed under this name, as far as the log remembers."""
         return self._delta.transaction_version(batch_id) is not None
 
+    @_in_turn
     def transact(self, plan: Callable[[], Change | None], batch_id: str | None = None) -> None:
         """Plan on the newest version and commit on exactly that one, again and again until nobody was faster.
 
@@ -372,6 +387,7 @@ class DeltaLog:
             WRITER: _writer(),
         }
 
+    @_in_turn
     def add_columns(self) -> None:
         """Have the table know all columns of ``schema``: one that an earlier version made may lack optional ones."""
         from deltalake import CommitProperties, Schema

@@ -36,6 +36,7 @@ from compressor.verifying import (
     looked_ahead,
     raise_if_refused,
     row_groups,
+    twice,
 )
 from compressor.wording import number
 
@@ -126,23 +127,26 @@ def _repair(
     stored = _stored(images)
     _mend_codecs(archive, {codec for codec, _ in stored if is_carried(codec)}, at_hand, done)
     unsound = []
-    readable = [np.zeros(0, np.uint64)]  # hashes of keys
+    readable: dict[Part, np.ndarray] = {}  # hashes of keys
     waiting: Counter[str] = Counter()
     with looked_ahead(archive, workers) as ahead:
         for one in examine(archive, on_progress, ahead):
-            readable.append(hash_keys(one.keys))
+            readable[one.part] = hash_keys(one.keys)
             waiting += one.waiting
             if not one.is_sound:
                 unsound.append(one)
     damaged = [one for one in unsound if not _put_right(images, one, done)]
     _mend_quarantine(quarantine, done)
-    done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting)]
+    live = [readable[part] for part in images.parts if part in readable]  # others may have replaced files since
+    done.left += [(problem.key, problem.reason) for problem in check_codecs(archive, waiting) + twice(images, live)]
     if source is None and not drop:
         done.left += [problem for one in damaged for problem in _left(one)]
         return done
     if not damaged:
         return done
-    parts, regained, failed = _regain(archive, source, options, stored, damaged, np.concatenate(readable), done)
+    parts, regained, failed = _regain(
+        archive, source, options, stored, damaged, np.concatenate([*readable.values()]), done
+    )
     keys = set(regained)
     # From here to the commit they are in no file: a kill in between leaves them on the list, for the next run to try.
     archive.quarantine([_damaged(key, "its row is being replaced") for key in regained])

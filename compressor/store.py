@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,7 @@ class Store:
     def __init__(self, url: str | os.PathLike[str], options: dict[str, str] | None = None) -> None:
         url = os.fspath(url)
         self.options = _checked(options or {})
+        self.turn = threading.RLock()  # of the threads that commit by it
         self._conditional_puts = False
         self._fs: tuple[int, Any] | None = None  # by the process that it was made in
         if not url:  # a shell's variable that is not set, where the present folder was never meant

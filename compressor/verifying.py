@@ -154,7 +154,7 @@ def verify(
             raise_if_refused(images.store, part.path, error)
             reason = f"a list of quarantined pictures is damaged: {error}"
             problems.append(Problem(part.path, reason, is_file=True))
-    return problems + _twice(images, [hashes for _, hashes, _ in live])
+    return problems + twice(images, [hashes for _, hashes, _ in live])
 
 
 # Keys of a row group that is sound in every way; None where somebody should look at what is wrong with it
@@ -449,7 +449,7 @@ def _check_statistics(found: Findings) -> None:
         )
 
 
-def _twice(images: KeyedTable, hashes: Sequence[np.ndarray]) -> list[Problem]:
+def twice(images: KeyedTable, hashes: Sequence[np.ndarray]) -> list[Problem]:
     """Keys that are there more than once."""
     values, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True)
     double = values[counts > 1]

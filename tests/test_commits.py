@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,19 @@ def test_a_copy_of_what_is_written_meanwhile_opens_without_the_hint_of_a_newer_c
     (copy / "images/_delta_log/_last_checkpoint").write_bytes(newer)
     with pytest.raises(ArchiveError, match="_last_checkpoint hint"):  # what the guide says to delete then
         Archive.open(str(copy))
+
+
+def test_threads_that_commit_by_one_archive_take_turns(archive):
+    """What one has planned on the others would refresh away: keys were there twice, and the log no longer right."""
+    add(archive, [picture_row("z", 0)])
+    start = threading.Barrier(4)
+
+    def commit(name: str) -> None:
+        start.wait(60)
+        for number in range(4):
+            add(archive, [picture_row("z", number + 1), picture_row(f"{name}{number}")], replaced=["z"])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(commit, "abcd"))
+    assert contents(archive).keys() == {"z", *(f"{name}{number}" for name in "abcd" for number in range(4))}
+    add(archive, [picture_row("last")])  # which a log that is damaged would not take

@@ -20,6 +20,7 @@ from compressor.artifact import identify
 from compressor.baselines import StandardCodec
 from compressor.codec import artifact_bytes
 from compressor.defaults import CODEC, MOST_PSNR
+from compressor.delta_log import Change
 from compressor.encoding import EncodeOptions, encode_batch
 from compressor.encoding_again import AgainOptions
 from compressor.errors import DAMAGED, ArchiveError, CodecError, LatentpackError
@@ -941,6 +942,14 @@ def test_keys_that_are_there_twice_are_not_passed_over_where_they_may_not_be_rea
     assert "3.png" in [problem.key for problem in opened.verify()]
     with pytest.raises(ArchiveError, match="may be sound"):
         opened.verify(forbid)
+
+
+def test_keys_that_are_there_twice_are_left_by_a_repair(archive: Archive) -> None:
+    part = archive.write_part([archive.read_row("3.png")])
+    archive.tables[0].log.transact(lambda: Change([part], []))
+    repaired = repair(Archive.open(archive.url))
+    assert [key for key, _ in repaired.left] == ["3.png"] and not repaired.is_whole
+    assert [problem.key for problem in Archive.open(archive.url).verify()] == ["3.png"]
 
 
 @pytest.mark.parametrize("what", ["compressor.restoring.encode_picture", "compressor.restoring.from_table"])
