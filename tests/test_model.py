@@ -412,6 +412,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         done = repair(self.opened(), source, AgainOptions("webp", 30), drop=True)
         if done.left:  # every row can be read, and which one is not as it was cannot be told
             path.write_bytes(whole)
+        elif not path.exists() or path.read_bytes() != whole:  # who holds on to it can no longer commit it
+            self.parts = [(held, rows) for held, rows in self.parts if held.path != part.path]
         found, files = self.found(), self.files()
         for key in KEYS:
             before, after, fresh = self.model.rows.get(key), found.rows.get(key), None
