@@ -65,8 +65,8 @@ class Archive:
     """Pictures by key in one folder or bucket prefix; made by ``open``, ``create`` or ``open_or_create``.
 
     It sees the version that was there when it was opened, and its own commits; ``refresh`` shows those of others.
-    Threads may read by it at once, and take turns to commit; give each an archive of its own where they are to wait for
-    nothing else of each other. It can be pickled, as its address, which is opened at the first use.
+    Threads may read through it at once, and take turns to commit; with an archive of its own a thread need not wait.
+    It can be pickled, as its address, which is opened at the first use.
     Processes that use it should be started by ``spawn`` or ``forkserver``: in a fork an archive that was open already
     can be read, and none can be opened, refreshed or written.
     """

@@ -28,7 +28,7 @@ _DASHES = {
     "JPEG XL": (0, (5, 1, 1, 1)),
 }  # fmt: skip
 _OUR_DASHES = ("solid", (0, (6, 1.2)), (0, (2.5, 1)), (0, (8, 1, 1.5, 1)))
-_OUR_MARKERS = ("o", "s", "^", "D", "X", "P", "v")  # as many more as there are dashes do not fall on the same
+_OUR_MARKERS = ("o", "s", "^", "D", "X", "P", "v")  # more than dashes or colours: not all start over together
 _INK = "#1F2933"
 _DPI = 144
 _CELL, _GAP, _LINE = 288, 12, 36  # pixels of a strip's PNG: a picture at most, between two, a line under one

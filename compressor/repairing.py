@@ -144,9 +144,8 @@ def _repair(
         return done
     if not damaged:
         return done
-    parts, regained, failed = _regain(
-        archive, source, options, stored, damaged, np.concatenate([*readable.values()]), done
-    )
+    hashes = np.concatenate(list(readable.values()))
+    parts, regained, failed = _regain(archive, source, options, stored, damaged, hashes, done)
     keys = set(regained)
     # From here to the commit they are in no file: a kill in between leaves them on the list, for the next run to try.
     archive.quarantine([_damaged(key, "its row is being replaced") for key in regained])

@@ -100,7 +100,10 @@ class _Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """As results are written: Python 3.11.2 lets through what a full disk raises, later ones say nothing of it."""
-        out(self.format_help().rstrip("\n"))
+        if file is None:
+            out(self.format_help().rstrip("\n"))
+        else:
+            super().print_help(file)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, which takes a name that may be left out for left out where an option comes before it."""
@@ -251,6 +254,7 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
     LatentpackError where an option was given for nothing: one that another makes meaningless.
     """
     given = {name: value for name, value in vars(options).items() if name in model.model_fields}
+    _check_separators(model, given)
     for name, other, why in _EXCLUDED:
         training_here = name == "workers" and "train" in given  # where the cluster has no GPU
         if name in given and other in given and not training_here:
@@ -262,11 +266,19 @@ def parameters_of(model: Any, options: argparse.Namespace, nested: str | None = 
         given[nested] = {
             name: value for name, value in vars(options).items() if name in inner.model_fields and name not in given
         }
+        _check_separators(inner, given[nested])
         if given[nested] and "train" not in given:
             raise LatentpackError(
                 f"{_option(next(iter(given[nested])))} is for --train alone: add that, or leave this out"
             )
     return model(**given)
+
+
+def _check_separators(model: Any, given: dict[str, Any]) -> None:
+    """LatentpackError for a 1.000, in many countries a thousand, which pydantic takes for one."""
+    for name, value in given.items():
+        if model.model_fields[name].annotation in (int, int | None) and "." in str(value):
+            raise LatentpackError(f"{_option(name)}: {_PLAIN['int_parsing']}, not {value!r}")
 
 
 _PLAIN = {
